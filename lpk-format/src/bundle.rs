@@ -1,0 +1,325 @@
+//! The contents of a bundle as plain values: what the producer fills and the consumer reads.
+//!
+//! Comes in: nothing; these are the shared words of both sides. Decided: nothing. Goes out: [`Bundle`], which
+//! [`crate::write`] turns into a relocatable ELF file and [`crate::read`] turns back after checking everything.
+//!
+//! All addresses are *link addresses*: those of `vmlinux` and `System.map`, before the guest's KASLR slide is added.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything a runtime needs to update one kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// Which kernel the bundle was made for.
+    pub kernel: KernelId,
+    /// What the runtime must know of that kernel.
+    pub profile: GuestProfile,
+    /// What the bundle is, for people and pipelines.
+    pub manifest: Manifest,
+    /// New code and data.
+    pub payload: Payload,
+    /// Old functions to redirect, in order of `old_address`.
+    pub functions: Vec<FunctionPatch>,
+}
+
+/// Identity of a kernel build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelId {
+    /// GNU build id of `vmlinux`, 4 to 64 bytes, written as lower-case hexadecimal in JSON.
+    #[serde(with = "crate::hex")]
+    pub build_id: Vec<u8>,
+    /// Release, as `uname -r` prints it.
+    pub release: String,
+    /// `linux_banner`, without the newline.
+    pub banner: String,
+}
+
+/// Facts of a kernel that the runtime uses; nothing else about a kernel is built into the runtime.
+///
+/// A runtime asks for what it needs by name and refuses the bundle when a name is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestProfile {
+    /// Link addresses of kernel symbols (per-CPU symbols: offsets in the per-CPU area).
+    pub symbols: BTreeMap<String, u64>,
+    /// Byte offsets of members, keyed `type.member` (`task_struct.tasks`).
+    pub offsets: BTreeMap<String, u64>,
+    /// Sizes of types in bytes.
+    pub sizes: BTreeMap<String, u64>,
+    /// Enumerators and other constants (`PG_reserved`, `THREAD_SIZE`).
+    pub constants: BTreeMap<String, u64>,
+}
+
+/// Type of an update (the paper's 3.1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpdateType {
+    /// Functions only.
+    Type1,
+    /// Functions and existing data.
+    Type2,
+}
+
+/// What a bundle is, for people and pipelines; kept as JSON in the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Name by which the operator refers to the bundle: the diff's file name without its extension.
+    pub name: String,
+    /// Type of the update.
+    pub update_type: UpdateType,
+    /// Version of the tool that wrote it.
+    pub built_by: String,
+    /// SHA-256 of the diff, lower-case hexadecimal.
+    pub diff_sha256: String,
+    /// Files the diff changes, as named in it, sorted.
+    pub files: Vec<String>,
+    /// Functions replaced: name and unit.
+    pub functions: Vec<ManifestFunction>,
+    /// Data the bundle brings: name, unit, section and size.
+    pub data: Vec<ManifestDatum>,
+    /// Object sections that were left out, with the consequence for the guest.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// A replaced or new function in the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFunction {
+    /// Symbol name.
+    pub name: String,
+    /// Translation unit, relative to the source tree (`fs/proc/cmdline.c`).
+    pub unit: String,
+    /// Link address of the old function; absent for a new one.
+    pub old_address: Option<u64>,
+    /// Size of the old function in bytes; 0 for a new one.
+    pub old_size: u64,
+    /// Size of the new function in bytes.
+    pub new_size: u64,
+}
+
+/// A datum that the bundle brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestDatum {
+    /// Symbol or section name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// An object section that the bundle does not carry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Section name in the compiled object (`.orc_unwind`).
+    pub section: String,
+    /// Translation unit.
+    pub unit: String,
+    /// What the guest goes without.
+    pub consequence: String,
+}
+
+/// The four sections of new code and data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SectionKind {
+    /// `.text`: executable.
+    Text,
+    /// `.rodata`: read only.
+    Rodata,
+    /// `.data`: writable, initialised.
+    Data,
+    /// `.bss`: writable, zero.
+    Bss,
+}
+
+/// New code and data, laid out but not yet at an address.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// `.text`; functions start at multiples of 16.
+    pub text: Vec<u8>,
+    /// `.rodata`; aligned to 64 bytes in memory.
+    pub rodata: Vec<u8>,
+    /// `.data`; aligned to 64 bytes in memory.
+    pub data: Vec<u8>,
+    /// Size of `.bss` in bytes; aligned to 64 bytes in memory.
+    pub bss_size: u32,
+    /// Symbols, those of the payload and those of the kernel.
+    pub symbols: Vec<Symbol>,
+    /// Relocations, sorted by section and offset.
+    pub relocs: Vec<Reloc>,
+    /// Choices that the guest made at boot, to be made in `.text` again; sorted by offset, alternatives last.
+    pub fixups: Vec<Fixup>,
+}
+
+/// Where a symbol lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// In the bundle.
+    Payload {
+        /// Section.
+        section: SectionKind,
+        /// Byte offset in it.
+        offset: u32,
+    },
+    /// In the kernel image: a link address, to which the guest's slide is added.
+    Kernel(u64),
+    /// A value without slide: a per-CPU offset or an absolute symbol.
+    Absolute(u64),
+}
+
+/// A symbol of the bundle. Names are kept for diagnosis; the place decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Symbol {
+    /// Name; need not be unique.
+    pub name: String,
+    /// Where it lives.
+    pub place: Place,
+    /// Size in bytes, 0 if unknown.
+    pub size: u64,
+    /// Whether it is a function.
+    pub function: bool,
+}
+
+/// Relocation types of x86-64 that a kernel uses (psABI 1.0, table 4.9).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelocKind {
+    /// `R_X86_64_64`: S + A, 8 bytes.
+    Abs64,
+    /// `R_X86_64_32`: S + A, 4 bytes, zero-extended.
+    Abs32,
+    /// `R_X86_64_32S`: S + A, 4 bytes, sign-extended.
+    Abs32S,
+    /// `R_X86_64_PC32`: S + A - P, 4 bytes.
+    Pc32,
+    /// `R_X86_64_PLT32`: a call or jump; computed as `Pc32`.
+    Plt32,
+}
+
+/// A relocation of the payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reloc {
+    /// Section that holds the field; never `Bss`.
+    pub section: SectionKind,
+    /// Byte offset of the field.
+    pub offset: u32,
+    /// How it is computed.
+    pub kind: RelocKind,
+    /// Index into [`Payload::symbols`].
+    pub symbol: u32,
+    /// Addend.
+    pub addend: i64,
+}
+
+/// A place in new code that the kernel's loader would rewrite for the processor it runs on.
+///
+/// The order of application is the kernel's own (`arch/x86/kernel/module.c`, `module_finalize`): paravirt,
+/// retpolines, returns, alternatives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fixup {
+    /// `call *pv_ops+N(%rip)` (6 bytes): the guest's operation is called directly.
+    Paravirt {
+        /// Byte offset in `.text`.
+        offset: u32,
+        /// Length of the patchable place.
+        len: u8,
+        /// Link address of the member of `pv_ops` that is called through.
+        slot: u64,
+    },
+    /// A call or jump to `__x86_indirect_thunk_REG`.
+    Retpoline {
+        /// Byte offset in `.text`.
+        offset: u32,
+    },
+    /// `jmp __x86_return_thunk` (5 bytes).
+    Return {
+        /// Byte offset in `.text`.
+        offset: u32,
+    },
+    /// An alternative: taken when the guest's processor has the feature (or, inverted, lacks it).
+    Alternative {
+        /// Byte offset in `.text`.
+        offset: u32,
+        /// Length of the patchable place.
+        len: u8,
+        /// Byte offset in `.text` of the replacement.
+        replacement: u32,
+        /// Its length, at most `len`.
+        replacement_len: u8,
+        /// Number of the processor feature: word * 32 + bit of `boot_cpu_data.x86_capability`.
+        feature: u16,
+        /// Taken when the feature is absent (`ALT_NOT`).
+        inverted: bool,
+    },
+}
+
+/// An old function and what redirects it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionPatch {
+    /// Symbol name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// Link address of the old function.
+    pub old_address: u64,
+    /// Offset of the jump in the old function: 4 behind `endbr64`, else 0.
+    pub jump_offset: u8,
+    /// The whole old function as it stands in `vmlinux`.
+    pub expected: Vec<u8>,
+    /// Places of it that the kernel may have rewritten since, sorted by offset; all others must be equal.
+    pub sites: Vec<BootSite>,
+    /// Offset of the new function in `.text`.
+    pub new_offset: u32,
+    /// Size of the new function in bytes.
+    pub new_size: u32,
+}
+
+/// A place of an old function that a booted kernel may have rewritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BootSite {
+    /// Byte offset in the function.
+    pub offset: u32,
+    /// Length in bytes.
+    pub len: u8,
+    /// Who rewrites it and to what.
+    pub kind: BootSiteKind,
+}
+
+/// Who rewrites a place of old code, and to what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BootSiteKind {
+    /// An address field that KASLR moves by the slide (`+slide`, 4 bytes).
+    Slide32,
+    /// The same, 8 bytes.
+    Slide64,
+    /// A PC-relative field that names a per-CPU symbol (`-slide`, 4 bytes).
+    SlideNegative32,
+    /// `call __fentry__`: a no-op while nobody traces.
+    Ftrace,
+    /// `.altinstructions`: one of these contents, or the original; compared up to the choice of no-ops.
+    Alternative {
+        /// The possible contents as they would stand at the link address, shorter ones padded with no-ops.
+        forms: Vec<Vec<u8>>,
+    },
+    /// `.parainstructions`: a direct call of the operation in this member of `pv_ops` (link address).
+    Paravirt {
+        /// Link address of the member.
+        slot: u64,
+    },
+    /// `.retpoline_sites`: a call or jump to the thunk of a register, or an indirect one, with or without `lfence`.
+    Retpoline,
+    /// `.return_sites`: a jump to the return thunk in use, or `ret` padded with `int3`.
+    Return,
+    /// `.static_call_sites`: a call or tail jump to the key's present target, a no-op, or its trampoline.
+    StaticCall {
+        /// Link address of the `struct static_call_key`.
+        key: u64,
+    },
+    /// `__jump_table`: a no-op or a jump to `target`.
+    JumpLabel {
+        /// Link address of the target.
+        target: u64,
+    },
+    /// `.smp_locks`: `lock`, or a `ds` prefix on a kernel that runs on one processor.
+    SmpLock,
+}

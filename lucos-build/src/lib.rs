@@ -1,0 +1,1 @@
+//! From a kernel diff to a bundle.

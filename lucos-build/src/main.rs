@@ -1,0 +1,2 @@
+//! The `lucos-build` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Where each symbol lives.

@@ -1,0 +1,151 @@
+//! What the update service asks of a hypervisor: one trait per power.
+//!
+//! Comes in: nothing. Decided: which powers exist. Goes out: traits that an engine implements as far as it can, so that a
+//! missing power is a compile-time fact. The service is written against them and knows neither KVM nor QEMU.
+
+pub mod mock;
+pub mod qemu;
+
+/// A virtual address of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Va(pub u64);
+
+/// A physical address of the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pa(pub u64);
+
+/// Index of a virtual processor, counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vcpu(pub usize);
+
+/// The registers that the service looks at (Intel SDM vol. 1, 3.4; vol. 3, 2.4–2.5).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Stack pointer.
+    pub rsp: u64,
+    /// Flags.
+    pub rflags: u64,
+    /// Current privilege level, 0 or 3.
+    pub cpl: u8,
+    /// Control register 3: the page table in use.
+    pub cr3: u64,
+    /// Control register 4: bit 12 says 5-level paging.
+    pub cr4: u64,
+    /// Base of the interrupt descriptor table.
+    pub idt_base: u64,
+    /// Base of GS: the per-CPU area while in the kernel.
+    pub gs_base: u64,
+    /// The other GS base, exchanged by `swapgs`.
+    pub kernel_gs_base: u64,
+}
+
+/// Why an engine could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A guest-physical range that is not memory, or could not be read or written.
+    #[error("guest-physical memory {pa:#x}, {len} bytes: {reason}")]
+    Memory {
+        /// First address.
+        pa: u64,
+        /// Length in bytes.
+        len: usize,
+        /// What the hypervisor said.
+        reason: String,
+    },
+    /// The hypervisor does not answer or the connection is gone.
+    #[error("{peer}: {reason}")]
+    Connection {
+        /// Which connection.
+        peer: &'static str,
+        /// What happened.
+        reason: String,
+    },
+    /// The answer is not of the expected form.
+    #[error("{peer} answered `{answer}`; expected {expected}")]
+    Protocol {
+        /// Which connection.
+        peer: &'static str,
+        /// What was expected.
+        expected: &'static str,
+        /// What came.
+        answer: String,
+    },
+    /// The operation needs a stopped guest.
+    #[error("the guest is running; {0} needs it stopped")]
+    Running(&'static str),
+}
+
+/// Reads guest-physical memory, of a running or a stopped guest.
+pub trait ReadMemory {
+    /// Fills `into` from `from`.
+    ///
+    /// # Errors
+    /// [`EngineError::Memory`] when any byte of the range is not memory.
+    fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError>;
+}
+
+/// Writes guest-physical memory of a stopped guest; code written this way is executed from then on.
+pub trait WriteMemory {
+    /// Writes `bytes` at `to`.
+    ///
+    /// # Consistency on error
+    /// A prefix of `bytes` may have been written; the caller knows the old bytes and writes them back.
+    ///
+    /// # Errors
+    /// [`EngineError::Running`] on a running guest, [`EngineError::Memory`] when the range is not memory.
+    fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError>;
+}
+
+/// Stops and continues all processors.
+pub trait Pause {
+    /// Stops every processor; returns when all have stopped. Stopping a stopped guest is no error.
+    ///
+    /// # Errors
+    /// [`EngineError::Connection`] when the hypervisor does not answer in time.
+    fn pause(&mut self) -> Result<(), EngineError>;
+
+    /// Lets every processor continue.
+    ///
+    /// # Errors
+    /// [`EngineError::Connection`] when the hypervisor does not answer in time.
+    fn resume(&mut self) -> Result<(), EngineError>;
+
+    /// Whether the guest's owner stopped it before we came, so that it must be left stopped.
+    ///
+    /// # Errors
+    /// [`EngineError::Connection`] when the hypervisor does not answer in time.
+    fn is_paused(&mut self) -> Result<bool, EngineError>;
+}
+
+/// Looks at the processors of a guest.
+pub trait Vcpus {
+    /// Registers of every processor, in order of [`Vcpu`]. On a running guest they are a snapshot of no meaning but for
+    /// those that a booted kernel never changes (`idt_base`).
+    ///
+    /// # Errors
+    /// [`EngineError::Protocol`] or [`EngineError::Connection`].
+    fn registers(&mut self) -> Result<Vec<Registers>, EngineError>;
+}
+
+/// Where the engine can place executable memory for a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArenaSource {
+    /// Memory of the engine's own, outside the guest's memory map: first address and length in bytes.
+    Slot(Pa, u64),
+    /// None of its own: the service takes low memory that the guest reserved and never hands out.
+    ReservedLowMemory,
+}
+
+/// Offers memory for new code.
+pub trait Arena {
+    /// Where it is.
+    fn arena(&self) -> ArenaSource;
+}
+
+/// An engine with all powers that a Type 1 update needs.
+pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Arena + Send {
+    /// Name for people and JSON (`qemu`).
+    fn name(&self) -> &'static str;
+}

@@ -1,0 +1,3 @@
+//! Applies, shows and undoes bundles on a running guest.
+
+pub mod engine;

@@ -1,0 +1,2 @@
+//! The `lucos-hv` command.
+fn main() {}
