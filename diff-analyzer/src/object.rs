@@ -3,6 +3,7 @@
 //! Comes in: the bytes of a relocatable x86-64 ELF file, as the kernel's build makes it. Decided: nothing. Goes out:
 //! [`Object`], in which every index is checked, so that the comparison and the linker need no more error paths.
 
+use iced_x86::{Decoder, DecoderOptions};
 use object::elf;
 use object::read::elf::ElfFile64;
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionFlags, SymbolFlags};
@@ -55,6 +56,8 @@ pub struct Reloc {
     pub symbol: SymbolIndex,
     /// Addend.
     pub addend: i64,
+    /// In code: bytes of the instruction behind the field (an immediate), which a PC-relative addend takes off as well.
+    pub tail: u8,
 }
 
 /// Where a symbol is defined.
@@ -158,12 +161,45 @@ impl Object {
                 let RelocationTarget::Symbol(target) = reloc.target() else { return Err(missing()) };
                 let RelocationFlags::Elf { r_type } = reloc.flags() else { return Err(missing()) };
                 let &symbol = symbol_of.get(&target).ok_or_else(missing)?;
-                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend() });
+                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0 });
             }
             relocs.sort_by_key(|reloc| reloc.offset);
             sections[index].relocs = relocs;
         }
-        Ok(Self { sections, symbols })
+        let mut object = Self { sections, symbols };
+        object.find_tails();
+        Ok(object)
+    }
+
+    /// Decodes all code to learn where the instructions end that hold relocated fields.
+    fn find_tails(&mut self) {
+        let mut starts = vec![Vec::new(); self.sections.len()];
+        for symbol in self.symbols.iter().filter(|symbol| symbol.kind == elf::STT_FUNC.0) {
+            if let Definition::Section(section) = symbol.definition {
+                starts[section.0].push(symbol.value as usize);
+            }
+        }
+        for (section, mut starts) in self.sections.iter_mut().zip(starts) {
+            if section.flags & u64::from(elf::SHF_EXECINSTR.0) == 0 || section.relocs.is_empty() {
+                continue;
+            }
+            starts.push(0);
+            starts.sort_unstable();
+            starts.dedup();
+            for (index, &start) in starts.iter().enumerate() {
+                let end = starts.get(index + 1).copied().unwrap_or(section.data.len());
+                let Some(code) = section.data.get(start..end) else { continue };
+                let mut decoder = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE);
+                let mut next = section.relocs.partition_point(|reloc| reloc.offset < start as u64);
+                while decoder.can_decode() {
+                    let instruction_end = decoder.decode().next_ip();
+                    while let Some(reloc) = section.relocs.get_mut(next).filter(|reloc| reloc.offset < instruction_end) {
+                        reloc.tail = instruction_end.saturating_sub(reloc.offset + 4).min(15) as u8;
+                        next += 1;
+                    }
+                }
+            }
+        }
     }
 
     /// The symbol behind an index.

@@ -151,6 +151,34 @@ pub struct Payload {
     pub fixups: Vec<Fixup>,
 }
 
+impl Payload {
+    /// Size of a section in bytes. A section of a sound bundle is below 4 GiB.
+    pub fn size_of(&self, section: SectionKind) -> u32 {
+        match section {
+            SectionKind::Bss => self.bss_size,
+            _ => u32::try_from(self.bytes_of(section).len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Contents of a section; empty for `.bss`.
+    pub fn bytes_of(&self, section: SectionKind) -> &[u8] {
+        match section {
+            SectionKind::Text => &self.text,
+            SectionKind::Rodata => &self.rodata,
+            SectionKind::Data => &self.data,
+            SectionKind::Bss => &[],
+        }
+    }
+
+    /// The new functions: offset in `.text`, and symbol.
+    pub fn functions(&self) -> impl Iterator<Item = (u32, &Symbol)> {
+        self.symbols.iter().filter(|symbol| symbol.function).filter_map(|symbol| match symbol.place {
+            Place::Payload { section: SectionKind::Text, offset } => Some((offset, symbol)),
+            _ => None,
+        })
+    }
+}
+
 /// Where a symbol lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {

@@ -9,7 +9,7 @@ pub fn encode(bytes: &[u8]) -> String {
 
 /// The bytes behind lower- or upper-case hexadecimal; `None` if the text is anything else.
 pub fn decode(text: &str) -> Option<Vec<u8>> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
+    if !text.len().is_multiple_of(2) || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
     (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()

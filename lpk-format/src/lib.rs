@@ -1,6 +1,26 @@
 //! The `.lpk` bundle: one relocatable ELF file that carries an update from `lucos-build` to `lucos-hv`.
+//!
+//! Comes in: a [`Bundle`] on the side of the producer, the bytes of a file on the side of the consumer. Decided:
+//! whether the bundle is sound ([`Problem`] lists every rule) and whether the file is its one encoding
+//! ([`ReadError`]). Goes out: the file ([`write()`]), or the bundle and its identity ([`read()`]).
+//!
+//! `docs/lpk-format.md` specifies the file to the byte. The same bundle gives the same bytes, and a file that the
+//! reader accepts is the file that the writer would write: no byte of it is left unexplained.
 
 mod bundle;
+mod check;
+mod digest;
 pub mod hex;
+mod layout;
+mod read;
+mod records;
+mod write;
 
 pub use bundle::*;
+pub use check::Problem;
+pub use digest::{BundleId, NotAnId, SealError, seal};
+pub use layout::limits;
+pub use layout::{FORMAT_VERSION, SECTION_NAMES};
+pub use read::{ReadBundle, ReadError, read};
+pub use records::RecordError;
+pub use write::{WriteError, write};

@@ -1,1 +1,16 @@
 //! From a kernel diff to a bundle.
+//!
+//! What was typed ([`args`]) becomes checked inputs ([`request`], [`inputs`], [`identity`]); the touched units are
+//! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
+
+pub mod args;
+pub mod identity;
+pub mod inputs;
+pub mod inspect;
+pub mod judge;
+pub mod kbuild;
+pub mod pipeline;
+pub mod progress;
+pub mod report;
+pub mod request;
+pub mod scope;

@@ -1,2 +1,90 @@
 //! The `lucos-build` command.
-fn main() {}
+//!
+//! Comes in: the command line. Decided: the exit status: 0 done, 1 the tool or its environment failed, 2 usage, 3
+//! refused. Goes out: the report, on standard output; progress and failures on standard error.
+
+use clap::Parser as _;
+use lucos_build::args::{Args, BuildArgs, Command, InspectArgs};
+use lucos_build::inspect::{self, InspectError};
+use lucos_build::pipeline;
+use lucos_build::progress::Progress;
+use lucos_build::report::Verdict;
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+const FAILED: u8 = 1;
+const REFUSED: u8 = 3;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match (args.command, args.build) {
+        (Some(Command::Inspect(args)), _) => show(&args),
+        (None, Some(args)) => build(&args),
+        // clap asks for DIFF and --vmlinux when there is no other command.
+        (None, None) => ExitCode::from(2),
+    }
+}
+
+fn build(args: &BuildArgs) -> ExitCode {
+    let progress = Progress::new(!args.json && !args.quiet);
+    let result = pipeline::run(args, &progress);
+    drop(progress);
+    match result {
+        Ok(report) => {
+            let refused = report.bundle.is_none() && report.verdict != Verdict::NoEffect;
+            if args.json {
+                print(&report.to_json());
+            } else if !args.quiet {
+                print(report.to_text().trim_end());
+            } else if refused {
+                eprint!("{}", report.to_text());
+            }
+            ExitCode::from(if refused { REFUSED } else { 0 })
+        }
+        Err(error) => fail(error.as_ref()),
+    }
+}
+
+fn show(args: &InspectArgs) -> ExitCode {
+    match inspect::open(&args.bundle) {
+        Ok(read) => {
+            let text = if args.json { inspect::to_json(&read) } else { inspect::to_text(&read) };
+            print(text.trim_end());
+            ExitCode::SUCCESS
+        }
+        Err(error @ InspectError::Refused { .. }) => {
+            if args.json {
+                let message = chain(&error);
+                print(&serde_json::json!({ "verdict": "refused", "reasons": [{ "rule": "bundle", "message": message }] }).to_string());
+            }
+            fail(&error);
+            ExitCode::from(REFUSED)
+        }
+        Err(error) => fail(&error),
+    }
+}
+
+/// A reader that has gone away (`| head`) is no failure of ours.
+fn print(text: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+/// Says an error and its causes.
+fn fail(error: &dyn Error) -> ExitCode {
+    eprintln!("lucos-build: {}", chain(error));
+    ExitCode::from(FAILED)
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,1 +1,17 @@
-//! Where each symbol lives.
+//! Where each symbol of new code lives.
+//!
+//! Comes in: compiled units ([`diff_analyzer`]) and the kernel image ([`vmlinux`], [`symbol_db`], [`units`]). Decided: whether the
+//! original code is the code of the image ([`prove`]), what goes into a bundle and where each of its references leads
+//! ([`link`]), what boot has changed in the old code ([`sites`]), what the runtime must know of the kernel
+//! ([`guest`], [`profile`]). Goes out: the parts of a bundle, or the reasons why there is none ([`refusal`]).
+
+pub mod dwarf;
+pub mod guest;
+pub mod link;
+pub mod profile;
+pub mod prove;
+pub mod refusal;
+pub mod sites;
+pub mod symbol_db;
+pub mod units;
+pub mod vmlinux;

@@ -35,10 +35,9 @@ pub struct Registers {
     pub cr4: u64,
     /// Base of the interrupt descriptor table.
     pub idt_base: u64,
-    /// Base of GS: the per-CPU area while in the kernel.
+    /// Base of GS: the per-CPU area while in the kernel. In user mode, and in the few instructions of kernel entry before
+    /// `swapgs`, it is the program's own; `__per_cpu_offset` gives a processor's area at any moment.
     pub gs_base: u64,
-    /// The other GS base, exchanged by `swapgs`.
-    pub kernel_gs_base: u64,
 }
 
 /// Why an engine could not do what was asked.

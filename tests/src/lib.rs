@@ -1,1 +1,15 @@
-//! Guest runner.
+//! What guest tests and the jobs of `cargo xtask` share: set-up, kernels, guests, patches, commands.
+//!
+//! Comes in: a Debian machine. Decided: what is missing, which kernels are used, how a guest is started and asked.
+//! Goes out: prepared kernels ([`kernels`], [`setup`]), running guests ([`guest`]), diffs made from scripted edits
+//! ([`patches`]), the two commands of the project as functions ([`commands`]), digests of guest memory ([`digest`]).
+
+pub mod commands;
+pub mod digest;
+pub mod guest;
+pub mod initramfs;
+pub mod kernels;
+pub mod official;
+pub mod patches;
+pub mod require;
+pub mod setup;

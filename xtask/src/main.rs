@@ -1,2 +1,118 @@
-//! Jobs.
-fn main() {}
+//! Every job of the project: `cargo xtask JOB`.
+//!
+//! Comes in: a job. Decided: its steps, each in its own module. Goes out: exit status 0 when the job was really done, 1
+//! when the machine or a program failed, 2 for wrong usage, 3 when the tools refused what they should have done.
+
+mod bench;
+mod cargo;
+mod demo;
+mod live;
+
+use clap::{Parser, Subcommand};
+use lucos_tests::setup::{self, SetupError};
+use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Set-up, demo, test, ci: every job of the project")]
+struct Args {
+    #[command(subcommand)]
+    job: Job,
+}
+
+#[derive(Debug, Subcommand)]
+enum Job {
+    /// Installs what is missing and fetches the two kernels into the cache
+    Setup,
+    /// Builds two patches, applies them to a running stock kernel and takes them back
+    Demo,
+    /// Runs all tests, with set-up
+    Test {
+        /// Arguments for `cargo test`, after `--`
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+    /// Format, lints, tests: what has to pass before a change is taken
+    Ci,
+    /// Measures the numbers of SPECIFICATION.md
+    Bench {
+        /// How often the patch is applied and taken back
+        #[arg(long, default_value_t = 50)]
+        applies: u32,
+    },
+    /// Runs the fuzz targets
+    Fuzz {
+        /// Seconds per target
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Rewrites the expected results in testdata; look at the difference before you keep it
+    Bless,
+}
+
+/// Why a job was not done.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    #[error(transparent)]
+    Official(#[from] OfficialError),
+    #[error(transparent)]
+    Kernel(#[from] lucos_tests::kernels::KernelError),
+    #[error("`{command}` failed with {status}")]
+    Cargo { command: String, status: String },
+    #[error("{what}:\n{outcome}")]
+    Tool { what: String, status: i32, outcome: String },
+    #[error("{what}: expected {expected}, seen {seen}")]
+    NotSeen { what: String, expected: String, seen: String },
+    #[error("cargo-fuzz is not installed; `cargo install cargo-fuzz` and `rustup toolchain install nightly` bring it")]
+    NoFuzz,
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl JobError {
+    /// Refused is 3, everything else 1.
+    fn status(&self) -> u8 {
+        match self {
+            Self::Tool { status: 3, .. } => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// Root of the workspace.
+fn root() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map(PathBuf::from).unwrap_or(own)
+}
+
+fn say(line: &str) {
+    println!("· {line}");
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().job {
+        Job::Setup => setup::prepare(&say).map(|_| ()).map_err(JobError::from),
+        Job::Demo => demo::run(),
+        Job::Test { args } => cargo::test(&args, false),
+        Job::Ci => cargo::ci(),
+        Job::Bench { applies } => bench::run(applies),
+        Job::Fuzz { seconds } => cargo::fuzz(seconds),
+        Job::Bless => cargo::bless(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.status())
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! Compares two compilations of one unit, function by function and datum by datum.
+//!
+//! Comes in: the original and the patched object in pieces. Decided: which functions and data changed; equal means equal
+//! after relocations are resolved to what they mean (symbol and addend, string contents, anonymous data by contents), and
+//! a difference that is only a line number is none. Goes out: [`ObjectDiff`].
+
+use crate::correlate::{Correlation, correlate, is_fresh, without_number};
+use crate::object::Reloc;
+use crate::pieces::{Entry, PieceIndex, PieceKind, Pieces, Target, field_width};
+use crate::special::{SectionRole, Table, role};
+use object::elf;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
+
+/// What became of a function or datum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    Same,
+    /// It is different: how.
+    Changed(Difference),
+    /// It exists in the patched object only.
+    New,
+}
+
+/// The first difference found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// Size in bytes, before and after.
+    Size(u64, u64),
+    /// Contents at a byte offset.
+    Bytes(u64),
+    /// What a relocation at a byte offset refers to.
+    Reference(u64),
+    /// Entries of a special section.
+    Table(Table),
+    /// The section, before and after.
+    Section(String, String),
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Size(old, new) => write!(f, "its size changes from {old} to {new} bytes"),
+            Self::Bytes(at) => write!(f, "its contents change at offset {at:#x}"),
+            Self::Reference(at) => write!(f, "what it refers to at offset {at:#x} changes"),
+            Self::Table(table) => write!(f, "its entries in {} change", table.section()),
+            Self::Section(old, new) => write!(f, "it moves from section {old} to {new}"),
+        }
+    }
+}
+
+/// A function or datum of the patched object, and what became of it.
+#[derive(Debug, Clone)]
+pub struct Compared {
+    /// In the patched object.
+    pub patched: PieceIndex,
+    /// In the original object, if it is there.
+    pub original: Option<PieceIndex>,
+    /// The difference.
+    pub change: Change,
+}
+
+/// The comparison of one unit.
+pub struct ObjectDiff {
+    /// Functions of the patched object.
+    pub functions: Vec<Compared>,
+    /// Named data of the patched object.
+    pub data: Vec<Compared>,
+    /// Named functions and data that the patched object no longer has.
+    pub removed: Vec<PieceIndex>,
+    /// Sections that no rule knows and whose contents change, by name.
+    pub unknown_sections: Vec<String>,
+    /// Symbols that the patched object exports to modules and the original does not.
+    pub new_exports: Vec<String>,
+    /// Which piece is which.
+    pub correlation: Correlation,
+}
+
+impl ObjectDiff {
+    /// Functions that are new or changed.
+    pub fn changed_functions(&self) -> impl Iterator<Item = &Compared> {
+        self.functions.iter().filter(|function| function.change != Change::Same)
+    }
+
+    /// Existing data that changed.
+    pub fn changed_data(&self) -> impl Iterator<Item = (&Compared, &Difference)> {
+        self.data.iter().filter_map(|datum| match &datum.change {
+            Change::Changed(difference) => Some((datum, difference)),
+            _ => None,
+        })
+    }
+
+    /// Whether the patch has no effect on this unit.
+    pub fn is_empty(&self) -> bool {
+        self.changed_functions().next().is_none()
+            && self.changed_data().next().is_none()
+            && self.unknown_sections.is_empty()
+            && self.new_exports.is_empty()
+    }
+}
+
+/// Compares an original and a patched unit.
+pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
+    let correlation = correlate(original, patched);
+    let comparison = Comparison { original, patched, correlation: &correlation };
+    let (mut functions, mut data) = (Vec::new(), Vec::new());
+    for (index, piece) in patched.iter() {
+        let list = match piece.kind {
+            PieceKind::Function => &mut functions,
+            PieceKind::Datum if !is_fresh(&piece.name) => &mut data,
+            _ => continue,
+        };
+        let original = correlation.original(index);
+        let change = match original {
+            None => Change::New,
+            Some(old) => comparison.piece(old, index).map_or(Change::Same, Change::Changed),
+        };
+        list.push(Compared { patched: index, original, change });
+    }
+    join_families(patched, &mut functions);
+    let kept = correlation.originals();
+    let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
+    let removed = original
+        .iter()
+        .filter(|(index, piece)| named(piece.kind) && !is_fresh(&piece.name) && !kept.contains(index))
+        .map(|(index, _)| index)
+        .collect();
+    let unknown_sections = changed_unknown_sections(original, patched);
+    let new_exports = exports(patched).difference(&exports(original)).cloned().collect();
+    ObjectDiff { functions, data, removed, unknown_sections, new_exports, correlation }
+}
+
+/// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).
+fn exports(pieces: &Pieces<'_>) -> BTreeSet<String> {
+    let sections = pieces.object.sections.iter().filter(|section| section.name.starts_with("___ksymtab"));
+    sections.filter_map(|section| section.name.split_once('+').map(|(_, name)| name.to_owned())).collect()
+}
+
+/// Sections without a known role whose contents differ; names of external targets count, places in the object do not.
+fn changed_unknown_sections(original: &Pieces<'_>, patched: &Pieces<'_>) -> Vec<String> {
+    let contents = |pieces: &Pieces<'_>| {
+        let mut contents: BTreeMap<String, Vec<(Vec<u8>, Vec<Option<String>>)>> = BTreeMap::new();
+        for section in &pieces.object.sections {
+            let code = section.flags & u64::from(elf::SHF_EXECINSTR.0) != 0;
+            if role(&section.name, code) != SectionRole::Unknown || section.size == 0 || section.flags & u64::from(elf::SHF_ALLOC.0) == 0 {
+                continue;
+            }
+            let mut bytes = section.data.clone();
+            blank(&mut bytes, &section.relocs, 0);
+            let name = |reloc: &Reloc| match pieces.resolve(reloc.symbol, reloc.addend) {
+                Target::External(symbol) => Some(pieces.object.symbol(symbol).name.clone()),
+                Target::Piece(..) => None,
+            };
+            contents.entry(section.name.clone()).or_default().push((bytes, section.relocs.iter().map(name).collect()));
+        }
+        contents
+    };
+    let (old, new) = (contents(original), contents(patched));
+    new.into_iter().filter(|(name, sections)| old.get(name) != Some(sections)).map(|(name, _)| name).collect()
+}
+
+/// A function and its `.cold` part jump into each other's middle: they change together.
+fn join_families(patched: &Pieces<'_>, functions: &mut [Compared]) {
+    let family = |piece: PieceIndex| {
+        let name = patched.piece(piece).name.as_str();
+        name.strip_suffix(".cold").or_else(|| without_number(name).strip_suffix(".cold")).unwrap_or(name).to_owned()
+    };
+    let changed: HashSet<String> =
+        functions.iter().filter(|f| f.change != Change::Same).map(|function| family(function.patched)).collect();
+    for function in functions.iter_mut().filter(|function| function.change == Change::Same) {
+        if changed.contains(&family(function.patched)) {
+            function.change = Change::Changed(Difference::Reference(0));
+        }
+    }
+}
+
+struct Comparison<'a, 'o> {
+    original: &'a Pieces<'o>,
+    patched: &'a Pieces<'o>,
+    correlation: &'a Correlation,
+}
+
+impl Comparison<'_, '_> {
+    fn piece(&self, old: PieceIndex, new: PieceIndex) -> Option<Difference> {
+        let (old_piece, new_piece) = (self.original.piece(old), self.patched.piece(new));
+        if old_piece.size() != new_piece.size() {
+            return Some(Difference::Size(old_piece.size(), new_piece.size()));
+        }
+        if old_piece.role != new_piece.role {
+            let name = |pieces: &Pieces<'_>, piece: PieceIndex| pieces.object.section(pieces.piece(piece).section).name.clone();
+            return Some(Difference::Section(name(self.original, old), name(self.patched, new)));
+        }
+        self.contents((old, old_piece.range.clone()), (new, new_piece.range.clone())).or_else(|| self.tables(old, new))
+    }
+
+    /// Compares two ranges of sections: bytes outside relocated fields, and what the fields refer to.
+    fn contents(&self, (old, old_range): (PieceIndex, Range<u64>), (new, new_range): (PieceIndex, Range<u64>)) -> Option<Difference> {
+        let old_relocs = self.original.relocs_in(self.original.piece(old).section, old_range.clone());
+        let new_relocs = self.patched.relocs_in(self.patched.piece(new).section, new_range.clone());
+        let mut old_bytes = bytes_of(self.original, old, &old_range);
+        let mut new_bytes = bytes_of(self.patched, new, &new_range);
+        blank(&mut old_bytes, old_relocs, old_range.start);
+        blank(&mut new_bytes, new_relocs, new_range.start);
+        if let Some(at) = first_difference(&old_bytes, &new_bytes) {
+            return Some(Difference::Bytes(at));
+        }
+        let mut pairs = old_relocs.iter().zip(new_relocs);
+        if let Some((_, new)) = pairs.find(|(old, new)| !self.same_reference(old, old_range.start, new, new_range.start)) {
+            return Some(Difference::Reference(new.offset - new_range.start));
+        }
+        let shorter = old_relocs.len().min(new_relocs.len());
+        let extra = old_relocs.get(shorter).map(|reloc| reloc.offset - old_range.start);
+        extra.or_else(|| new_relocs.get(shorter).map(|reloc| reloc.offset - new_range.start)).map(Difference::Reference)
+    }
+
+    fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
+        if old.kind != new.kind || old.offset - old_start != new.offset - new_start {
+            return false;
+        }
+        self.same_target(self.original.target(old), self.patched.target(new), old.addend == new.addend)
+    }
+
+    fn same_target(&self, old: Target, new: Target, same_addend: bool) -> bool {
+        match (old, new) {
+            (Target::External(a), Target::External(b)) => {
+                let (a, b) = (self.original.object.symbol(a), self.patched.object.symbol(b));
+                a.name == b.name && a.definition == b.definition && same_addend
+            }
+            (Target::Piece(a, x), Target::Piece(b, y)) => self.same_place(a, x, b, y),
+            _ => false,
+        }
+    }
+
+    fn same_place(&self, old: PieceIndex, x: i64, new: PieceIndex, y: i64) -> bool {
+        let (old_piece, new_piece) = (self.original.piece(old), self.patched.piece(new));
+        if old_piece.role == SectionRole::Strings && new_piece.role == SectionRole::Strings {
+            let (a, b) = (string_at(self.original, old, x), string_at(self.patched, new, y));
+            return a.is_some() && a == b;
+        }
+        if let Some(original) = self.correlation.original(new) {
+            return original == old && x == y;
+        }
+        if old_piece.kind != new_piece.kind {
+            return false;
+        }
+        match new_piece.kind {
+            // A function or a datum with state of its own that has no original is new.
+            PieceKind::Function => false,
+            PieceKind::Datum if !is_fresh(&new_piece.name) => false,
+            PieceKind::Datum => {
+                without_number(&old_piece.name) == without_number(&new_piece.name)
+                    && x == y
+                    && (may_hold_line(&new_piece.name) || self.piece(old, new).is_none())
+            }
+            PieceKind::Anonymous => {
+                let size = self.patched.object.section(new_piece.section).entry_size.max(1) as i64;
+                if size > 1 {
+                    // Mergeable constants: compare the one that is meant.
+                    let constant = |piece: &crate::pieces::Piece, at: i64| {
+                        let start = piece.range.start + (at - at.rem_euclid(size)).max(0) as u64;
+                        start..start + size as u64
+                    };
+                    return x.rem_euclid(size) == y.rem_euclid(size)
+                        && self.contents((old, constant(old_piece, x)), (new, constant(new_piece, y))).is_none();
+                }
+                x == y && self.piece(old, new).is_none()
+            }
+        }
+    }
+
+    fn tables(&self, old: PieceIndex, new: PieceIndex) -> Option<Difference> {
+        let (old_entries, new_entries) = (self.original.entries(old), self.patched.entries(new));
+        let counted = |entries: &[Entry], table| entries.iter().filter(|entry| entry.table == table).count();
+        for entry in old_entries.iter().chain(new_entries) {
+            if counted(old_entries, entry.table) != counted(new_entries, entry.table) {
+                return Some(Difference::Table(entry.table));
+            }
+        }
+        let mut pairs = old_entries.iter().zip(new_entries);
+        pairs.find(|(old, new)| !self.same_entry(old, new)).map(|(_, new)| Difference::Table(new.table))
+    }
+
+    fn same_entry(&self, old: &Entry, new: &Entry) -> bool {
+        if old.table != new.table || old.place != new.place || old.size != new.size {
+            return false;
+        }
+        let range = |entry: &Entry| entry.offset..entry.offset + entry.size;
+        let old_relocs = self.original.relocs_in(old.section, range(old));
+        let new_relocs = self.patched.relocs_in(new.section, range(new));
+        let take = |pieces: &Pieces<'_>, entry: &Entry| {
+            let data = &pieces.object.section(entry.section).data;
+            data.get(entry.offset as usize..(entry.offset + entry.size) as usize).unwrap_or(&[]).to_vec()
+        };
+        let (mut old_bytes, mut new_bytes) = (take(self.original, old), take(self.patched, new));
+        blank(&mut old_bytes, old_relocs, old.offset);
+        blank(&mut new_bytes, new_relocs, new.offset);
+        if old.table == Table::Bugs && old_bytes.len() == 12 && new_bytes.len() == 12 {
+            // struct bug_entry with CONFIG_DEBUG_BUGVERBOSE: the line number (include/asm-generic/bug.h).
+            old_bytes[8..10].fill(0);
+            new_bytes[8..10].fill(0);
+        }
+        if old.table == Table::Alternatives {
+            return old_bytes == new_bytes && self.same_replacement(old, old_relocs, new, new_relocs);
+        }
+        old_bytes == new_bytes
+            && old_relocs.len() == new_relocs.len()
+            && old_relocs.iter().zip(new_relocs).skip(1).all(|(a, b)| {
+                // Fields of tables do not end instructions: no bias.
+                let (x, y) = (self.original.resolve(a.symbol, a.addend), self.patched.resolve(b.symbol, b.addend));
+                a.kind == b.kind && a.offset - old.offset == b.offset - new.offset && self.same_target(x, y, a.addend == b.addend)
+            })
+    }
+
+    /// Replacement code is anonymous and packed: compare what each of the two entries means.
+    fn same_replacement(&self, old: &Entry, old_relocs: &[Reloc], new: &Entry, new_relocs: &[Reloc]) -> bool {
+        let ([_, old_reloc], [_, new_reloc]) = (old_relocs, new_relocs) else { return false };
+        let place = |pieces: &Pieces<'_>, reloc: &Reloc| match pieces.resolve(reloc.symbol, reloc.addend) {
+            // The second field is 4 bytes into the entry and relative to itself: no bias.
+            Target::Piece(piece, at) => Some((piece, pieces.piece(piece).range.start + at.max(0) as u64)),
+            Target::External(_) => None,
+        };
+        let len = |pieces: &Pieces<'_>, entry: &Entry| {
+            // struct alt_instr ends with instrlen, replacementlen (arch/x86/include/asm/alternative.h).
+            let data = &pieces.object.section(entry.section).data;
+            data.get((entry.offset + entry.size - 1) as usize).copied().map(u64::from)
+        };
+        match (
+            place(self.original, old_reloc),
+            len(self.original, old),
+            place(self.patched, new_reloc),
+            len(self.patched, new),
+        ) {
+            (Some((a, x)), Some(old_len), Some((b, y)), Some(new_len)) => {
+                old_len == new_len && self.contents((a, x..x + old_len), (b, y..y + new_len)).is_none()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Data that hold the line of the source they stand in.
+fn may_hold_line(name: &str) -> bool {
+    let stem = without_number(name);
+    stem == "descriptor" || stem.starts_with("__UNIQUE_ID_") || stem == "_entry"
+}
+
+/// The zero-terminated string that a place in a string section means.
+pub fn string_at<'o>(pieces: &Pieces<'o>, piece: PieceIndex, offset: i64) -> Option<&'o [u8]> {
+    let rest = pieces.bytes(piece).get(usize::try_from(offset).ok()?..)?;
+    let end = rest.iter().position(|&byte| byte == 0)?;
+    Some(&rest[..end])
+}
+
+fn bytes_of(pieces: &Pieces<'_>, piece: PieceIndex, range: &Range<u64>) -> Vec<u8> {
+    let data = &pieces.object.section(pieces.piece(piece).section).data;
+    data.get(range.start as usize..range.end as usize).unwrap_or(&[]).to_vec()
+}
+
+/// Sets relocated fields to zero.
+pub fn blank(bytes: &mut [u8], relocs: &[Reloc], start: u64) {
+    for reloc in relocs.iter().filter(|reloc| reloc.kind != elf::R_X86_64_NONE.0) {
+        let at = (reloc.offset - start) as usize;
+        let end = (at + field_width(reloc.kind) as usize).min(bytes.len());
+        bytes[at.min(end)..end].fill(0);
+    }
+}
+
+fn first_difference(a: &[u8], b: &[u8]) -> Option<u64> {
+    if a.len() != b.len() {
+        return Some(a.len().min(b.len()) as u64);
+    }
+    a.iter().zip(b).position(|(a, b)| a != b).map(|at| at as u64)
+}

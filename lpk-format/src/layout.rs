@@ -1,0 +1,196 @@
+//! The sections of a bundle file: which, in which order, and with which header fields.
+//!
+//! Comes in: nothing. Decided: the constants that writer and reader share. Goes out: [`SECTIONS`] and the limits.
+
+use object::elf;
+
+use crate::{Place, SectionKind};
+
+/// Version of the format this crate writes, and the only one it reads.
+pub const FORMAT_VERSION: u32 = 1;
+/// Number of SHA-256 in `.lucos.digest`.
+pub(crate) const ALGORITHM_SHA256: u32 = 1;
+/// Bytes of `.lucos.digest`: version, algorithm, digest.
+pub(crate) const DIGEST_SIZE: usize = 40;
+/// Offset of the digest in `.lucos.digest`.
+pub(crate) const DIGEST_AT: usize = 8;
+/// Bytes of `.note.gnu.build-id`: note header, `GNU\0`, 20 bytes of id.
+pub(crate) const ID_NOTE_SIZE: usize = 36;
+/// Offset of the id in `.note.gnu.build-id`.
+pub(crate) const ID_AT: usize = 16;
+/// Owner of the notes in `.note.lucos.kernel`.
+pub(crate) const NOTE_OWNER: &[u8] = b"Lucos\0";
+/// Note type: GNU build id of the kernel.
+pub(crate) const NOTE_BUILD_ID: u32 = 1;
+/// Note type: release of the kernel.
+pub(crate) const NOTE_RELEASE: u32 = 2;
+/// Note type: banner of the kernel.
+pub(crate) const NOTE_BANNER: u32 = 3;
+
+/// What a bundle may hold at most. A bundle beyond them is refused by writer and reader alike.
+pub mod limits {
+    /// Size of a file in bytes.
+    pub const FILE_SIZE: u64 = 64 << 20;
+    /// Size of `.bss` in bytes.
+    pub const BSS_SIZE: u32 = 64 << 20;
+    /// Number of symbols.
+    pub const SYMBOLS: usize = 1 << 20;
+    /// Number of relocations.
+    pub const RELOCS: usize = 1 << 20;
+    /// Number of fixups.
+    pub const FIXUPS: usize = 1 << 20;
+    /// Number of functions to redirect.
+    pub const FUNCTIONS: usize = 1 << 16;
+    /// Number of boot sites of one function.
+    pub const SITES: usize = 1 << 16;
+    /// Number of forms of one alternative.
+    pub const FORMS: usize = 255;
+    /// Size of a kernel image in memory: `KERNEL_IMAGE_SIZE`, `arch/x86/include/asm/page_64_types.h`.
+    pub const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
+    /// Length of a kernel build id in bytes, shortest.
+    pub const BUILD_ID_MIN: usize = 4;
+    /// Length of a kernel build id in bytes, longest.
+    pub const BUILD_ID_MAX: usize = 64;
+    /// Length of a release: `__NEW_UTS_LEN`, `include/uapi/linux/utsname.h`.
+    pub const RELEASE_LEN: usize = 64;
+    /// Length of a banner.
+    pub const BANNER_LEN: usize = 1024;
+    /// Length of a bundle's name.
+    pub const NAME_LEN: usize = 255;
+}
+
+/// Indexes of the sections in the section header table.
+pub(crate) mod index {
+    pub(crate) const TEXT: usize = 1;
+    pub(crate) const RODATA: usize = 2;
+    pub(crate) const DATA: usize = 3;
+    pub(crate) const BSS: usize = 4;
+    pub(crate) const RELA_TEXT: usize = 5;
+    pub(crate) const RELA_RODATA: usize = 6;
+    pub(crate) const RELA_DATA: usize = 7;
+    pub(crate) const KERNEL: usize = 8;
+    pub(crate) const FUNCTIONS: usize = 9;
+    pub(crate) const EXPECTED: usize = 10;
+    pub(crate) const SITES: usize = 11;
+    pub(crate) const FIXUPS: usize = 12;
+    pub(crate) const PROFILE: usize = 13;
+    pub(crate) const MANIFEST: usize = 14;
+    pub(crate) const NOTE_KERNEL: usize = 15;
+    pub(crate) const NOTE_ID: usize = 16;
+    pub(crate) const DIGEST: usize = 17;
+    pub(crate) const SYMTAB: usize = 18;
+    pub(crate) const STRTAB: usize = 19;
+    pub(crate) const SHSTRTAB: usize = 20;
+    pub(crate) const COUNT: usize = 21;
+}
+
+/// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
+pub(crate) struct SectionSpec {
+    pub(crate) name: &'static str,
+    pub(crate) kind: elf::SectionType,
+    pub(crate) flags: u64,
+    pub(crate) align: u64,
+    pub(crate) entry_size: u64,
+    pub(crate) link: u32,
+    pub(crate) info: u32,
+}
+
+impl SectionSpec {
+    /// Whether the section has bytes in the file.
+    pub(crate) fn in_file(&self) -> bool {
+        self.kind != elf::SHT_NOBITS && self.kind != elf::SHT_NULL
+    }
+}
+
+const A: u64 = elf::SHF_ALLOC.0;
+const AX: u64 = elf::SHF_ALLOC.0 | elf::SHF_EXECINSTR.0;
+const WA: u64 = elf::SHF_WRITE.0 | elf::SHF_ALLOC.0;
+
+const fn spec(name: &'static str, kind: elf::SectionType, flags: u64, align: u64, entry_size: u64) -> SectionSpec {
+    SectionSpec { name, kind, flags, align, entry_size, link: 0, info: 0 }
+}
+
+/// A relocation section (gABI "Relocation": `sh_link` is the symbol table, `sh_info` the section they apply to).
+const fn rela(name: &'static str, target: usize) -> SectionSpec {
+    SectionSpec {
+        name,
+        kind: elf::SHT_RELA,
+        flags: elf::SHF_INFO_LINK.0,
+        align: 8,
+        entry_size: 24,
+        link: index::SYMTAB as u32,
+        info: target as u32,
+    }
+}
+
+/// Every section, in the order of the section header table and of the file.
+pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
+    spec("", elf::SHT_NULL, 0, 0, 0),
+    spec(".text", elf::SHT_PROGBITS, AX, 64, 0),
+    spec(".rodata", elf::SHT_PROGBITS, A, 64, 0),
+    spec(".data", elf::SHT_PROGBITS, WA, 64, 0),
+    spec(".bss", elf::SHT_NOBITS, WA, 64, 0),
+    rela(".rela.text", index::TEXT),
+    rela(".rela.rodata", index::RODATA),
+    rela(".rela.data", index::DATA),
+    spec(".lucos.kernel", elf::SHT_NOBITS, 0, 1, 0),
+    spec(".lucos.functions", elf::SHT_PROGBITS, 0, 8, crate::records::FUNCTION_SIZE as u64),
+    spec(".lucos.expected", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".lucos.sites", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".lucos.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
+    spec(".lucos.profile", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".lucos.manifest", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".note.lucos.kernel", elf::SHT_NOTE, 0, 4, 0),
+    spec(".note.gnu.build-id", elf::SHT_NOTE, 0, 4, 0),
+    spec(".lucos.digest", elf::SHT_PROGBITS, 0, 8, 0),
+    SectionSpec { link: index::STRTAB as u32, ..spec(".symtab", elf::SHT_SYMTAB, 0, 8, 24) },
+    spec(".strtab", elf::SHT_STRTAB, 0, 1, 0),
+    spec(".shstrtab", elf::SHT_STRTAB, 0, 1, 0),
+];
+
+/// Names of the sections of a bundle, in the order of the file; the first is the empty name of section 0.
+pub const SECTION_NAMES: [&str; index::COUNT] = {
+    let mut names = [""; index::COUNT];
+    let mut at = 0;
+    while at < index::COUNT {
+        names[at] = SECTIONS[at].name;
+        at += 1;
+    }
+    names
+};
+
+/// Contents of `.shstrtab`, and the offset of each section's name in it.
+pub(crate) fn section_names() -> (Vec<u8>, [u32; index::COUNT]) {
+    let mut bytes = vec![0];
+    let mut offsets = [0; index::COUNT];
+    for (offset, name) in offsets.iter_mut().zip(SECTION_NAMES).skip(1) {
+        *offset = bytes.len() as u32;
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.push(0);
+    }
+    (bytes, offsets)
+}
+
+/// `offset` rounded up to a multiple of `align`; 0 counts as 1.
+pub(crate) fn align_up(offset: u64, align: u64) -> u64 {
+    offset.next_multiple_of(align.max(1))
+}
+
+/// Index of the section that holds new code or data.
+pub(crate) fn index_of(section: SectionKind) -> usize {
+    match section {
+        SectionKind::Text => index::TEXT,
+        SectionKind::Rodata => index::RODATA,
+        SectionKind::Data => index::DATA,
+        SectionKind::Bss => index::BSS,
+    }
+}
+
+/// `st_shndx` and `st_value` of a symbol, with the link address of `_text`.
+pub(crate) fn symbol_position(place: Place, text: u64) -> (u16, u64) {
+    match place {
+        Place::Payload { section, offset } => (index_of(section) as u16, u64::from(offset)),
+        Place::Kernel(address) => (index::KERNEL as u16, address.wrapping_sub(text)),
+        Place::Absolute(value) => (elf::SHN_ABS.0, value),
+    }
+}

@@ -1,0 +1,244 @@
+//! The writer: a bundle becomes the bytes of its file.
+//!
+//! Comes in: a [`Bundle`]. Decided: whether it is sound; where everything lies follows from the format alone, so the
+//! same bundle gives the same bytes. Goes out: an ELF file with its digest and id.
+
+use std::collections::HashMap;
+
+use object::LittleEndian as LE;
+use object::elf;
+use object::endian::{I64, U16, U32, U64};
+use object::pod::bytes_of;
+
+use crate::check::{self, Image, Problem};
+use crate::digest::{SealError, seal};
+use crate::layout::{self, ALGORITHM_SHA256, FORMAT_VERSION, SECTIONS, align_up, index, limits};
+use crate::records::{self, FunctionRecord};
+use crate::{Bundle, Payload, RelocKind, SectionKind, Symbol};
+
+/// Why a bundle was not written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The bundle breaks a rule of the format.
+    #[error("the bundle is not sound")]
+    Unsound(#[from] Problem),
+    /// A part in JSON could not be written.
+    #[error("section `{section}` could not be written as JSON")]
+    Json {
+        /// Its section.
+        section: &'static str,
+        /// What the encoder says.
+        source: serde_json::Error,
+    },
+    /// The file would be too large.
+    #[error("the bundle would have {0} bytes, at most {max} are allowed; split the change", max = limits::FILE_SIZE)]
+    TooLarge(u64),
+    /// The digest could not be stored.
+    #[error("the finished file could not be sealed")]
+    Seal(#[from] SealError),
+}
+
+/// Writes a bundle. What is returned is read back by [`crate::read()`] as the same bundle.
+pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
+    let image = check::check(bundle)?;
+    let payload = &bundle.payload;
+    let names = StringTable::of(&payload.symbols);
+    let (functions, expected, sites) = encode_functions(bundle);
+    let mut fixups = Vec::new();
+    payload.fixups.iter().for_each(|fixup| records::encode_fixup(fixup, &mut fixups));
+    let mut id_note = Vec::new();
+    records::encode_note(b"GNU\0", elf::NT_GNU_BUILD_ID.0, &[0; 20], &mut id_note);
+    let mut digest = Vec::new();
+    digest.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    digest.extend_from_slice(&ALGORITHM_SHA256.to_le_bytes());
+    digest.extend_from_slice(&[0; 32]);
+    let rela = |section| encode_relocs(payload, section);
+    // In the order of the sections; what has no bytes in the file is empty here.
+    let contents: [Vec<u8>; index::COUNT] = [
+        Vec::new(),
+        payload.text.clone(),
+        payload.rodata.clone(),
+        payload.data.clone(),
+        Vec::new(),
+        rela(SectionKind::Text),
+        rela(SectionKind::Rodata),
+        rela(SectionKind::Data),
+        Vec::new(),
+        functions,
+        expected,
+        sites,
+        fixups,
+        json(&bundle.profile, index::PROFILE)?,
+        json(&bundle.manifest, index::MANIFEST)?,
+        records::encode_kernel_notes(&bundle.kernel),
+        id_note,
+        digest,
+        encode_symbols(&payload.symbols, &names, image),
+        names.bytes,
+        layout::section_names().0,
+    ];
+    let mut file = assemble(&contents, payload, image)?;
+    seal(&mut file)?;
+    Ok(file)
+}
+
+/// Puts the sections behind the file header and the section headers behind the sections.
+fn assemble(contents: &[Vec<u8>], payload: &Payload, image: Image) -> Result<Vec<u8>, WriteError> {
+    let (_, name_offsets) = layout::section_names();
+    let mut file = vec![0; size_of::<elf::FileHeader64<LE>>()];
+    let mut headers = Vec::new();
+    for (at, (spec, content)) in SECTIONS.iter().zip(contents).enumerate() {
+        if at != 0 {
+            file.resize(align_up(file.len() as u64, spec.align) as usize, 0);
+        }
+        let (address, size) = match at {
+            index::BSS => (0, u64::from(payload.bss_size)),
+            index::KERNEL => (image.text, image.end - image.text),
+            _ => (0, content.len() as u64),
+        };
+        headers.push(elf::SectionHeader64 {
+            sh_name: U32::new(LE, name_offsets[at]),
+            sh_type: U32::new(LE, spec.kind),
+            sh_flags: U64::new(LE, elf::SectionFlags(spec.flags)),
+            sh_addr: U64::new(LE, address),
+            sh_offset: U64::new(LE, if at == 0 { 0 } else { file.len() as u64 }),
+            sh_size: U64::new(LE, size),
+            sh_link: U32::new(LE, spec.link),
+            sh_info: U32::new(LE, if at == index::SYMTAB { payload.symbols.len() as u32 + 1 } else { spec.info }),
+            sh_addralign: U64::new(LE, spec.align),
+            sh_entsize: U64::new(LE, spec.entry_size),
+        });
+        file.extend_from_slice(content);
+    }
+    file.resize(align_up(file.len() as u64, 8) as usize, 0);
+    let headers_at = file.len() as u64;
+    headers.iter().for_each(|header| file.extend_from_slice(bytes_of(header)));
+    if file.len() as u64 > limits::FILE_SIZE {
+        return Err(WriteError::TooLarge(file.len() as u64));
+    }
+    let header = file_header(headers_at);
+    file[..size_of_val(&header)].copy_from_slice(bytes_of(&header));
+    Ok(file)
+}
+
+/// The file header of every bundle; only the place of the section headers differs.
+pub(crate) fn file_header(headers_at: u64) -> elf::FileHeader64<LE> {
+    elf::FileHeader64 {
+        e_ident: elf::Ident {
+            magic: elf::ELFMAG,
+            class: elf::ELFCLASS64,
+            data: elf::ELFDATA2LSB,
+            version: elf::EV_CURRENT,
+            os_abi: elf::ELFOSABI_NONE,
+            abi_version: 0,
+            padding: [0; 7],
+        },
+        e_type: U16::new(LE, elf::ET_REL),
+        e_machine: U16::new(LE, elf::EM_X86_64),
+        e_version: U32::new(LE, u32::from(elf::EV_CURRENT.0)),
+        e_entry: U64::new(LE, 0),
+        e_phoff: U64::new(LE, 0),
+        e_shoff: U64::new(LE, headers_at),
+        e_flags: U32::new(LE, elf::FileFlags(0)),
+        e_ehsize: U16::new(LE, size_of::<elf::FileHeader64<LE>>() as u16),
+        e_phentsize: U16::new(LE, 0),
+        e_phnum: U16::new(LE, 0),
+        e_shentsize: U16::new(LE, size_of::<elf::SectionHeader64<LE>>() as u16),
+        e_shnum: U16::new(LE, index::COUNT as u16),
+        e_shstrndx: U16::new(LE, elf::SymbolSection(index::SHSTRTAB as u16)),
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T, at: usize) -> Result<Vec<u8>, WriteError> {
+    let section = SECTIONS[at].name;
+    serde_json::to_vec(value).map_err(|source| WriteError::Json { section, source })
+}
+
+/// Contents of `.strtab`: names in the order of the symbols, each once.
+struct StringTable<'bundle> {
+    bytes: Vec<u8>,
+    offsets: HashMap<&'bundle str, u32>,
+}
+
+impl<'bundle> StringTable<'bundle> {
+    fn of(symbols: &'bundle [Symbol]) -> Self {
+        let mut table = Self { bytes: vec![0], offsets: HashMap::from([("", 0)]) };
+        for symbol in symbols {
+            let end = table.bytes.len() as u32;
+            table.offsets.entry(&symbol.name).or_insert_with(|| {
+                table.bytes.extend_from_slice(symbol.name.as_bytes());
+                table.bytes.push(0);
+                end
+            });
+        }
+        table
+    }
+}
+
+fn encode_symbols(symbols: &[Symbol], names: &StringTable<'_>, image: Image) -> Vec<u8> {
+    let mut out = vec![0; size_of::<elf::Sym64<LE>>()];
+    for symbol in symbols {
+        let (section, value) = layout::symbol_position(symbol.place, image.text);
+        out.extend_from_slice(bytes_of(&elf::Sym64 {
+            st_name: U32::new(LE, names.offsets[symbol.name.as_str()]),
+            st_info: symbol_info(symbol.function),
+            st_other: elf::SymbolOther(0),
+            st_shndx: U16::new(LE, elf::SymbolSection(section)),
+            st_value: U64::new(LE, value),
+            st_size: U64::new(LE, symbol.size),
+        }));
+    }
+    out
+}
+
+/// `st_info` of a local symbol (gABI "Symbol Table": binding in the upper half, type in the lower).
+pub(crate) fn symbol_info(function: bool) -> elf::SymbolInfo {
+    let kind = if function { elf::STT_FUNC } else { elf::STT_NOTYPE };
+    elf::SymbolInfo((elf::STB_LOCAL.0 << 4) | kind.0)
+}
+
+fn encode_relocs(payload: &Payload, section: SectionKind) -> Vec<u8> {
+    let mut out = Vec::new();
+    for reloc in payload.relocs.iter().filter(|reloc| reloc.section == section) {
+        let kind = match reloc.kind {
+            RelocKind::Abs64 => elf::R_X86_64_64,
+            RelocKind::Abs32 => elf::R_X86_64_32,
+            RelocKind::Abs32S => elf::R_X86_64_32S,
+            RelocKind::Pc32 => elf::R_X86_64_PC32,
+            RelocKind::Plt32 => elf::R_X86_64_PLT32,
+        };
+        out.extend_from_slice(bytes_of(&elf::Rela64 {
+            r_offset: U64::new(LE, u64::from(reloc.offset)),
+            // Symbol 0 of the file is the null symbol.
+            r_info: elf::Rela64::r_info(LE, false, reloc.symbol + 1, kind),
+            r_addend: I64::new(LE, reloc.addend),
+        }));
+    }
+    out
+}
+
+/// Contents of `.lucos.functions`, `.lucos.expected` and `.lucos.sites`.
+fn encode_functions(bundle: &Bundle) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+    let by_address: HashMap<_, _> =
+        bundle.manifest.functions.iter().enumerate().map(|(at, function)| (function.old_address, at as u32)).collect();
+    let (mut records, mut expected, mut sites) = (Vec::new(), Vec::new(), Vec::new());
+    for function in &bundle.functions {
+        let (expected_offset, sites_offset) = (expected.len() as u32, sites.len() as u32);
+        expected.extend_from_slice(&function.expected);
+        function.sites.iter().for_each(|site| records::encode_site(site, &mut sites));
+        FunctionRecord {
+            old_address: function.old_address,
+            old_size: function.expected.len() as u32,
+            expected_offset,
+            sites_offset,
+            sites_size: sites.len() as u32 - sites_offset,
+            sites_count: function.sites.len() as u32,
+            new_offset: function.new_offset,
+            new_size: function.new_size,
+            manifest_index: by_address[&Some(function.old_address)],
+            jump_offset: function.jump_offset,
+        }
+        .encode(&mut records);
+    }
+    (records, expected, sites)
+}

@@ -1,0 +1,144 @@
+//! Every rule of a sound bundle: breaking it is refused by the writer, with the error of that rule.
+
+mod common;
+
+use common::{END, TEXT, sample};
+use lpk_format::*;
+
+/// Breaks one thing and expects the writer to name it.
+macro_rules! refused {
+    ($($name:ident: |$bundle:ident| $change:expr => $problem:pat,)*) => {$(
+        #[test]
+        fn $name() {
+            let mut bundle = sample();
+            {
+                let $bundle = &mut bundle;
+                $change;
+            }
+            match write(&bundle) {
+                Err(WriteError::Unsound($problem)) => {}
+                other => panic!("expected {}, got {other:?}", stringify!($problem)),
+            }
+        }
+    )*};
+}
+
+fn text(offset: u32) -> Place {
+    Place::Payload { section: SectionKind::Text, offset }
+}
+
+fn alternative(offset: u32, len: u8, replacement: u32, replacement_len: u8, feature: u16) -> Fixup {
+    Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted: false }
+}
+
+fn site(offset: u32, len: u8, kind: BootSiteKind) -> Vec<BootSite> {
+    vec![BootSite { offset, len, kind }]
+}
+
+refused! {
+    build_id_too_short: |b| b.kernel.build_id.truncate(3) => Problem::BuildId(3),
+    build_id_too_long: |b| b.kernel.build_id = vec![1; 65] => Problem::BuildId(65),
+    release_empty: |b| b.kernel.release.clear() => Problem::Text { .. },
+    release_too_long: |b| b.kernel.release = "6".repeat(65) => Problem::Text { max: 64, .. },
+    banner_with_newline: |b| b.kernel.banner.push('\n') => Problem::Text { .. },
+    image_unbounded: |b| b.profile.symbols.remove("_end") => Problem::NoImageSymbol("_end"),
+    image_without_start: |b| b.profile.symbols.remove("_text") => Problem::NoImageSymbol("_text"),
+    image_empty: |b| b.profile.symbols.insert("_end".to_owned(), TEXT) => Problem::Image { text: TEXT, end: TEXT },
+    image_too_large: |b| b.profile.symbols.insert("_end".to_owned(), TEXT + (1 << 30) + 1) => Problem::Image { .. },
+    bss_too_large: |b| b.payload.bss_size = limits::BSS_SIZE + 1 => Problem::TooMany { what: "bytes of .bss", .. },
+    contents_too_large: |b| b.payload.data.resize(limits::FILE_SIZE as usize, 0) => Problem::TooLarge(_),
+
+    symbol_with_zero_byte: |b| b.payload.symbols[6].name.push('\0') => Problem::SymbolName { index: 6, .. },
+    symbol_behind_section: |b| b.payload.symbols[5].size += 1 => Problem::SymbolRange { offset: 64, size: 4033, .. },
+    symbol_size_overflows: |b| b.payload.symbols[5].size = u64::MAX => Problem::SymbolRange { size: u64::MAX, .. },
+    symbol_below_image: |b| b.payload.symbols[6].place = Place::Kernel(TEXT - 1) => Problem::OutsideImage { .. },
+    symbol_at_end_of_image: |b| b.payload.symbols[6].place = Place::Kernel(END) => Problem::OutsideImage { address: END, .. },
+    function_in_data: |b| b.payload.symbols[4].function = true => Problem::FunctionNotInText { .. },
+
+    reloc_in_bss: |b| b.payload.relocs[7].section = SectionKind::Bss => Problem::RelocInBss { index: 7, .. },
+    reloc_behind_section: |b| b.payload.relocs[7].offset = 17 => Problem::RelocRange { index: 7, offset: 17, .. },
+    reloc_offset_overflows: |b| b.payload.relocs[7].offset = u32::MAX => Problem::RelocRange { .. },
+    reloc_without_symbol: |b| b.payload.relocs[0].symbol = 11 => Problem::RelocSymbol { symbol: 11, count: 11, .. },
+    relocs_out_of_order: |b| b.payload.relocs.swap(0, 1) => Problem::RelocOrder { index: 1, .. },
+    reloc_sections_out_of_order: |b| b.payload.relocs.swap(4, 5) => Problem::RelocOrder { index: 5, .. },
+    relocs_share_bytes: |b| b.payload.relocs[7].offset = 7 => Problem::RelocOrder { index: 7, offset: 7, .. },
+    reloc_twice: |b| { let r = b.payload.relocs[0]; b.payload.relocs.insert(0, r) } => Problem::RelocOrder { index: 1, .. },
+
+    fixup_behind_text: |b| b.payload.fixups = vec![Fixup::Return { offset: 0x54 }] => Problem::FixupRange { size: 5, .. },
+    fixup_offset_overflows: |b| b.payload.fixups = vec![Fixup::Retpoline { offset: u32::MAX }] => Problem::FixupRange { .. },
+    fixup_too_short: |b| b.payload.fixups[1] = Fixup::Paravirt { offset: 0x24, len: 4, slot: TEXT } => Problem::FixupLength { len: 4, min: 5, .. },
+    fixup_empty: |b| b.payload.fixups[4] = alternative(0x30, 0, 0x50, 0, 1) => Problem::FixupLength { len: 0, .. },
+    fixup_slot_outside: |b| b.payload.fixups[1] = Fixup::Paravirt { offset: 0x24, len: 6, slot: END - 7 } => Problem::OutsideImage { size: 8, .. },
+    fixups_out_of_order: |b| b.payload.fixups.swap(0, 1) => Problem::FixupOrder { index: 1, .. },
+    fixups_share_bytes: |b| b.payload.fixups[2] = Fixup::Retpoline { offset: 0x2a } => Problem::FixupOrder { index: 2, .. },
+    alternatives_not_last: |b| b.payload.fixups.swap(3, 4) => Problem::FixupOrder { index: 4, .. },
+    alternatives_share_bytes: |b| b.payload.fixups[5] = alternative(0x31, 4, 0x50, 3, 1) => Problem::FixupOrder { index: 5, .. },
+    alternatives_of_one_place_differ: |b| b.payload.fixups[5] = alternative(0x30, 6, 0x50, 3, 1) => Problem::FixupOrder { .. },
+    replacement_too_long: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x50, 6, 1) => Problem::ReplacementLength { .. },
+    replacement_behind_text: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x57, 3, 1) => Problem::FixupRange { size: 3, .. },
+    replacement_in_place: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x34, 3, 1) => Problem::ReplacementOverlap { .. },
+    feature_with_flag: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x50, 3, 0x8001) => Problem::Feature { .. },
+
+    functions_out_of_order: |b| b.functions.swap(0, 1) => Problem::FunctionOrder { .. },
+    functions_share_bytes: |b| b.functions[1].old_address -= 1 => Problem::FunctionOrder { .. },
+    function_below_image: |b| b.functions[0].old_address = TEXT - 1 => Problem::OutsideImage { .. },
+    function_behind_image: |b| b.functions[1].old_address = END - 0x22 => Problem::OutsideImage { size: 0x23, .. },
+    function_address_overflows: |b| b.functions[1].old_address = u64::MAX => Problem::OutsideImage { .. },
+    jump_at_endbr: |b| b.functions[0].jump_offset = 0 => Problem::JumpOffset { found: 0, expected: 4, .. },
+    jump_inside: |b| b.functions[1].jump_offset = 4 => Problem::JumpOffset { found: 4, expected: 0, .. },
+    jump_anywhere: |b| b.functions[1].jump_offset = 7 => Problem::JumpOffset { found: 7, .. },
+    no_room_for_jump: |b| b.functions[1].expected.truncate(4) => Problem::TooShort { len: 4, needed: 5, .. },
+    no_room_for_jump_behind_endbr: |b| b.functions[0].expected.truncate(8) => Problem::TooShort { len: 8, needed: 9, .. },
+    new_function_empty: |b| b.functions[0].new_size = 0 => Problem::NewRange { .. },
+    new_function_behind_text: |b| b.functions[0].new_offset = 0x50 => Problem::NewRange { .. },
+    new_function_overflows: |b| b.functions[0].new_offset = u32::MAX => Problem::NewRange { .. },
+    new_function_unaligned: |b| b.functions[0].new_offset = 8 => Problem::NewAlignment { .. },
+    new_function_without_symbol: |b| b.payload.symbols[0].place = text(1) => Problem::NoSymbol { offset: 0, .. },
+    new_function_symbol_is_data: |b| b.payload.symbols[0].function = false => Problem::NoSymbol { .. },
+    new_function_symbol_of_other_size: |b| b.payload.symbols[0].size = 20 => Problem::NoSymbol { size: 21, .. },
+
+    site_behind_function: |b| b.functions[1].sites = site(0x1f, 5, BootSiteKind::Return) => Problem::SiteRange { .. },
+    site_offset_overflows: |b| b.functions[1].sites = site(u32::MAX, 5, BootSiteKind::Return) => Problem::SiteRange { .. },
+    site_wrong_length: |b| b.functions[1].sites = site(0, 5, BootSiteKind::Slide32) => Problem::SiteLength { min: 4, max: 4, .. },
+    site_empty: |b| b.functions[1].sites = site(0, 0, BootSiteKind::Alternative { forms: vec![vec![]] }) => Problem::SiteLength { len: 0, .. },
+    sites_out_of_order: |b| b.functions[0].sites.swap(0, 1) => Problem::SiteOrder { site: 1, .. },
+    sites_share_bytes: |b| b.functions[0].sites[6].offset = 36 => Problem::SiteOverlap { offset: 36, len: 4, .. },
+    site_slot_outside: |b| b.functions[1].sites = site(0, 6, BootSiteKind::Paravirt { slot: 0 }) => Problem::OutsideImage { .. },
+    site_key_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::StaticCall { key: END - 4 }) => Problem::OutsideImage { .. },
+    site_target_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::JumpLabel { target: END }) => Problem::OutsideImage { .. },
+    form_of_other_length: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![vec![0; 3], vec![0; 2]] }) => Problem::FormLength { found: 2, len: 3, .. },
+    no_forms: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![] }) => Problem::NoForms { site: 0, .. },
+    too_many_forms: |b| b.functions[1].sites = site(0, 1, BootSiteKind::Alternative { forms: vec![vec![0]; 256] }) => Problem::TooMany { found: 256, .. },
+
+    name_with_slash: |b| b.manifest.name = "../x".to_owned() => Problem::Text { .. },
+    name_empty: |b| b.manifest.name.clear() => Problem::Text { .. },
+    diff_digest_short: |b| b.manifest.diff_sha256.truncate(63) => Problem::DiffDigest(_),
+    diff_digest_upper_case: |b| b.manifest.diff_sha256.make_ascii_uppercase() => Problem::DiffDigest(_),
+    files_unsorted: |b| b.manifest.files.reverse() => Problem::FileOrder(_),
+    file_twice: |b| { let f = b.manifest.files[1].clone(); b.manifest.files.push(f) } => Problem::FileOrder(_),
+    listed_twice: |b| { let f = b.manifest.functions[0].clone(); b.manifest.functions.push(f) } => Problem::ListedTwice(_),
+    new_with_old_size: |b| b.manifest.functions[1].old_size = 1 => Problem::NewWithOldSize(_),
+    not_listed: |b| b.manifest.functions.truncate(2) => Problem::NotListed(_),
+    listed_with_other_name: |b| b.manifest.functions[0].name.push('x') => Problem::ListedOtherwise(_),
+    listed_with_other_unit: |b| b.manifest.functions[0].unit.push('x') => Problem::ListedOtherwise(_),
+    listed_with_other_old_size: |b| b.manifest.functions[0].old_size += 1 => Problem::ListedOtherwise(_),
+    listed_with_other_new_size: |b| b.manifest.functions[0].new_size += 1 => Problem::ListedOtherwise(_),
+    listed_only: |b| b.functions.truncate(1) => Problem::ListedOnly(_),
+}
+
+#[test]
+fn what_a_rule_allows_is_written() {
+    let mut bundle = sample();
+    // Sites that touch, hold one another or share both ends.
+    bundle.functions[1].sites = [
+        site(0, 5, BootSiteKind::Return),
+        site(5, 7, BootSiteKind::Paravirt { slot: END - 8 }),
+        site(5, 30, BootSiteKind::Alternative { forms: vec![vec![0; 30]; 255] }),
+        site(6, 4, BootSiteKind::Slide32),
+    ]
+    .concat();
+    // A replacement of nothing, at the very end of the code.
+    bundle.payload.fixups[5] = alternative(0x30, 5, 0x58, 0, 0x7fff);
+    let bytes = write(&bundle).expect("nothing in it breaks a rule");
+    assert_eq!(read(&bytes).expect("just written").bundle, bundle);
+}

@@ -1,0 +1,263 @@
+//! Files whose digest is right but whose structure is not: each is refused with the error of its cause.
+
+mod common;
+
+use common::{file, header, patched, patched_section, section};
+use lpk_format::*;
+
+/// Writes bytes into a section and expects one error.
+macro_rules! refused {
+    ($($name:ident: $section:literal [$at:expr] = $bytes:expr => $error:pat,)*) => {$(
+        #[test]
+        fn $name() {
+            expect(&patched_section($section, $at, &$bytes), |error| matches!(error, $error), stringify!($error));
+        }
+    )*};
+}
+
+fn expect(bytes: &[u8], right: impl Fn(&ReadError) -> bool, name: &str) {
+    match read(bytes) {
+        Err(error) if right(&error) => {}
+        other => panic!("expected {name}, got {other:?}"),
+    }
+}
+
+use ReadError::{Record, Seal, Unsound};
+use RecordError as R;
+
+refused! {
+    // .lucos.functions: records of 64 bytes.
+    old_address_outside: ".lucos.functions" [0] = [0; 8] => Unsound(Problem::OutsideImage { what: "old function", .. }),
+    old_size_too_large: ".lucos.functions" [8] = [0xff; 4] => ReadError::FunctionPart { index: 0, section: ".lucos.expected", size: u32::MAX, .. },
+    old_size_not_all: ".lucos.functions" [8] = [0x7f, 0, 0, 0] => ReadError::FunctionPart { index: 1, expected: 0x7f, .. },
+    last_old_size_not_all: ".lucos.functions" [72] = [0x22, 0, 0, 0] => ReadError::Unused { section: ".lucos.expected", size: 0xa3, used: 0xa2 },
+    expected_offset: ".lucos.functions" [12] = [1, 0, 0, 0] => ReadError::FunctionPart { offset: 1, expected: 0, .. },
+    expected_offset_overflows: ".lucos.functions" [76] = [0xff; 4] => ReadError::FunctionPart { index: 1, offset: u32::MAX, .. },
+    sites_offset: ".lucos.functions" [16] = [4, 0, 0, 0] => ReadError::FunctionPart { section: ".lucos.sites", offset: 4, .. },
+    sites_size_too_large: ".lucos.functions" [20] = [0xff; 4] => ReadError::FunctionPart { section: ".lucos.sites", .. },
+    sites_size_zero: ".lucos.functions" [20] = [0; 4] => Record { source: R::Count { found: 0, announced: 12 }, .. },
+    sites_count: ".lucos.functions" [24] = [0xff; 4] => Record { source: R::Count { found: 12, announced: u32::MAX }, .. },
+    new_offset_outside: ".lucos.functions" [28] = [0xf0, 0xff, 0xff, 0xff] => Unsound(Problem::NewRange { .. }),
+    new_size_zero: ".lucos.functions" [32] = [0; 4] => Unsound(Problem::NewRange { size: 0, .. }),
+    manifest_index: ".lucos.functions" [36] = [3, 0, 0, 0] => ReadError::ManifestIndex { index: 0, found: 3, count: 3 },
+    manifest_other_entry: ".lucos.functions" [36] = [1, 0, 0, 0] => Unsound(Problem::ListedOtherwise(_)),
+    jump_offset: ".lucos.functions" [40] = [5] => Unsound(Problem::JumpOffset { found: 5, .. }),
+    function_reserved: ".lucos.functions" [63] = [1] => ReadError::NotCanonical { .. },
+
+    // .lucos.sites: records of 16 bytes, forms behind.
+    site_offset: ".lucos.sites" [0] = [0xff; 4] => Unsound(Problem::SiteRange { site: 0, .. }),
+    site_len: ".lucos.sites" [4] = [6] => Unsound(Problem::SiteLength { len: 6, .. }),
+    site_kind: ".lucos.sites" [5] = [12] => Record { source: R::Kind { index: 0, kind: 12 }, section: ".lucos.sites" },
+    site_kind_zero: ".lucos.sites" [21] = [0] => Record { source: R::Kind { index: 1, kind: 0 }, .. },
+    site_forms_of_another_kind: ".lucos.sites" [6] = [1] => Record { section: ".lucos.sites", .. },
+    site_forms_too_many: ".lucos.sites" [5 * 16 + 6] = [255] => Record { source: R::Truncated { index: 5, .. }, .. },
+    site_forms_none: ".lucos.sites" [5 * 16 + 4] = [0] => Record { section: ".lucos.sites", .. },
+    site_reserved: ".lucos.sites" [7] = [1] => ReadError::NotCanonical { .. },
+    site_operand_unused: ".lucos.sites" [8] = [1] => ReadError::NotCanonical { .. },
+    site_slot: ".lucos.sites" [4 * 16 + 8] = [0; 8] => Unsound(Problem::OutsideImage { .. }),
+
+    // .lucos.fixups: records of 24 bytes.
+    fixup_offset: ".lucos.fixups" [0] = [0xff; 4] => Unsound(Problem::FixupRange { index: 0, offset: u32::MAX, .. }),
+    fixup_kind: ".lucos.fixups" [4] = [5] => Record { source: R::Kind { index: 0, kind: 5 }, section: ".lucos.fixups" },
+    fixup_len_unused: ".lucos.fixups" [5] = [5] => ReadError::NotCanonical { .. },
+    fixup_flag: ".lucos.fixups" [4 * 24 + 7] = [2] => Record { source: R::Flag { index: 4, value: 2 }, .. },
+    fixup_replacement: ".lucos.fixups" [4 * 24 + 8] = [0xff; 4] => Unsound(Problem::FixupRange { index: 4, .. }),
+    fixup_feature: ".lucos.fixups" [4 * 24 + 12] = [0xff; 2] => Unsound(Problem::Feature { feature: 0xffff, .. }),
+    fixup_reserved: ".lucos.fixups" [4 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
+
+    // .symtab: entries of 24 bytes, the first is null.
+    null_symbol: ".symtab" [0] = [1] => ReadError::NoNullSymbol,
+    symbol_name_outside: ".symtab" [24] = [0xff; 4] => ReadError::SymbolName { index: 1, offset: u32::MAX },
+    symbol_name_in_the_middle: ".symtab" [24] = [2, 0, 0, 0] => ReadError::NotCanonical { .. },
+    symbol_global: ".symtab" [28] = [0x12] => ReadError::SymbolInfo { index: 1, info: 0x12, .. },
+    symbol_type: ".symtab" [28] = [1] => ReadError::SymbolInfo { info: 1, .. },
+    symbol_visibility: ".symtab" [29] = [2] => ReadError::SymbolInfo { other: 2, .. },
+    symbol_undefined: ".symtab" [30] = [0, 0] => ReadError::SymbolSection { index: 1, section: 0 },
+    symbol_in_other_section: ".symtab" [30] = [9, 0] => ReadError::SymbolSection { section: 9, .. },
+    symbol_common: ".symtab" [30] = [0xf2, 0xff] => ReadError::SymbolSection { section: 0xfff2, .. },
+    symbol_value: ".symtab" [32] = [0xff; 8] => ReadError::SymbolValue { value: u64::MAX, .. },
+    symbol_kernel_value: ".symtab" [7 * 24 + 8] = [0xff; 8] => ReadError::SymbolValue { index: 7, .. },
+    symbol_kernel_at_end: ".symtab" [7 * 24 + 8] = [0, 0, 0x83, 2, 0, 0, 0, 0] => Unsound(Problem::OutsideImage { .. }),
+    symbol_size: ".symtab" [40] = [0xff; 8] => Unsound(Problem::SymbolRange { size: u64::MAX, .. }),
+    string_not_utf8: ".strtab" [1] = [0xff] => ReadError::SymbolName { index: 1, offset: 1 },
+    string_not_ended: ".strtab" [section(&file(), ".strtab").len() - 1] = *b"x" => ReadError::SymbolName { .. },
+    string_unused: ".strtab" [0] = *b"x" => ReadError::NotCanonical { .. },
+
+    // .rela.text: entries of 24 bytes.
+    reloc_offset: ".rela.text" [0] = [0xff; 8] => ReadError::RelocOffset { index: 0, offset: u64::MAX, .. },
+    reloc_offset_outside: ".rela.text" [0] = [0xff; 4] => Unsound(Problem::RelocRange { index: 0, .. }),
+    reloc_order: ".rela.text" [0] = [12] => Unsound(Problem::RelocOrder { index: 1, .. }),
+    reloc_kind: ".rela.text" [8] = [9] => ReadError::RelocKind { kind: 9, .. },
+    reloc_null_symbol: ".rela.data" [12] = [0] => ReadError::RelocNullSymbol { section: ".rela.data", index: 0 },
+    reloc_symbol: ".rela.text" [12] = [0xff; 4] => Unsound(Problem::RelocSymbol { .. }),
+
+    // Notes and JSON.
+    note_owner: ".note.lucos.kernel" [12] = *b"X" => Record { source: R::Note { index: 0, .. }, section: ".note.lucos.kernel" },
+    note_type: ".note.lucos.kernel" [8] = [2] => Record { source: R::Note { note_type: 2, expected: 1, .. }, .. },
+    note_owner_size: ".note.lucos.kernel" [0] = [0xff; 4] => Record { source: R::Truncated { .. }, .. },
+    note_size: ".note.lucos.kernel" [4] = [0xff; 4] => Record { source: R::Truncated { .. }, .. },
+    note_text: ".note.lucos.kernel" [40 + 20] = [0xff] => Record { source: R::Text { index: 1 }, .. },
+    note_padding: ".note.lucos.kernel" [18] = [1] => ReadError::NotCanonical { .. },
+    build_id_note_owner: ".note.gnu.build-id" [12] = *b"X" => ReadError::NotCanonical { .. },
+    profile_not_json: ".lucos.profile" [0] = *b"[" => ReadError::Json { section: ".lucos.profile", .. },
+    manifest_not_json: ".lucos.manifest" [0] = *b"x" => ReadError::Json { section: ".lucos.manifest", .. },
+    manifest_other_field: ".lucos.manifest" [2] = *b"x" => ReadError::Json { section: ".lucos.manifest", .. },
+    manifest_name: ".lucos.manifest" [9] = *b"/" => Unsound(Problem::Text { .. }),
+
+}
+
+#[test]
+fn version_and_algorithm_are_told_before_the_digest() {
+    for (at, right) in [
+        (0, (|error| matches!(error, Seal(SealError::Version(2)))) as fn(&ReadError) -> bool),
+        (4, |error| matches!(error, Seal(SealError::Algorithm(2)))),
+    ] {
+        let mut bytes = file();
+        let start = section(&bytes, ".lucos.digest").start;
+        bytes[start + at] = 2;
+        expect(&bytes, right, "Version or Algorithm");
+    }
+}
+
+#[test]
+fn every_field_of_the_file_header_is_checked() {
+    for (field, at, value) in [
+        ("EI_OSABI", 7, 3),
+        ("e_type", 16, 2),
+        ("e_machine", 18, 3),
+        ("e_version", 20, 2),
+        ("e_entry", 24, 1),
+        ("e_phoff", 32, 64),
+        ("e_flags", 48, 1),
+        ("e_ehsize", 52, 63),
+        ("e_phentsize", 54, 56),
+        ("e_phnum", 56, 1),
+    ] {
+        let bytes = patched(file(), at, &[value]);
+        expect(&bytes, |error| matches!(error, ReadError::FileHeader { field: found, .. } if *found == field), field);
+    }
+    let mut more = file();
+    more.extend([0; 64]);
+    let bytes = patched(more, 60, &[SECTION_NAMES.len() as u8 + 1]);
+    expect(&bytes, |error| matches!(error, ReadError::FileHeader { field: "e_shnum", .. }), "e_shnum");
+    for at in 8..16 {
+        let bytes = patched(file(), at, &[1]);
+        expect(&bytes, |error| matches!(error, ReadError::NotCanonical { offset } if *offset == at), "NotCanonical");
+    }
+    for (at, value) in [(0, 0), (4, 1), (5, 2), (6, 0), (58, 63), (60, 20), (62, 21)] {
+        let mut bytes = file();
+        bytes[at] = value;
+        expect(&bytes, |error| matches!(error, Seal(SealError::NotElf(_))), "NotElf");
+    }
+}
+
+#[test]
+fn every_field_of_every_section_header_is_checked() {
+    let fields = [
+        ("sh_type", 4),
+        ("sh_flags", 8),
+        ("sh_addr", 16),
+        ("sh_offset", 24),
+        ("sh_size", 32),
+        ("sh_link", 40),
+        ("sh_info", 44),
+        ("sh_addralign", 48),
+        ("sh_entsize", 56),
+    ];
+    for section in SECTION_NAMES {
+        for (field, at) in fields {
+            let mut bytes = file();
+            let at = header(&bytes, section) + at;
+            bytes[at] ^= 0x20;
+            // Without a string table or digest there is nothing to seal; the reader refuses all the same.
+            let sealed = seal(&mut bytes).is_ok();
+            let result = read(&bytes);
+            let named = match &result {
+                Err(ReadError::SectionHeader { section: found, field: named, .. }) => {
+                    *found == section && *named == field
+                }
+                // A size that is wrong moves everything behind it, or cuts a record.
+                Err(Seal(_)) => !sealed,
+                Err(_) => field == "sh_size" || section == ".shstrtab" || field == "sh_type",
+                // More of `.bss`, or contents that go on with the zeros behind them: another bundle.
+                Ok(_) => [".text", ".rodata", ".bss"].contains(&section) && field == "sh_size",
+            };
+            let moved =
+                field == "sh_size" && matches!(result, Err(ReadError::SectionHeader { field: "sh_offset", .. }));
+            assert!(named || moved, "{field} of `{section}`: {:?}", result.err());
+        }
+    }
+}
+
+#[test]
+fn a_section_of_another_name_is_refused() {
+    let bytes = patched_section(".shstrtab", 2, b"T");
+    expect(&bytes, |error| matches!(error, ReadError::SectionName { index: 1, .. }), "SectionName");
+    let mut bytes = file();
+    let at = section(&bytes, ".shstrtab");
+    let place = at.start + bytes[at].windows(6).position(|name| name == b"digest").expect("the name is there");
+    bytes[place] = b'D';
+    expect(&bytes, |error| matches!(error, Seal(SealError::NoSection(".lucos.digest"))), "NoSection");
+}
+
+#[test]
+fn sections_swapped_in_the_table_are_refused() {
+    let good = file();
+    let (rodata, data) = (header(&good, ".rodata"), header(&good, ".data"));
+    let (first, second) = (good[rodata..rodata + 64].to_vec(), good[data..data + 64].to_vec());
+    let bytes = patched(patched(good, rodata, &second), data, &first);
+    expect(&bytes, |error| matches!(error, ReadError::SectionName { index: 2, .. }), "SectionName");
+}
+
+#[test]
+fn bytes_between_sections_are_refused() {
+    let good = file();
+    let end = section(&good, ".text").end;
+    assert!(end < section(&good, ".rodata").start, "the sample has a gap there");
+    let bytes = patched(good, end, &[1]);
+    expect(&bytes, |error| matches!(error, ReadError::NotCanonical { offset } if *offset == end), "NotCanonical");
+}
+
+#[test]
+fn a_section_beyond_the_file_is_refused() {
+    let good = file();
+    let at = header(&good, ".lucos.manifest") + 32;
+    let bytes = patched(good, at, &[0xff; 8]);
+    expect(&bytes, |error| matches!(error, ReadError::SectionRange { section: ".lucos.manifest", .. }), "SectionRange");
+}
+
+#[test]
+fn digest_and_id_must_not_overlap() {
+    let mut bytes = file();
+    let (digest, id) = (header(&bytes, ".lucos.digest"), header(&bytes, ".note.gnu.build-id"));
+    let offset: [u8; 8] = bytes[digest + 24..digest + 32].try_into().expect("eight bytes");
+    bytes[id + 24..id + 32].copy_from_slice(&offset);
+    expect(&bytes, |error| matches!(error, Seal(SealError::Overlap { .. })), "Overlap");
+}
+
+#[test]
+fn the_kernel_section_is_the_image_of_the_profile() {
+    let good = file();
+    let at = header(&good, ".lucos.kernel");
+    for (field, at) in [("sh_addr", at + 16), ("sh_size", at + 32)] {
+        let bytes = patched(good.clone(), at, &[1]);
+        expect(
+            &bytes,
+            |error| matches!(error, ReadError::SectionHeader { field: found, .. } if *found == field),
+            field,
+        );
+    }
+}
+
+#[test]
+fn json_in_other_words_is_refused() {
+    let good = file();
+    let text = String::from_utf8(good[section(&good, ".lucos.manifest")].to_vec()).expect("JSON is UTF-8");
+    // As long as before, and the same to a JSON reader.
+    let other = text.replacen("show-more", "\\u0073how", 1);
+    assert_eq!(other.len(), text.len());
+    let bytes = patched_section(".lucos.manifest", 0, other.as_bytes());
+    let start = section(&good, ".lucos.manifest").start;
+    let expected = start + text.find("show-more").expect("the name is there");
+    expect(&bytes, |error| matches!(error, ReadError::NotCanonical { offset } if *offset == expected), "NotCanonical");
+}

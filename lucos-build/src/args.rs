@@ -1,0 +1,138 @@
+//! What can be typed.
+//!
+//! Comes in: the command line. Decided: only its form; clap prints help and usage errors (status 2). Goes out:
+//! [`Args`].
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Inputs that are not given are looked for by convention, and what was found is said on standard error:
+  System.map  beside vmlinux, in /boot, in /usr/lib/debug/boot (a stub without symbols is skipped)
+  config      beside vmlinux, in /boot, in the modules' build folder
+  source      `source` beside vmlinux, the folder the kernel was built in, /usr/src/linux-source-X.Y,
+              /lib/modules/RELEASE/source and build, the current folder
+
+Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cache/lucos.
+
+Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or its environment failed; 2 usage;
+3 refused: the reasons are printed, with --json as JSON on standard output.
+
+JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
+old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, bundle, inputs, timings_ms.";
+
+/// Makes a live-update bundle from a kernel diff, or shows one.
+#[derive(Debug, Parser)]
+#[command(name = "lucos-build", version, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Args {
+    /// Another thing to do than to build.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What to build.
+    #[command(flatten)]
+    pub build: Option<BuildArgs>,
+}
+
+/// Things to do other than to build.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows what is in a bundle, after checking all of it.
+    Inspect(InspectArgs),
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, ClapArgs)]
+pub struct InspectArgs {
+    /// The bundle.
+    #[arg(value_name = "FILE.lpk")]
+    pub bundle: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of a build.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct BuildArgs {
+    /// The diff, in git or plain unified form; `-` reads standard input.
+    #[arg(value_name = "DIFF")]
+    pub diff: PathBuf,
+    /// The kernel image with symbols and debug information.
+    #[arg(long, value_name = "FILE")]
+    pub vmlinux: PathBuf,
+    /// The kernel's System.map.
+    #[arg(long, value_name = "FILE")]
+    pub system_map: Option<PathBuf>,
+    /// The kernel's source tree; it is never changed.
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The kernel's configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The compiler; by default the one that the configuration names.
+    #[arg(long, value_name = "PROGRAM")]
+    pub cc: Option<PathBuf>,
+    /// Compile this many units at a time [default: number of processors].
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub jobs: Option<u16>,
+    /// Keep sources, objects and commands of this build in a folder, which must be empty or new.
+    #[arg(long, value_name = "DIR")]
+    pub keep_dir: Option<PathBuf>,
+    /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
+    #[arg(short, long, value_name = "OUT.lpk")]
+    pub output: Option<PathBuf>,
+    /// Print the report as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Say only what went wrong.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl BuildArgs {
+    /// Name of the update: the diff's file name without its extension.
+    pub fn name(&self) -> String {
+        match self.diff.file_stem() {
+            Some(stem) if self.diff.as_os_str() != "-" => stem.to_string_lossy().into_owned(),
+            _ => "stdin".to_owned(),
+        }
+    }
+
+    /// Where the bundle goes.
+    pub fn bundle_path(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| PathBuf::from(format!("{}.lpk", self.name())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("lucos-build").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn a_build_needs_no_word_for_it() {
+        let args = parse("fix.diff --vmlinux vmlinux -j 3 --json").expect("a complete command line");
+        let build = args.build.expect("a build");
+        assert!(args.command.is_none());
+        assert_eq!((build.jobs, build.json, build.name().as_str()), (Some(3), true, "fix"));
+        assert_eq!(build.bundle_path(), PathBuf::from("fix.lpk"));
+        assert_eq!(parse("- --vmlinux v").expect("complete").build.expect("a build").name(), "stdin");
+    }
+
+    #[test]
+    fn inspect_needs_no_kernel() {
+        let args = parse("inspect a.lpk --json").expect("a complete command line");
+        assert!(matches!(args.command, Some(Command::Inspect(InspectArgs { json: true, .. }))));
+    }
+
+    #[test]
+    fn incomplete_lines_are_usage_errors() {
+        for line in ["", "fix.diff", "--vmlinux v", "inspect", "fix.diff --vmlinux v -j 0", "fix.diff --vmlinux v x"] {
+            assert_eq!(parse(line).map(|_| ()).expect_err(line).exit_code(), 2, "{line}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Shows a bundle.
+//!
+//! Comes in: the path of a bundle. Decided: nothing; the reader has checked all of it. Goes out: text or JSON.
+
+use comfy_table::{Table, presets};
+use lpk_format::{Place, ReadBundle, ReadError, SectionKind};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+/// Why a bundle cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no sound bundle.
+    #[error("{} is refused", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: ReadError,
+    },
+}
+
+/// Reads and checks a bundle.
+///
+/// # Errors
+/// [`InspectError`].
+pub fn open(path: &Path) -> Result<ReadBundle, InspectError> {
+    let bytes = std::fs::read(path).map_err(|source| InspectError::Io { path: path.to_owned(), source })?;
+    lpk_format::read(&bytes).map_err(|source| InspectError::Refused { path: path.to_owned(), source })
+}
+
+/// Numbers of what is in a bundle.
+struct Counts {
+    sections: [(&'static str, u64); 4],
+    relocs: BTreeMap<String, usize>,
+    symbols: BTreeMap<&'static str, usize>,
+    fixups: BTreeMap<String, usize>,
+    sites: BTreeMap<String, usize>,
+}
+
+impl Counts {
+    fn of(read: &ReadBundle) -> Self {
+        let payload = &read.bundle.payload;
+        let mut counts = Self {
+            sections: [
+                ("text", payload.text.len() as u64),
+                ("rodata", payload.rodata.len() as u64),
+                ("data", payload.data.len() as u64),
+                ("bss", u64::from(payload.bss_size)),
+            ],
+            relocs: BTreeMap::new(),
+            symbols: BTreeMap::new(),
+            fixups: BTreeMap::new(),
+            sites: BTreeMap::new(),
+        };
+        for reloc in &payload.relocs {
+            *counts.relocs.entry(word(&reloc.kind)).or_default() += 1;
+        }
+        for symbol in &payload.symbols {
+            let place = match symbol.place {
+                Place::Payload { section: SectionKind::Text, .. } => "text",
+                Place::Payload { section: SectionKind::Rodata, .. } => "rodata",
+                Place::Payload { section: SectionKind::Data, .. } => "data",
+                Place::Payload { section: SectionKind::Bss, .. } => "bss",
+                Place::Kernel(_) => "kernel",
+                Place::Absolute(_) => "absolute",
+            };
+            *counts.symbols.entry(place).or_default() += 1;
+        }
+        for fixup in &payload.fixups {
+            *counts.fixups.entry(word(fixup)).or_default() += 1;
+        }
+        for site in read.bundle.functions.iter().flat_map(|function| &function.sites) {
+            *counts.sites.entry(word(&site.kind)).or_default() += 1;
+        }
+        counts
+    }
+}
+
+/// The name of a variant, in lower case.
+fn word(value: &impl std::fmt::Debug) -> String {
+    let text = format!("{value:?}");
+    text.chars().take_while(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
+}
+
+/// The bundle as JSON.
+pub fn to_json(read: &ReadBundle) -> String {
+    let bundle = &read.bundle;
+    let counts = Counts::of(read);
+    let functions: Vec<_> = bundle
+        .functions
+        .iter()
+        .map(|function| {
+            json!({
+                "name": function.name,
+                "unit": function.unit,
+                "old_address": format!("{:#x}", function.old_address),
+                "old_size": function.expected.len(),
+                "jump_offset": function.jump_offset,
+                "new_offset": function.new_offset,
+                "new_size": function.new_size,
+                "sites": function.sites.len(),
+            })
+        })
+        .collect();
+    let value = json!({
+        "id": read.id,
+        "kernel": bundle.kernel,
+        "manifest": bundle.manifest,
+        "functions": functions,
+        "sections": counts.sections.into_iter().collect::<BTreeMap<_, _>>(),
+        "relocations": counts.relocs,
+        "symbols": counts.symbols,
+        "fixups": counts.fixups,
+        "sites": counts.sites,
+        "profile": {
+            "symbols": bundle.profile.symbols.len(),
+            "offsets": bundle.profile.offsets.len(),
+            "sizes": bundle.profile.sizes.len(),
+            "constants": bundle.profile.constants.len(),
+        },
+    });
+    serde_json::to_string_pretty(&value).expect("strings and numbers only")
+}
+
+/// The bundle for people.
+pub fn to_text(read: &ReadBundle) -> String {
+    let (bundle, counts) = (&read.bundle, Counts::of(read));
+    let manifest = &bundle.manifest;
+    let mut text = String::new();
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.add_row(["name", &manifest.name]);
+    table.add_row(["id", &read.id.to_string()]);
+    table.add_row(["type", &word(&manifest.update_type)]);
+    table.add_row(["kernel", &bundle.kernel.release]);
+    table.add_row(["kernel build id", &lpk_format::hex::encode(&bundle.kernel.build_id)]);
+    table.add_row(["built by", &manifest.built_by]);
+    table.add_row(["diff sha256", &manifest.diff_sha256]);
+    table.add_row(["files", &manifest.files.join(" ")]);
+    let sections: Vec<String> = counts.sections.iter().map(|(name, size)| format!("{name} {size}")).collect();
+    table.add_row(["bytes", &sections.join(", ")]);
+    let list = |counts: Vec<(&str, usize)>| {
+        let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
+        if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
+    };
+    let owned = |counts: &BTreeMap<String, usize>| list(counts.iter().map(|(name, count)| (name.as_str(), *count)).collect());
+    table.add_row(["relocations", &owned(&counts.relocs)]);
+    table.add_row(["symbols", &list(counts.symbols.iter().map(|(name, count)| (*name, *count)).collect())]);
+    table.add_row(["fix-ups", &owned(&counts.fixups)]);
+    table.add_row(["boot sites", &owned(&counts.sites)]);
+    let _ = writeln!(text, "{table}\n");
+    let mut functions = Table::new();
+    functions.load_style(presets::NOTHING);
+    functions.set_header(["function", "unit", "old address", "old", "new", "jump at", "sites"]);
+    for function in &bundle.functions {
+        functions.add_row([
+            function.name.clone(),
+            function.unit.clone(),
+            format!("{:#x}", function.old_address),
+            function.expected.len().to_string(),
+            function.new_size.to_string(),
+            format!("+{}", function.jump_offset),
+            function.sites.len().to_string(),
+        ]);
+    }
+    let _ = writeln!(text, "{functions}");
+    for datum in &manifest.data {
+        let _ = writeln!(text, "data: {} ({}), {} bytes", datum.name, datum.unit, datum.size);
+    }
+    for left in &manifest.left_out {
+        let _ = writeln!(text, "left out: {} of {}: {}", left.section, left.unit, left.consequence);
+    }
+    text
+}

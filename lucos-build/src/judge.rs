@@ -1,0 +1,252 @@
+//! From compiled units to a bundle: the phases behind the compiler.
+//!
+//! Comes in: both objects of each unit, the kernel image and its DWARF. Decided: whether the original is what the kernel
+//! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
+//! or the reasons for a refusal.
+
+use crate::kbuild::compile::CompiledUnit;
+use crate::pipeline::Stop;
+use crate::progress::Progress;
+use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
+use crate::request::Request;
+use diff_analyzer::classify::{Finding, classify};
+use diff_analyzer::dwarf_layout::{self, LayoutError};
+use diff_analyzer::object::{Object, ObjectError};
+use diff_analyzer::object_diff::{ObjectDiff, compare};
+use diff_analyzer::pieces::{Pieces, PiecesError};
+use diff_analyzer::source_diff::FileChange;
+use lpk_format::{Bundle, GuestProfile, KernelId, Manifest, UpdateType};
+use prelink::link::{self, Linked};
+use prelink::prove::{Proof, prove};
+use prelink::refusal::Refusal;
+use prelink::sites::{BootTables, SitesError};
+use prelink::units::UnitIndex;
+use prelink::vmlinux::KernelImage;
+use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What the phases behind the compiler work on.
+pub struct Judge<'a, 'i> {
+    /// The request.
+    pub request: &'a Request,
+    /// The kernel image.
+    pub image: &'a KernelImage,
+    /// Its units.
+    pub units: &'a UnitIndex<'i>,
+    /// Changed files of the diff.
+    pub changes: &'a [FileChange],
+    /// Name of the update.
+    pub name: String,
+}
+
+/// An object that cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum JudgeError {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: not a kernel object", path.display())]
+    Object { path: PathBuf, source: ObjectError },
+    #[error("{}: its special sections cannot be read", path.display())]
+    Pieces { path: PathBuf, source: PiecesError },
+    #[error("{}: its debug information cannot be used", path.display())]
+    Layout { path: PathBuf, source: LayoutError },
+}
+
+/// A unit's objects, read.
+struct Read {
+    unit: String,
+    original: Object,
+    patched: Object,
+    compiled: CompiledUnit,
+}
+
+/// A unit, proved, compared and classified.
+struct Judged {
+    proof: Proof,
+    diff: ObjectDiff,
+    findings: Vec<Finding>,
+    /// Time taken: prove, compare and classify.
+    times: [Duration; 2],
+}
+
+impl Judge<'_, '_> {
+    /// Phases 5 to 9: a bundle, if the change has any effect.
+    ///
+    /// # Errors
+    /// [`Stop`] when the change is refused or an object cannot be read.
+    pub fn run(&self, compiled: &[CompiledUnit], report: &mut Report, progress: &Progress) -> Result<Option<Bundle>, Stop> {
+        progress.phase("reading what the runtime must know of this kernel");
+        let profile = self.profile()?;
+
+        // 5. Prove, 6. compare, 7. and 8. compare layouts and classify: each unit by itself
+        progress.phase(format!("proving and comparing {} units", compiled.len()));
+        let read = compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
+        let pieces = read.par_iter().map(|unit| cut(unit, &profile.sizes)).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
+        let judged = (read.par_iter().zip(&pieces))
+            .map(|(unit, (original, patched))| self.judge(unit, original, patched))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Stop::failed)?;
+        let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
+        (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
+            report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
+        }
+        if judged.iter().all(|unit| unit.diff.is_empty()) {
+            return Ok(None);
+        }
+        self.refuse_type2(&read, &judged, report)?;
+
+        // 9. Pre-link: prelink/src/link.rs
+        let clock = Instant::now();
+        progress.phase("resolving symbols");
+        let tables = BootTables::read(self.image, &profile.sizes).map_err(of_sites)?;
+        let units: Vec<link::Unit<'_, '_>> = (read.iter().zip(&pieces).zip(&judged))
+            .filter(|(_, judged)| !judged.diff.is_empty())
+            .map(|((unit, (original, patched)), judged)| link::Unit {
+                name: &unit.unit,
+                original,
+                patched,
+                diff: &judged.diff,
+                proof: &judged.proof,
+            })
+            .collect();
+        let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        report.timings_ms.link = millis(clock.elapsed());
+        if linked.functions.is_empty() {
+            let reason = Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
+            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
+        }
+        report.verdict = Verdict::Type1;
+        Ok(Some(self.bundle(linked, profile, report)))
+    }
+
+    fn profile(&self) -> Result<GuestProfile, Stop> {
+        let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
+        let features = std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
+        prelink::guest::profile(self.image, self.units, &features).map_err(Stop::failed)
+    }
+
+    fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
+        let clock = Instant::now();
+        let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
+            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
+            .collect();
+        let proof = prove(self.image, original, &ranges);
+        let proved = clock.elapsed();
+        let diff = compare(original, patched);
+        let mut findings = Vec::new();
+        if !diff.is_empty() {
+            let layouts = |path: &PathBuf| {
+                let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
+                dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
+            };
+            let (old, new) = rayon::join(|| layouts(&unit.compiled.original), || layouts(&unit.compiled.patched));
+            findings = classify(&diff, patched, &old?, &new?);
+        }
+        Ok(Judged { proof, diff, findings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+    }
+
+    /// Type 2 is recognised and explained; applying it is not part of this version.
+    fn refuse_type2(&self, read: &[Read], judged: &[Judged], report: &mut Report) -> Result<(), Stop> {
+        let mut reasons: Vec<Reason> = Vec::new();
+        for (unit, judged) in read.iter().zip(judged) {
+            for finding in &judged.findings {
+                let mut reason = Reason::new(finding.rule, finding.message.clone()).at(unit.unit.clone(), None);
+                if let Some(place) = &finding.place {
+                    let file = self.relative(&place.file);
+                    let line = usize::try_from(place.line).ok();
+                    let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
+                    reason.diff_line = change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
+                    reason = reason.at(file, line);
+                }
+                reason = reason.help("existing data changes: this is a Type 2 update, which this version recognises but does not build");
+                // A type of a header is found again in every unit that sees it.
+                if !reasons.iter().any(|known| known.rule == reason.rule && known.message == reason.message) {
+                    reasons.push(reason);
+                }
+            }
+        }
+        if reasons.is_empty() {
+            return Ok(());
+        }
+        report.verdict = Verdict::Type2;
+        Err(Stop::Refused(reasons))
+    }
+
+    /// A path in debug information, relative to the source tree.
+    fn relative(&self, file: &str) -> String {
+        let known = self.changes.iter().find(|change| file.ends_with(&format!("/{}", change.path.display())));
+        known.map_or_else(|| file.to_owned(), |change| change.path.display().to_string())
+    }
+
+    fn of_refusals(&self, refusals: Vec<Refusal>) -> Stop {
+        Stop::Refused(
+            refusals
+                .into_iter()
+                .map(|refusal| Reason::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help))
+                .collect(),
+        )
+    }
+
+    fn bundle(&self, linked: Linked, profile: GuestProfile, report: &mut Report) -> Bundle {
+        report.functions = (linked.manifest_functions.iter())
+            .map(|function| FunctionRow {
+                name: function.name.clone(),
+                unit: function.unit.clone(),
+                old_address: function.old_address.map(|address| format!("{address:#x}")),
+                old_size: function.old_size,
+                new_size: function.new_size,
+            })
+            .collect();
+        report.data = (linked.manifest_data.iter())
+            .map(|datum| DatumRow { name: datum.name.clone(), unit: datum.unit.clone(), size: datum.size })
+            .collect();
+        let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
+        files.sort();
+        files.dedup();
+        Bundle {
+            kernel: KernelId {
+                build_id: self.image.build_id().to_vec(),
+                release: self.image.release().to_owned(),
+                banner: self.image.banner().to_owned(),
+            },
+            profile,
+            manifest: Manifest {
+                name: self.name.clone(),
+                update_type: UpdateType::Type1,
+                built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
+                diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
+                files,
+                functions: linked.manifest_functions,
+                data: linked.manifest_data,
+                left_out: linked.left_out,
+            },
+            payload: linked.payload,
+            functions: linked.functions,
+        }
+    }
+}
+
+fn read(compiled: CompiledUnit) -> Result<Read, JudgeError> {
+    let object = |path: &PathBuf| {
+        let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
+        Object::parse(&bytes).map_err(|source| JudgeError::Object { path: path.clone(), source })
+    };
+    let (original, patched) = (object(&compiled.original)?, object(&compiled.patched)?);
+    Ok(Read { unit: compiled.unit.display().to_string(), original, patched, compiled })
+}
+
+fn cut<'o>(unit: &'o Read, sizes: &BTreeMap<String, u64>) -> Result<(Pieces<'o>, Pieces<'o>), JudgeError> {
+    let cut = |object: &'o Object, path: &PathBuf| {
+        Pieces::cut(object, sizes).map_err(|source| JudgeError::Pieces { path: path.clone(), source })
+    };
+    Ok((cut(&unit.original, &unit.compiled.original)?, cut(&unit.patched, &unit.compiled.patched)?))
+}
+
+fn of_sites(error: SitesError) -> Stop {
+    Stop::refused(Reason::new("unknown-kernel", error.to_string()))
+}

@@ -1,0 +1,168 @@
+//! The kernel's own commands for a unit.
+//!
+//! Comes in: what `make -n V=1 UNIT.o` prints: recipes as long shell lines, in which every command stands once quoted
+//! (to be echoed) and once as itself. Decided: which commands make or change the object; those that only write notes
+//! for make are dropped; one that we do not know is an error, because leaving it out could change the code. Goes out:
+//! [`UnitCommands`], each a list of words, run without a shell.
+
+use serde::{Deserialize, Serialize};
+
+/// Commands that make an object, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitCommands {
+    /// The compiler.
+    pub compile: Vec<String>,
+    /// What changes the object afterwards (objtool, recordmcount).
+    pub after: Vec<Vec<String>>,
+}
+
+/// Why the commands of a unit are not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// make would not compile it.
+    #[error("make has no command that compiles {object}")]
+    NotCompiled {
+        /// The object.
+        object: String,
+    },
+    /// It would be compiled in several ways.
+    #[error("make has more than one command that compiles {object}")]
+    Twice {
+        /// The object.
+        object: String,
+    },
+    /// A step that is not known.
+    #[error("the kernel's build changes {object} by a step that is not known here: `{step}`")]
+    UnknownStep {
+        /// The object.
+        object: String,
+        /// The step.
+        step: String,
+    },
+    /// Not a shell line.
+    #[error("the command for {object} cannot be read: {message}")]
+    Shell {
+        /// The object.
+        object: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// Steps that write notes for make, check something, or are shell words around such steps.
+const WITHOUT_EFFECT: &[&str] =
+    &["echo", "printf", "trap", "set", "rm", "fixdep", "check-local-export", "nm", "grep", "cat", "if", "then", "else", "fi", "{", "}", ":", "[", "test"];
+
+impl UnitCommands {
+    /// Finds the commands of one object in what make printed.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub fn parse(output: &str, object: &str) -> Result<Self, CommandError> {
+        let joined = output.replace("\\\n", " ");
+        let (mut compile, mut after) = (None, Vec::new());
+        for line in joined.lines().filter(|line| line.contains(object)) {
+            for step in steps(line) {
+                // A step that does not name the object cannot change it.
+                if !step.contains(object) {
+                    continue;
+                }
+                let words = shell_words::split(step)
+                    .map_err(|error| CommandError::Shell { object: object.to_owned(), message: error.to_string() })?;
+                let Some(program) = words.first().map(|word| word.rsplit('/').next().unwrap_or(word)) else { continue };
+                if program == "make" || WITHOUT_EFFECT.contains(&program) || !words.iter().any(|word| word == object) {
+                    continue;
+                }
+                let output_follows = words.windows(2).any(|pair| pair[0] == "-o" && pair[1] == object);
+                if output_follows && words.iter().any(|word| word == "-c") {
+                    if compile.replace(words).is_some() {
+                        return Err(CommandError::Twice { object: object.to_owned() });
+                    }
+                } else if matches!(program, "objtool" | "recordmcount") {
+                    after.push(words);
+                } else {
+                    return Err(CommandError::UnknownStep { object: object.to_owned(), step: step.trim().to_owned() });
+                }
+            }
+        }
+        let compile = compile.ok_or_else(|| CommandError::NotCompiled { object: object.to_owned() })?;
+        Ok(Self { compile, after })
+    }
+
+    /// Whether it is compiled for a loadable module.
+    pub fn is_module(&self) -> bool {
+        self.compile.iter().any(|word| word == "-DMODULE")
+    }
+
+    /// The same commands with the words changed.
+    #[must_use]
+    pub fn map(&self, change: impl Fn(&str) -> String) -> Self {
+        let all = |words: &Vec<String>| words.iter().map(|word| change(word)).collect::<Vec<_>>();
+        Self { compile: all(&self.compile), after: self.after.iter().map(all).collect() }
+    }
+}
+
+/// The simple commands of a shell line: cut at `;`, `&` and `|` outside quotes.
+fn steps(line: &str) -> Vec<&str> {
+    let (mut steps, mut start, mut quote, mut escaped) = (Vec::new(), 0, None, false);
+    for (index, c) in line.char_indices() {
+        if escaped {
+            escaped = false;
+            continue;
+        }
+        match (quote, c) {
+            (Some('\''), '\'') | (Some('"'), '"') => quote = None,
+            (Some('\''), _) => {}
+            (_, '\\') => escaped = true,
+            (None, '\'' | '"') => quote = Some(c),
+            (None, ';' | '&' | '|') => {
+                steps.push(&line[start..index]);
+                start = index + 1;
+            }
+            _ => {}
+        }
+    }
+    steps.push(&line[start..]);
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = r#"make -f /src/scripts/Makefile.build obj=dir \
+need-builtin=1 \
+dir/unit.o
+set -e;  echo '  cc -Wp,-MMD,dir/.unit.o.d -I/src/include -DNAME='\''"dir/unit"'\'' -c -o dir/unit.o /src/dir/unit.c ; ./tools/objtool/objtool --orc dir/unit.o';  trap 'rm -f dir/unit.o; kill $$' HUP; cc -Wp,-MMD,dir/.unit.o.d -I/src/include -DNAME='"dir/unit"' -c -o dir/unit.o /src/dir/unit.c   ; ./tools/objtool/objtool --orc   dir/unit.o; scripts/basic/fixdep dir/.unit.o.d dir/unit.o 'cc -c -o dir/unit.o; ./tools/objtool/objtool dir/unit.o' > dir/.unit.o.cmd; rm -f dir/.unit.o.d
+set -e;  echo '  /src/scripts/check-local-export dir/unit.o';  /src/scripts/check-local-export dir/unit.o
+set -e;  { echo ; echo 'dir/unit.o: $(wildcard ./tools/objtool/objtool)' ; } >> dir/.unit.o.cmd
+set -e;  if nm dir/unit.o 2>/dev/null | grep -q __ksymtab; then cc -E -D__GENKSYMS__ -o x /src/dir/unit.c | genksyms >> dir/.unit.o.cmd; fi
+cc -c -o dir/unit.other.o /src/dir/unit.other.c
+"#;
+
+    #[test]
+    fn the_commands_are_taken_from_the_recipe() {
+        let commands = UnitCommands::parse(SAMPLE, "dir/unit.o").expect("known steps only");
+        assert_eq!(
+            commands.compile,
+            ["cc", "-Wp,-MMD,dir/.unit.o.d", "-I/src/include", "-DNAME=\"dir/unit\"", "-c", "-o", "dir/unit.o", "/src/dir/unit.c"]
+        );
+        assert_eq!(commands.after, [["./tools/objtool/objtool", "--orc", "dir/unit.o"]]);
+        assert!(!commands.is_module());
+        let module = UnitCommands::parse(&SAMPLE.replace("-I/src/include", "-DMODULE"), "dir/unit.o").expect("known");
+        assert!(module.is_module());
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_left_out() {
+        let stripped = format!("{SAMPLE}objcopy --strip-debug dir/unit.o\n");
+        let error = UnitCommands::parse(&stripped, "dir/unit.o").expect_err("an unknown step");
+        assert!(matches!(&error, CommandError::UnknownStep { step, .. } if step == "objcopy --strip-debug dir/unit.o"), "{error}");
+        let error = UnitCommands::parse(SAMPLE, "dir/none.o").expect_err("another object");
+        assert_eq!(error, CommandError::NotCompiled { object: "dir/none.o".to_owned() });
+        let twice = format!("{SAMPLE}cc -m16 -c -o dir/unit.o /src/dir/unit.c\n");
+        assert!(matches!(UnitCommands::parse(&twice, "dir/unit.o"), Err(CommandError::Twice { .. })));
+        let open = "cc -c -o dir/unit.o 'x\n";
+        assert!(matches!(UnitCommands::parse(open, "dir/unit.o"), Err(CommandError::Shell { .. })));
+    }
+}

@@ -1,0 +1,274 @@
+//! The whole way from a diff to a bundle, phase by phase.
+//!
+//! Comes in: what was typed. Decided: what each phase decides; the first phase that cannot go on ends the build. Goes
+//! out: a [`Report`], and the bundle if there is one; or the failure of the tool or its environment.
+
+use crate::args::BuildArgs;
+use crate::identity::Config;
+use crate::inputs::Found;
+use crate::judge::Judge;
+use crate::kbuild::command::CommandError;
+use crate::kbuild::compile::{Compile, CompileError, children_time};
+use crate::kbuild::{BuildFolder, KbuildError};
+use crate::progress::Progress;
+use crate::report::{Reason, Report, Verdict, millis};
+use crate::request::{self, RequestError};
+use crate::scope::Scope;
+use diff_analyzer::source_diff::{self, DiffError, FileChange};
+use lpk_format::Bundle;
+use prelink::dwarf::DebugSections;
+use prelink::units::UnitIndex;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Why a build ends without a bundle.
+#[derive(Debug)]
+pub enum Stop {
+    /// It must not be done: why.
+    Refused(Vec<Reason>),
+    /// The tool or its environment failed.
+    Failed(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Stop {
+    /// Refused for one reason.
+    pub fn refused(reason: Reason) -> Self {
+        Self::Refused(vec![reason])
+    }
+
+    /// The tool or its environment failed.
+    pub fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Failed(Box::new(error))
+    }
+}
+
+/// A folder for the work cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkError {
+    /// It has something in it.
+    #[error("{} is not empty; --keep-dir needs an empty or new folder", .0.display())]
+    NotEmpty(PathBuf),
+    /// It cannot be made.
+    #[error("cannot make the work folder {}", path.display())]
+    Io {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A bundle that cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The plan is not a sound bundle: a fault of this program.
+    #[error("internal error: the bundle is not sound")]
+    Write(#[source] lpk_format::WriteError),
+    /// The file does not read back: a fault of this program.
+    #[error("internal error: the bundle does not read back")]
+    ReadBack(#[source] lpk_format::ReadError),
+    /// The file reads back as something else: a fault of this program.
+    #[error("internal error: the bundle reads back as something else than was meant")]
+    Different,
+    /// The file system.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Builds a bundle.
+///
+/// # Errors
+/// The failure of the tool or its environment; a refusal is a report.
+pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
+    let started = Instant::now();
+    let mut report = Report::new();
+    match drive(args, progress, &mut report) {
+        Ok(()) => {}
+        Err(Stop::Refused(reasons)) => {
+            if report.verdict != Verdict::Type2 {
+                report.verdict = Verdict::Refused;
+            }
+            report.reasons = reasons;
+        }
+        Err(Stop::Failed(error)) => return Err(error),
+    }
+    report.timings_ms.total = millis(started.elapsed());
+    Ok(report)
+}
+
+/// All phases in order.
+fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(), Stop> {
+    // 1. Identify the kernel: request.rs, identity.rs
+    let clock = Instant::now();
+    progress.phase("reading the kernel image");
+    report.diff = request::read_diff(&args.diff).map_err(Stop::failed)?;
+    report.inputs.diff = Some(Found { path: args.diff.clone(), how: "given".to_owned() });
+    report.inputs.vmlinux = Some(Found { path: args.vmlinux.clone(), how: "given".to_owned() });
+    let image = request::open_image(&args.vmlinux)?;
+    let sections = DebugSections::load(|name| image.section_data(name))
+        .map_err(|error| Stop::refused(Reason::new("no-debug-information", error.to_string()).at(args.vmlinux.display().to_string(), None)))?;
+    let units = UnitIndex::build(&sections).map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
+    let request = request::identify(args, &image, &units, report, progress)?;
+    report.timings_ms.identify = millis(clock.elapsed());
+
+    // 2. Read the diff: diff-analyzer/src/source_diff.rs
+    let clock = Instant::now();
+    progress.phase("reading the diff");
+    let changes = source_diff::read(&report.diff, &request.source).map_err(of_diff)?;
+    report.notes.extend(moved_hunks(&changes));
+
+    // 3. Find the units: scope.rs
+    let scope = Scope::of(&changes, &units, &request.source, &Config::parse(&request.config))
+        .map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
+    report.notes.extend(scope.notes);
+    report.timings_ms.read_diff = millis(clock.elapsed());
+    if !scope.reasons.is_empty() {
+        return Err(Stop::Refused(scope.reasons));
+    }
+    if scope.units.is_empty() {
+        return Ok(());
+    }
+
+    // 4. Compile each unit twice: kbuild.rs, kbuild/
+    let clock = Instant::now();
+    let folder = BuildFolder::prepare(&request, progress).map_err(Stop::failed)?;
+    report.inputs.build_folder = Some(folder.path.clone());
+    report.notes.extend(folder.drift.iter().cloned());
+    let list: Vec<PathBuf> = scope.units.into_iter().collect();
+    progress.phase("asking make how the units are compiled");
+    let commands = folder.commands(&request, &list).map_err(of_kbuild)?;
+    let modules: Vec<Reason> = commands.iter().filter(|(_, commands)| commands.is_module()).map(|(unit, _)| module(unit)).collect();
+    if !modules.is_empty() {
+        return Err(Stop::Refused(modules));
+    }
+    report.timings_ms.setup = millis(clock.elapsed());
+    let clock = Instant::now();
+    let before = children_time();
+    progress.phase(format!("compiling {} units twice", list.len()));
+    let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
+    let compile = Compile { source: &request.source, build: &folder.path, work: work.path(), jobs: request.jobs };
+    let compiled = compile.run(&commands, &changes).map_err(|error| of_compile(error, &changes))?;
+    report.timings_ms.compile = millis(clock.elapsed());
+    report.timings_ms.compiler = millis(children_time().saturating_sub(before));
+
+    // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
+    let judge = Judge { request: &request, image: &image, units: &units, changes: &changes, name: args.name() };
+    let Some(bundle) = judge.run(&compiled, report, progress)? else { return Ok(()) };
+
+    // 10. Write, and read back
+    let clock = Instant::now();
+    progress.phase("writing the bundle");
+    let path = args.bundle_path();
+    write_bundle(&bundle, &path).map_err(Stop::failed)?;
+    report.bundle = Some(path);
+    report.timings_ms.write = millis(clock.elapsed());
+    Ok(())
+}
+
+/// Writes a bundle beside its place, reads it back, and moves it there only when it is what was meant.
+fn write_bundle(bundle: &Bundle, path: &Path) -> Result<(), BundleError> {
+    let io = |source| BundleError::Io { path: path.to_owned(), source };
+    let bytes = lpk_format::write(bundle).map_err(BundleError::Write)?;
+    let read = lpk_format::read(&bytes).map_err(BundleError::ReadBack)?;
+    if read.bundle != *bundle {
+        return Err(BundleError::Different);
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".lucos-build-").tempfile_in(folder).map_err(io)?;
+    std::io::Write::write_all(&mut file, &bytes).map_err(io)?;
+    // Temporary files are private; a bundle is as readable as any other output.
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(open).map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+/// Where overlays and objects go.
+enum Work {
+    Kept(PathBuf),
+    Temporary(tempfile::TempDir),
+}
+
+impl Work {
+    fn new(kept: Option<&Path>) -> Result<Self, WorkError> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |source| WorkError::Io { path, source }
+        };
+        let Some(path) = kept else {
+            let folder = tempfile::Builder::new().prefix("lucos-build-").tempdir();
+            return folder.map(Self::Temporary).map_err(at(&std::env::temp_dir()));
+        };
+        std::fs::create_dir_all(path).map_err(at(path))?;
+        if std::fs::read_dir(path).map_err(at(path))?.next().is_some() {
+            return Err(WorkError::NotEmpty(path.to_owned()));
+        }
+        path.canonicalize().map(Self::Kept).map_err(at(path))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(folder) => folder.path(),
+        }
+    }
+}
+
+fn of_diff(error: DiffError) -> Stop {
+    if matches!(error, DiffError::Io { .. }) {
+        return Stop::failed(error);
+    }
+    let (file, line) = error.place();
+    let mut reason = Reason::new(error.rule(), error.to_string()).in_diff(error.diff_line());
+    (reason.file, reason.line) = (file, line);
+    Stop::refused(reason)
+}
+
+fn of_kbuild(error: KbuildError) -> Stop {
+    match error {
+        KbuildError::Command(error @ (CommandError::UnknownStep { .. } | CommandError::Twice { .. })) => {
+            Stop::refused(Reason::new("unknown-build-step", error.to_string()))
+        }
+        KbuildError::Command(error @ CommandError::NotCompiled { .. }) => Stop::refused(Reason::new("not-built-in", error.to_string())),
+        other => Stop::failed(other),
+    }
+}
+
+fn module(unit: &Path) -> Reason {
+    let message = "the kernel's build compiles it for a loadable module, though vmlinux has a unit of this name";
+    Reason::new("not-built-in", message).at(unit.display().to_string(), None).help("is the configuration the right one?")
+}
+
+/// The compiler's first error, at its place in the diff.
+fn of_compile(error: CompileError, changes: &[FileChange]) -> Stop {
+    let CompileError::Patched { unit, output } = &error else { return Stop::failed(error) };
+    let first = output.lines().find(|line| line.contains(" error: ") || line.contains("fatal error: "));
+    let mut reason = Reason::new("compile-error", format!("the patched source does not compile\n{}", output.trim_end()));
+    reason.file = Some(unit.display().to_string());
+    if let Some((place, _)) = first.and_then(|line| line.split_once(": "))
+        && let Some((file, rest)) = place.split_once(':')
+    {
+        let line = rest.split(':').next().and_then(|line| line.parse::<usize>().ok());
+        reason.file = Some(file.to_owned());
+        reason.line = line;
+        let change = changes.iter().find(|change| change.path == Path::new(file));
+        reason.diff_line = change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
+    }
+    Stop::refused(reason.help("the original source compiles; correct the diff"))
+}
+
+fn moved_hunks(changes: &[FileChange]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for change in changes {
+        for (index, hunk) in change.hunks.iter().enumerate().filter(|(_, hunk)| hunk.moved != 0) {
+            let path = change.path.display();
+            notes.push(format!("{path}: hunk {} applies {:+} lines from where the diff says", index + 1, hunk.moved));
+        }
+    }
+    notes
+}

@@ -1,0 +1,288 @@
+//! What a build says in the end.
+//!
+//! Comes in: what the phases found. Decided: nothing. Goes out: [`Report`], as text for people (diagnostics that point
+//! into the diff, a table of functions) or as the JSON of `docs/build-report.schema.json`.
+
+use crate::inputs::Inputs;
+use comfy_table::{Cell, CellAlignment, Table, presets};
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// The answer for the whole diff.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Functions change, existing data does not; a bundle was written.
+    Type1,
+    /// Existing data changes too; the reasons say which. No bundle was written: this version does not build these yet.
+    Type2,
+    /// No bundle was written; the reasons say why.
+    Refused,
+    /// Nothing that runs in this kernel changes; no bundle is needed.
+    NoEffect,
+}
+
+/// Why something is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reason {
+    /// Short fixed name of the rule.
+    pub rule: String,
+    /// What was expected and what was found.
+    pub message: String,
+    /// Source file, relative to the tree, or the input at fault.
+    pub file: Option<String>,
+    /// Line in it, from 1; in the text after the diff where the diff changes the file.
+    pub line: Option<usize>,
+    /// What to do next.
+    pub help: Option<String>,
+    /// Line of the diff, from 1.
+    #[serde(skip)]
+    pub diff_line: Option<usize>,
+}
+
+impl Reason {
+    /// A reason without a place.
+    pub fn new(rule: &str, message: impl Into<String>) -> Self {
+        Self { rule: rule.to_owned(), message: message.into(), file: None, line: None, help: None, diff_line: None }
+    }
+
+    /// Adds the file it is about.
+    #[must_use]
+    pub fn at(mut self, file: impl Into<String>, line: Option<usize>) -> Self {
+        (self.file, self.line) = (Some(file.into()), line);
+        self
+    }
+
+    /// Adds the line of the diff it is about.
+    #[must_use]
+    pub fn in_diff(mut self, line: Option<usize>) -> Self {
+        self.diff_line = line;
+        self
+    }
+
+    /// Adds what to do next.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// A replaced or new function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FunctionRow {
+    /// Symbol name.
+    pub name: String,
+    /// Translation unit, relative to the source tree.
+    pub unit: String,
+    /// Link address of the old function, `0x…`; absent for a new one.
+    pub old_address: Option<String>,
+    /// Size of the old function in bytes; 0 for a new one.
+    pub old_size: u64,
+    /// Size of the new function in bytes.
+    pub new_size: u64,
+}
+
+/// A datum that the bundle brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DatumRow {
+    /// Symbol or section name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// Where the time went, in milliseconds of wall time; `compiler` is processor time of compilers and their kin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[allow(missing_docs, reason = "the names are the phases, in order")]
+pub struct Timings {
+    pub identify: u64,
+    pub read_diff: u64,
+    pub setup: u64,
+    pub compile: u64,
+    pub compiler: u64,
+    pub prove: u64,
+    pub compare: u64,
+    pub link: u64,
+    pub write: u64,
+    pub total: u64,
+}
+
+/// Milliseconds of a duration, rounded.
+pub fn millis(duration: Duration) -> u64 {
+    (duration.as_micros() as u64 + 500) / 1000
+}
+
+/// What a build says in the end.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// The answer.
+    pub verdict: Verdict,
+    /// Functions replaced and new.
+    pub functions: Vec<FunctionRow>,
+    /// Data that the bundle brings.
+    pub data: Vec<DatumRow>,
+    /// Why it is refused; empty otherwise.
+    pub reasons: Vec<Reason>,
+    /// What else a person should know: parts of the diff without effect, hunks that moved.
+    pub notes: Vec<String>,
+    /// The bundle written.
+    pub bundle: Option<PathBuf>,
+    /// What the build was made from.
+    pub inputs: Inputs,
+    /// Where the time went.
+    pub timings_ms: Timings,
+    /// The diff, to point into.
+    #[serde(skip)]
+    pub diff: Vec<u8>,
+}
+
+impl Report {
+    /// A report of nothing so far.
+    pub fn new() -> Self {
+        Self {
+            verdict: Verdict::NoEffect,
+            functions: Vec::new(),
+            data: Vec::new(),
+            reasons: Vec::new(),
+            notes: Vec::new(),
+            bundle: None,
+            inputs: Inputs::default(),
+            timings_ms: Timings::default(),
+            diff: Vec::new(),
+        }
+    }
+
+    /// The report as JSON.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a report has only strings, numbers and lists")
+    }
+
+    /// The report for people.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        for reason in &self.reasons {
+            text.push_str(&self.diagnostic(reason));
+        }
+        for note in &self.notes {
+            let _ = writeln!(text, "note: {note}");
+        }
+        if !self.functions.is_empty() {
+            let _ = writeln!(text, "{}", self.function_table());
+        }
+        let _ = match (self.verdict, &self.bundle) {
+            (Verdict::Refused, _) => writeln!(text, "refused: no bundle was written ({} reasons)", self.reasons.len()),
+            (Verdict::NoEffect, _) => writeln!(text, "no effect: nothing that runs in this kernel changes; no bundle is needed"),
+            (verdict, bundle) => {
+                let kind = if verdict == Verdict::Type1 { "Type 1 (functions only)" } else { "Type 2 (functions and data)" };
+                let file = bundle.as_ref().map(|path| format!(": {}", path.display())).unwrap_or_default();
+                writeln!(text, "{kind}, {} functions, {} data{file}", self.functions.len(), self.data.len())
+            }
+        };
+        let times = &self.timings_ms;
+        let _ = writeln!(
+            text,
+            "{} ms: identify {}, read diff {}, set-up {}, compile {} (compiler {}), prove {}, compare {}, link {}, write {}",
+            times.total, times.identify, times.read_diff, times.setup, times.compile, times.compiler, times.prove,
+            times.compare, times.link, times.write
+        );
+        text
+    }
+
+    fn function_table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(presets::NOTHING);
+        table.set_header(["function", "unit", "old address", "old", "new"]);
+        for row in &self.functions {
+            let number = |value: u64| Cell::new(value).set_alignment(CellAlignment::Right);
+            let address = row.old_address.clone().unwrap_or_else(|| "(new)".to_owned());
+            table.add_row([
+                Cell::new(&row.name),
+                Cell::new(&row.unit),
+                Cell::new(address),
+                number(row.old_size),
+                number(row.new_size),
+            ]);
+        }
+        table
+    }
+
+    fn diagnostic(&self, reason: &Reason) -> String {
+        let place = match (&reason.file, reason.line) {
+            (Some(file), Some(line)) if !reason.message.starts_with(file) => format!("{file}:{line}: "),
+            (Some(file), None) if !reason.message.contains(file) => format!("{file}: "),
+            _ => String::new(),
+        };
+        let mut diagnostic = MietteDiagnostic::new(format!("{place}{}", reason.message))
+            .with_code(reason.rule.clone())
+            .with_severity(Severity::Error);
+        if let Some(help) = &reason.help {
+            diagnostic = diagnostic.with_help(help.clone());
+        }
+        let line = reason.diff_line.and_then(|line| self.diff_span(line));
+        let report = match line {
+            Some((start, len)) => {
+                let diagnostic = diagnostic.with_label(LabeledSpan::new(Some("here".to_owned()), start, len));
+                let source = String::from_utf8_lossy(&self.diff).into_owned();
+                miette::Report::new(diagnostic).with_source_code(NamedSource::new("diff", source))
+            }
+            None => miette::Report::new(diagnostic),
+        };
+        let fancy = std::io::stderr().is_terminal();
+        let theme = if fancy { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+        let mut text = String::new();
+        let handler = GraphicalReportHandler::new_themed(theme).with_width(120).with_links(false);
+        if handler.render_report(&mut text, report.as_ref()).is_err() {
+            text = format!("{}: {place}{}\n", reason.rule, reason.message);
+        }
+        text
+    }
+
+    /// Start and length of a line of the diff, as it is shown.
+    fn diff_span(&self, line: usize) -> Option<(usize, usize)> {
+        // Offsets must be those of the text as miette gets it.
+        let text = String::from_utf8_lossy(&self.diff);
+        let mut start = 0;
+        for (index, part) in text.split_inclusive('\n').enumerate() {
+            if index + 1 == line {
+                return Some((start, part.trim_end().len()));
+            }
+            start += part.len();
+        }
+        None
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_points_into_the_diff() {
+        let mut report = Report::new();
+        report.verdict = Verdict::Refused;
+        report.diff = b"--- a/x.c\n+++ b/x.c\n@@ -1 +1 @@\n-int a;\n+int b;\n".to_vec();
+        report.reasons.push(
+            Reason::new("compile-error", "unknown type").at("x.c", Some(1)).in_diff(Some(5)).help("correct the diff"),
+        );
+        let text = report.to_text();
+        for expected in ["compile-error", "x.c:1: unknown type", "+int b;", "correct the diff", "refused: no bundle"] {
+            assert!(text.contains(expected), "{expected} is missing in\n{text}");
+        }
+        let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
+        assert_eq!(json["verdict"], "refused");
+        assert_eq!(json["reasons"][0]["line"], 1);
+    }
+}

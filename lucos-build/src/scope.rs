@@ -1,0 +1,266 @@
+//! Which units a diff touches.
+//!
+//! Comes in: the changed files, the units of the image, the source tree. Decided: what each file means for this kernel:
+//! a unit to compile, nothing, or something that cannot be updated live, by where the file is and what it is. Goes out:
+//! [`Scope`]; nothing is left out without a note or a reason.
+
+use crate::report::Reason;
+use diff_analyzer::source_diff::{ChangeKind, FileChange, lines};
+use prelink::dwarf::DwarfError;
+use prelink::units::UnitIndex;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// What a diff touches.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Scope {
+    /// Units to compile, sorted.
+    pub units: BTreeSet<PathBuf>,
+    /// What cannot be done.
+    pub reasons: Vec<Reason>,
+    /// Files without effect on this kernel, and why.
+    pub notes: Vec<String>,
+}
+
+/// What a file is, by its path alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    /// C source.
+    Source,
+    /// A header.
+    Header,
+    /// Nothing of it is in the running kernel.
+    NoEffect(&'static str),
+    /// It cannot be updated: rule, why.
+    Refused(&'static str, &'static str),
+}
+
+/// Folders whose files are not in a running kernel.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("Documentation", "documentation"),
+    ("LICENSES", "documentation"),
+    ("debian", "packaging"),
+    ("samples", "examples"),
+    ("scripts", "a tool of the build"),
+    ("tools", "a program of user space or a tool of the build"),
+    ("usr", "the built-in initramfs"),
+];
+
+/// Folders whose code is not patched in the running kernel.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("arch/x86/boot", "boot-code", "it belongs to the boot code, which ran before the kernel"),
+    ("arch/x86/realmode", "boot-code", "it runs in real mode, from a copy made at boot"),
+    ("arch/x86/purgatory", "boot-code", "it runs between two kernels (kexec), from a copy of its own"),
+    ("arch/x86/entry/vdso", "vdso", "it runs in user space, in pages that processes have mapped already"),
+    ("drivers/firmware/efi/libstub", "boot-code", "it belongs to the EFI stub, which ran before the kernel"),
+];
+
+fn kind(path: &Path) -> FileKind {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    if let Some((_, why)) = WITHOUT_EFFECT.iter().find(|(folder, _)| path.starts_with(folder)) {
+        return FileKind::NoEffect(why);
+    }
+    let mut parts = path.components().map(|part| part.as_os_str().to_string_lossy());
+    if parts.next().as_deref() == Some("arch") && parts.next().is_some_and(|arch| arch != "x86" && arch != "Kconfig") {
+        return FileKind::NoEffect("another architecture");
+    }
+    if let Some((_, rule, why)) = ELSEWHERE.iter().find(|(folder, ..)| path.starts_with(folder)) {
+        return FileKind::Refused(rule, why);
+    }
+    if name.starts_with("Kconfig") || name.starts_with("Makefile") || name == "Kbuild" || name.ends_with(".lds") || name.ends_with(".lds.S") {
+        return FileKind::Refused("build-rules", "it changes how the kernel is configured, compiled or linked");
+    }
+    match extension.as_ref() {
+        "c" => FileKind::Source,
+        "h" => FileKind::Header,
+        "S" => FileKind::Refused("assembly", "functions in assembly have no compiled form that can be compared and moved"),
+        "rst" | "txt" | "md" | "dts" | "dtsi" | "yaml" => FileKind::NoEffect("documentation"),
+        _ if name.starts_with('.') || matches!(name.as_ref(), "MAINTAINERS" | "CREDITS" | "COPYING" | "README") => {
+            FileKind::NoEffect("documentation")
+        }
+        _ => FileKind::Refused("unknown-file", "what this kind of file does to the kernel is not known"),
+    }
+}
+
+impl Scope {
+    /// Sorts the changed files.
+    ///
+    /// # Errors
+    /// [`DwarfError`] when the image's debug information is malformed.
+    pub fn of(changes: &[FileChange], units: &UnitIndex<'_>, source: &Path, config: &crate::identity::Config<'_>) -> Result<Self, DwarfError> {
+        let mut scope = Self::default();
+        for change in changes {
+            scope.file(change, units, source, config)?;
+        }
+        Ok(scope)
+    }
+
+    fn file(
+        &mut self,
+        change: &FileChange,
+        units: &UnitIndex<'_>,
+        source: &Path,
+        config: &crate::identity::Config<'_>,
+    ) -> Result<(), DwarfError> {
+        let path = change.path.display().to_string();
+        let diff_line = change.hunks.first().and_then(|hunk| hunk.diff_line);
+        let mut refuse = |rule: &str, message: String, help: &str| {
+            self.reasons.push(Reason::new(rule, message).at(&path, None).in_diff(diff_line).help(help));
+        };
+        match kind(&change.path) {
+            FileKind::NoEffect(why) => self.notes.push(format!("{path}: no effect on this kernel ({why})")),
+            _ if change.kind == ChangeKind::Modified && change.old == change.new => {
+                self.notes.push(format!("{path}: no effect (its text does not change)"));
+            }
+            FileKind::Refused("build-rules", _) if path == "Makefile" && only_version(change) => {
+                self.notes.push(format!("{path}: no effect (the version number)"));
+            }
+            FileKind::Refused(rule, why) => refuse(rule, why.to_owned(), "leave this file out of the diff, or reboot into the new kernel"),
+            FileKind::Header => match &change.kind {
+                ChangeKind::New => self.notes.push(format!("{path}: a new header, which only the changed files can use")),
+                _ => {
+                    let known = units.units_including(&path)?.len();
+                    let message = format!(
+                        "a header changes; {known} units of vmlinux declare or compile something of it, others may use its \
+                         macros, and which these are is not known without a full build"
+                    );
+                    refuse("header-units-unknown", message, "make the change in the .c files that need it");
+                }
+            },
+            FileKind::Source => match &change.kind {
+                ChangeKind::New => refuse("new-file", "a new unit has no place in the old image's link order".to_owned(), "put the new functions into an existing .c file"),
+                ChangeKind::Deleted => refuse("deleted-file", "a unit goes away; what becomes of its data and exports is not decided".to_owned(), "leave the file and remove the calls to it"),
+                ChangeKind::Renamed { from } => refuse("renamed-file", format!("a unit moves (it was {})", from.display()), "make the diff without the rename"),
+                ChangeKind::Modified if !units.named(&path).is_empty() => {
+                    if units.named(&path).len() > 1 {
+                        refuse("compiled-twice", "vmlinux has this file more than once, compiled in different ways".to_owned(), "leave this file out of the diff");
+                    } else {
+                        self.units.insert(change.path.clone());
+                    }
+                }
+                ChangeKind::Modified => {
+                    let including = units.units_including(&path)?;
+                    if including.is_empty() {
+                        let why = configured(source, &change.path, config);
+                        refuse("not-built-in", format!("it was not compiled into this vmlinux: {why}"), "leave this file out of the diff; modules cannot be updated yet");
+                    }
+                    for id in including {
+                        let unit = &units.unit(id).name;
+                        self.notes.push(format!("{path}: is compiled as a part of {unit}"));
+                        self.units.insert(PathBuf::from(unit));
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+}
+
+/// Whether only the version lines of the top Makefile change.
+fn only_version(change: &FileChange) -> bool {
+    const NAMES: [&str; 5] = ["VERSION", "PATCHLEVEL", "SUBLEVEL", "EXTRAVERSION", "NAME"];
+    let (old, new) = (lines(&change.old), lines(&change.new));
+    let version = |line: &&[u8]| {
+        let line = String::from_utf8_lossy(line);
+        line.split_once('=').is_some_and(|(name, _)| NAMES.contains(&name.trim()))
+    };
+    change.hunks.iter().flat_map(|hunk| &hunk.edits).all(|edit| {
+        old[edit.old.clone()].iter().all(|line| version(line)) && new[edit.new.clone()].iter().all(|line| version(line))
+    })
+}
+
+/// What the configuration says about a file, by the rules beside it (`obj-$(CONFIG_X) += name.o`).
+fn configured(source: &Path, path: &Path, config: &crate::identity::Config<'_>) -> String {
+    let rules = ["Makefile", "Kbuild"].iter().find_map(|name| {
+        let folder = path.parent()?;
+        std::fs::read_to_string(source.join(folder).join(name)).ok()
+    });
+    let Some(rules) = rules else { return "no Makefile beside it names it".to_owned() };
+    let rules = rules.replace("\\\n", " ");
+    let mut object = path.with_extension("o").file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // A file may be part of an object that is part of another.
+    for _ in 0..4 {
+        let rule = rules.lines().find_map(|line| {
+            let (left, right) = line.split_once('=')?;
+            right.split_whitespace().any(|word| word == object).then(|| left.trim().trim_end_matches(['+', ':']).trim().to_owned())
+        });
+        let Some(left) = rule else { return format!("no rule for {object} is known") };
+        if let Some(option) = left.split_once("$(").and_then(|(_, rest)| Some(rest.split_once(')')?.0))
+            && option.starts_with("CONFIG_")
+        {
+            match config.get(option) {
+                Some("m") => return format!("{option}=m, it is in a loadable module"),
+                None => return format!("{option} is not set"),
+                Some(_) if left.starts_with("obj-") => return format!("{option} is set, but the file is not in the image"),
+                Some(_) => {}
+            }
+        }
+        object = match left.strip_suffix("-objs").or_else(|| left.rsplit_once('-').map(|(name, _)| name)) {
+            Some(name) if !matches!(name, "obj" | "lib") => format!("{name}.o"),
+            _ => return "no option decides about it, but the file is not in the image".to_owned(),
+        };
+    }
+    "the rule for it is not understood".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Config;
+
+    #[test]
+    fn files_by_their_place() {
+        let cases = [
+            ("fs/inode.c", FileKind::Source),
+            ("arch/x86/mm/init.c", FileKind::Source),
+            ("include/linux/fs.h", FileKind::Header),
+            ("arch/arm64/mm/init.c", FileKind::NoEffect("another architecture")),
+            ("Documentation/x.c", FileKind::NoEffect("documentation")),
+        ];
+        for (path, expected) in cases {
+            assert_eq!(kind(Path::new(path)), expected, "{path}");
+        }
+        for (path, expected) in [
+            ("fs/Kconfig", "build-rules"),
+            ("Makefile", "build-rules"),
+            ("arch/x86/kernel/vmlinux.lds.S", "build-rules"),
+            ("arch/x86/lib/memcpy_64.S", "assembly"),
+            ("arch/x86/entry/vdso/vclock_gettime.c", "vdso"),
+            ("arch/x86/boot/compressed/misc.c", "boot-code"),
+            ("arch/x86/entry/syscalls/syscall_64.tbl", "unknown-file"),
+        ] {
+            assert!(matches!(kind(Path::new(path)), FileKind::Refused(rule, _) if rule == expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn options_of_files() {
+        let tree = tempfile::tempdir().expect("a temporary folder");
+        let rules = "obj-$(CONFIG_A) += a.o\nobj-$(CONFIG_B) += big.o\nbig-y := one.o \\\n\ttwo.o\nbig-$(CONFIG_C) += three.o\nobj-y += always.o\n";
+        std::fs::create_dir(tree.path().join("d")).expect("made");
+        std::fs::write(tree.path().join("d/Makefile"), rules).expect("written");
+        let config = Config::parse("CONFIG_B=m\nCONFIG_C=y\n");
+        for (file, word) in [
+            ("d/a.c", "CONFIG_A is not set"),
+            ("d/two.c", "CONFIG_B=m"),
+            ("d/three.c", "CONFIG_B=m"),
+            ("d/always.c", "no option"),
+            ("d/none.c", "no rule for none.o"),
+            ("e/x.c", "no Makefile"),
+        ] {
+            let why = configured(tree.path(), Path::new(file), &config);
+            assert!(why.contains(word), "{file}: {why}");
+        }
+    }
+
+    #[test]
+    fn a_version_bump_has_no_effect() {
+        let tree = tempfile::tempdir().expect("a temporary folder");
+        std::fs::write(tree.path().join("Makefile"), "VERSION = 6\nSUBLEVEL = 1\nall:\n").expect("written");
+        let change = |diff: &str| diff_analyzer::source_diff::read(diff.as_bytes(), tree.path()).expect("applies").remove(0);
+        let bump = "--- a/Makefile\n+++ b/Makefile\n@@ -1,3 +1,3 @@\n VERSION = 6\n-SUBLEVEL = 1\n+SUBLEVEL = 2\n all:\n";
+        assert!(only_version(&change(bump)));
+        assert!(!only_version(&change(&bump.replace("+SUBLEVEL = 2", "+CFLAGS = 2"))));
+    }
+}

@@ -1,0 +1,117 @@
+//! The guest profile: what the runtime must know of a kernel, and nothing else.
+//!
+//! Comes in: the kernel image, its DWARF, and the constants that only the source has. Decided: which symbols a runtime uses. Goes
+//! out: a complete [`GuestProfile`]. What a kernel does not have is left out; the runtime refuses by name what it misses.
+
+use crate::dwarf::DwarfError;
+use crate::profile::layout_facts;
+use crate::units::UnitIndex;
+use crate::vmlinux::KernelImage;
+use lpk_format::GuestProfile;
+
+/// Symbols that the runtime uses.
+const SYMBOLS: [&str; 41] = [
+    // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
+    "_text",
+    "_stext",
+    "_etext",
+    "__start_rodata",
+    "__end_rodata",
+    "_end",
+    "init_top_pgt",
+    "level3_kernel_pgt",
+    "level2_kernel_pgt",
+    "phys_base",
+    "page_offset_base",
+    "vmemmap_base",
+    "__start_notes",
+    "__stop_notes",
+    "linux_banner",
+    // interrupt table and entry code
+    "asm_exc_divide_error",
+    "entry_SYSCALL_64",
+    // choices made at boot: arch/x86/kernel/alternative.c, arch/x86/lib/retpoline.S
+    "boot_cpu_data",
+    "x86_return_thunk",
+    "__x86_return_thunk",
+    "its_return_thunk",
+    "pv_ops",
+    "__fentry__",
+    // tasks and stacks
+    "init_task",
+    "idle_threads",
+    "runqueues",
+    "current_task",
+    "pcpu_hot",
+    "hardirq_stack_ptr",
+    "cea_exception_stacks",
+    "__per_cpu_offset",
+    "nr_cpu_ids",
+    "__cpu_online_mask",
+    "__cpu_possible_mask",
+    // locks that say that the kernel is changing its own code
+    "text_mutex",
+    "module_mutex",
+    // low memory: arch/x86/realmode/init.c
+    "real_mode_header",
+    "real_mode_blob",
+    "real_mode_blob_end",
+    "boot_params",
+    "modules",
+];
+
+/// Processor features that the runtime looks at (`arch/x86/include/asm/cpufeatures.h`).
+const FEATURES: [&str; 4] =
+    ["X86_FEATURE_RETHUNK", "X86_FEATURE_RETPOLINE", "X86_FEATURE_RETPOLINE_LFENCE", "X86_FEATURE_INDIRECT_THUNK_ITS"];
+
+/// The profile of a kernel. `cpu_features` is the text of its `cpufeatures.h`.
+///
+/// # Errors
+/// [`DwarfError`] when the DWARF is malformed.
+pub fn profile(image: &KernelImage, units: &UnitIndex<'_>, cpu_features: &str) -> Result<GuestProfile, DwarfError> {
+    let mut profile = layout_facts(units)?;
+    for name in SYMBOLS {
+        if let Some(address) = image.symbols().address_of(name) {
+            profile.symbols.insert(name.to_owned(), address);
+        }
+    }
+    for name in FEATURES {
+        if let Some(number) = feature(cpu_features, name) {
+            profile.constants.insert(name.to_owned(), number);
+        }
+    }
+    // The linker script gives the first task's stack THREAD_SIZE bytes (include/asm-generic/vmlinux.lds.h, INIT_TASK_DATA
+    // before Linux 6.10, INIT_STACK since).
+    let pairs = [("__start_init_task", "__end_init_task"), ("__start_init_stack", "__end_init_stack")];
+    let size = pairs.iter().find_map(|(start, end)| {
+        let symbols = image.symbols();
+        symbols.address_of(end)?.checked_sub(symbols.address_of(start)?)
+    });
+    if let Some(size) = size {
+        profile.constants.insert("THREAD_SIZE".to_owned(), size);
+    }
+    Ok(profile)
+}
+
+/// Number of a feature: `#define NAME (word*32+ bit)`.
+fn feature(text: &str, name: &str) -> Option<u64> {
+    let mut lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#define")?.trim_start().strip_prefix(name));
+    let rest = lines.find(|rest| rest.starts_with([' ', '\t', '(']))?;
+    let inner = rest.split_once('(')?.1.split_once(')')?.0;
+    let (word, bit) = inner.split_once('+')?;
+    let word = word.split_once('*').filter(|(_, size)| size.trim() == "32")?.0;
+    Some(word.trim().parse::<u64>().ok()? * 32 + bit.trim().parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_word_and_bit() {
+        let text = "#define X86_FEATURE_RETHUNKS (1*32+ 1)\n#define X86_FEATURE_RETHUNK\t\t(11*32+14) /* \"\" */\n#define A (1)\n";
+        assert_eq!(feature(text, "X86_FEATURE_RETHUNK"), Some(11 * 32 + 14));
+        assert_eq!(feature(text, "A"), None);
+        assert_eq!(feature(text, "B"), None);
+    }
+}

@@ -1,0 +1,335 @@
+//! Links changed functions into a payload at no address yet: every symbol has one place, only the slide is missing.
+//!
+//! Comes in: per unit, both objects in pieces, their comparison and the proof of the original; the kernel image. Decided:
+//! what goes into the bundle (changed and new functions, new data, strings and constants they use), and where every
+//! reference leads. Goes out: [`Linked`], or all reasons why it cannot be done.
+//!
+//! 1. [`Linker::select`]: which functions are carried, and which of these replace an old one
+//! 2. [`Linker::place_functions`]: their place in `.text`
+//! 3. [`Linker::relocate_functions`]: their references, which bring data, strings and replacement code along
+//! 4. [`Linker::replace`]: the old functions, their bytes as proved, their boot sites
+
+mod refer;
+mod tables;
+
+use crate::prove::Proof;
+use crate::refusal::Refusal;
+use crate::sites::BootTables;
+use crate::vmlinux::KernelImage;
+use diff_analyzer::correlate::without_number;
+use diff_analyzer::object_diff::{Change, ObjectDiff};
+use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
+use diff_analyzer::special::SectionRole;
+use lpk_format::{
+    FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// A unit with all that is known of it.
+pub struct Unit<'a, 'o> {
+    /// Path relative to the source tree.
+    pub name: &'a str,
+    /// The original object.
+    pub original: &'a Pieces<'o>,
+    /// The patched object.
+    pub patched: &'a Pieces<'o>,
+    /// Their comparison.
+    pub diff: &'a ObjectDiff,
+    /// What was proved about the original.
+    pub proof: &'a Proof,
+}
+
+/// A linked payload and what it replaces.
+#[derive(Debug, Default)]
+pub struct Linked {
+    /// New code and data.
+    pub payload: Payload,
+    /// Old functions, sorted by address.
+    pub functions: Vec<FunctionPatch>,
+    /// Replaced and new functions for the manifest.
+    pub manifest_functions: Vec<ManifestFunction>,
+    /// New data for the manifest.
+    pub manifest_data: Vec<ManifestDatum>,
+    /// Sections that are left out.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Links units.
+///
+/// # Errors
+/// All [`Refusal`]s found, sorted; never a part of the change.
+pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]) -> Result<Linked, Vec<Refusal>> {
+    let mut linker = Linker::new(image, units);
+    linker.select();
+    linker.place_functions();
+    linker.relocate_functions();
+    linker.replace(tables);
+    linker.finish()
+}
+
+/// A function of a unit: index of the unit, and of the piece in the patched object.
+type Key = (usize, PieceIndex);
+
+/// A function that the bundle carries.
+struct Carried {
+    key: Key,
+    /// In the original object, when it replaces an old function.
+    original: Option<PieceIndex>,
+}
+
+struct Linker<'a, 'o> {
+    image: &'a KernelImage,
+    units: &'a [Unit<'a, 'o>],
+    carried: Vec<Carried>,
+    /// Carried functions that have an old version, whose entry will lead to the new one.
+    replacing: BTreeSet<Key>,
+    /// Functions and data of the bundle by name, for references between units.
+    globals: HashMap<String, Key>,
+    /// Where pieces lie in the payload.
+    placed: HashMap<Key, (SectionKind, u32)>,
+    strings: HashMap<Vec<u8>, u32>,
+    symbols: BTreeMap<(String, u8, u64), u32>,
+    linked: Linked,
+    refusals: BTreeSet<Refusal>,
+}
+
+impl<'a, 'o> Linker<'a, 'o> {
+    fn new(image: &'a KernelImage, units: &'a [Unit<'a, 'o>]) -> Self {
+        Self {
+            image,
+            units,
+            carried: Vec::new(),
+            replacing: BTreeSet::new(),
+            globals: HashMap::new(),
+            placed: HashMap::new(),
+            strings: HashMap::new(),
+            symbols: BTreeMap::new(),
+            linked: Linked::default(),
+            refusals: BTreeSet::new(),
+        }
+    }
+
+    fn refuse(&mut self, rule: &'static str, (unit, piece): Key, message: String, help: &str) {
+        let unit = &self.units[unit];
+        let subject = unit.patched.piece(piece).name.clone();
+        self.refusals.insert(Refusal { rule, unit: unit.name.to_owned(), subject, message, help: help.to_owned() });
+    }
+
+    fn select(&mut self) {
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            self.refuse_sections(unit);
+            for function in unit.diff.changed_functions() {
+                let key = (unit_index, function.patched);
+                let piece = unit.patched.piece(function.patched);
+                if let SectionRole::SpecialCode(why) = piece.role {
+                    let section = &unit.patched.object.section(piece.section).name;
+                    let message = format!("`{}` is in section {section}: {why}", piece.name);
+                    self.refuse("special-code", key, message, "leave it out of the diff, or reboot into the new kernel");
+                    continue;
+                }
+                let original = function.original.filter(|_| matches!(function.change, Change::Changed(_)));
+                if original.is_some() && !is_cold(&piece.name) {
+                    self.replacing.insert(key);
+                }
+                if piece.global {
+                    self.globals.insert(piece.name.clone(), key);
+                }
+                self.carried.push(Carried { key, original });
+            }
+            for datum in unit.diff.data.iter().filter(|datum| datum.change == Change::New) {
+                let piece = unit.patched.piece(datum.patched);
+                if piece.global {
+                    self.globals.insert(piece.name.clone(), (unit_index, datum.patched));
+                }
+            }
+        }
+    }
+
+    fn refuse_sections(&mut self, unit: &Unit<'_, '_>) {
+        let mut refuse = |rule, subject: &String, message: String, help: &str| {
+            let (unit, subject) = (unit.name.to_owned(), subject.clone());
+            self.refusals.insert(Refusal { rule, unit, subject, message, help: help.to_owned() });
+        };
+        for section in &unit.diff.unknown_sections {
+            let message = format!("the change alters section {section}, which a running kernel has read already or this version does not know");
+            refuse("unknown-section", section, message, "leave that part out of the diff, or reboot into the new kernel");
+        }
+        for name in &unit.diff.new_exports {
+            let message = format!("`{name}` is newly exported; a running kernel's list of exports cannot grow yet");
+            refuse("new-export", name, message, "leave the export out of the diff: modules that are loaded later cannot use it");
+        }
+    }
+
+    fn place_functions(&mut self) {
+        for index in 0..self.carried.len() {
+            let key = self.carried[index].key;
+            let (pieces, piece) = self.piece(key);
+            let (code, name, size) = (pieces.bytes(key.1), piece.name.clone(), piece.size());
+            let offset = self.append_text(code, 16);
+            self.placed.insert(key, (SectionKind::Text, offset));
+            let place = Place::Payload { section: SectionKind::Text, offset };
+            self.symbol(&name, place, size, true);
+        }
+    }
+
+    fn relocate_functions(&mut self) {
+        for index in 0..self.carried.len() {
+            let key = self.carried[index].key;
+            let (pieces, piece) = self.piece(key);
+            let offset = self.placed[&key].1;
+            let dropped = self.apply_tables(key, offset);
+            for reloc in pieces.relocs(key.1) {
+                let at = reloc.offset - piece.range.start;
+                if !dropped.contains(&at) {
+                    self.relocate(key, reloc, SectionKind::Text, offset + at as u32);
+                }
+            }
+        }
+    }
+
+    fn replace(&mut self, tables: &BootTables<'_>) {
+        for index in 0..self.carried.len() {
+            let Carried { key, original } = self.carried[index];
+            let unit = &self.units[key.0];
+            let (_, piece) = self.piece(key);
+            let mut entry = ManifestFunction {
+                name: piece.name.clone(),
+                unit: unit.name.to_owned(),
+                old_address: None,
+                old_size: 0,
+                new_size: piece.size(),
+            };
+            if let Some(original) = original {
+                let Some(&address) = unit.proof.functions.get(&original) else {
+                    let why = unit.proof.mismatches.get(&original).map_or_else(String::new, ToString::to_string);
+                    let help = "the source, configuration and compiler must be those the running kernel was built with";
+                    self.refuse("not-proved", key, format!("compiled from the original source, {why}"), help);
+                    continue;
+                };
+                if self.replacing.contains(&key) {
+                    entry.old_address = Some(address);
+                    entry.old_size = unit.original.piece(original).size();
+                    self.replace_function(tables, key, original, address);
+                }
+            }
+            if !is_cold(&entry.name) {
+                self.linked.manifest_functions.push(entry);
+            }
+        }
+        self.linked.functions.sort_by_key(|function| function.old_address);
+        self.note_left_out();
+    }
+
+    fn replace_function(&mut self, tables: &BootTables<'_>, key: Key, original: PieceIndex, address: u64) {
+        /// `jmp rel32` (Intel SDM vol. 2, JMP).
+        const JUMP_LEN: usize = 5;
+        /// `endbr64` (Intel SDM vol. 2, ENDBR64).
+        const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
+        let unit = &self.units[key.0];
+        let (_, piece) = self.piece(key);
+        let len = unit.original.bytes(original).len();
+        // The proof has compared these bytes with the image.
+        let expected = self.image.bytes(address, len).unwrap_or_default().to_vec();
+        let jump_offset = if expected.starts_with(&ENDBR64) { ENDBR64.len() } else { 0 };
+        if expected.len() < jump_offset + JUMP_LEN {
+            let message = format!("`{}` has {len} bytes, too few for a jump of {JUMP_LEN} bytes", piece.name);
+            self.refuse("too-short", key, message, "change its callers instead");
+            return;
+        }
+        let sites = tables.of_function(address, &expected);
+        self.linked.functions.push(FunctionPatch {
+            name: piece.name.clone(),
+            unit: unit.name.to_owned(),
+            old_address: address,
+            jump_offset: jump_offset as u8,
+            expected,
+            sites,
+            new_offset: self.placed[&key].1,
+            new_size: piece.size() as u32,
+        });
+    }
+
+    /// Sections that speak of carried functions and are not carried.
+    fn note_left_out(&mut self) {
+        let carried: BTreeSet<Key> = self.carried.iter().map(|carried| carried.key).collect();
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            for section in &unit.patched.object.sections {
+                let SectionRole::LeftOut(consequence) = diff_analyzer::special::role(&section.name, false) else { continue };
+                let speaks = section.relocs.iter().any(|reloc| match unit.patched.resolve(reloc.symbol, reloc.addend) {
+                    diff_analyzer::pieces::Target::Piece(piece, _) => carried.contains(&(unit_index, piece)),
+                    diff_analyzer::pieces::Target::External(_) => false,
+                });
+                if speaks {
+                    let left_out = LeftOut {
+                        section: section.name.clone(),
+                        unit: unit.name.to_owned(),
+                        consequence: consequence.to_owned(),
+                    };
+                    self.linked.left_out.push(left_out);
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Linked, Vec<Refusal>> {
+        for ((name, kind, value), _) in &self.symbols {
+            debug_assert!(*kind < 6, "{name} at {value:#x}");
+        }
+        if !self.refusals.is_empty() {
+            return Err(self.refusals.into_iter().collect());
+        }
+        let payload = &mut self.linked.payload;
+        payload.relocs.sort_by_key(|reloc| (reloc.section, reloc.offset));
+        payload.fixups.sort_by_key(tables::fixup_order);
+        Ok(self.linked)
+    }
+
+    fn piece(&self, (unit, piece): Key) -> (&'a Pieces<'o>, &'a diff_analyzer::pieces::Piece) {
+        let pieces = self.units[unit].patched;
+        (pieces, pieces.piece(piece))
+    }
+
+    /// Appends code, padded with `int3` to the alignment.
+    fn append_text(&mut self, code: &[u8], align: usize) -> u32 {
+        append(&mut self.linked.payload.text, code, align, 0xcc)
+    }
+
+    /// The one symbol of that name and place.
+    fn symbol(&mut self, name: &str, place: Place, size: u64, function: bool) -> u32 {
+        let (kind, value) = match place {
+            Place::Payload { section, offset } => (section as u8, u64::from(offset)),
+            Place::Kernel(address) => (4, address),
+            Place::Absolute(value) => (5, value),
+        };
+        let symbols = &mut self.linked.payload.symbols;
+        *self.symbols.entry((name.to_owned(), kind, value)).or_insert_with(|| {
+            symbols.push(Symbol { name: name.to_owned(), place, size, function });
+            symbols.len() as u32 - 1
+        })
+    }
+
+    fn push_reloc(&mut self, section: SectionKind, offset: u32, kind: RelocKind, symbol: u32, addend: i64) {
+        self.linked.payload.relocs.push(lpk_format::Reloc { section, offset, kind, symbol, addend });
+    }
+}
+
+/// Whether a function is the unlikely part of another one and is never entered by a call.
+fn is_cold(name: &str) -> bool {
+    without_number(name).ends_with(".cold")
+}
+
+fn append(to: &mut Vec<u8>, bytes: &[u8], align: usize, fill: u8) -> u32 {
+    to.resize(to.len().next_multiple_of(align.max(1)), fill);
+    let offset = to.len() as u32;
+    to.extend_from_slice(bytes);
+    offset
+}
+
+/// Whether a piece can be a function of its own in messages.
+fn describe(kind: PieceKind) -> &'static str {
+    match kind {
+        PieceKind::Function => "function",
+        PieceKind::Datum => "datum",
+        PieceKind::Anonymous => "contents",
+    }
+}

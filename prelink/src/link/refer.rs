@@ -1,0 +1,273 @@
+//! Where the references of new code and data lead.
+//!
+//! Comes in: a relocation of a carried piece. Decided: its target. A direct call goes to the new version of a replaced
+//! function; a stored or taken address goes to the old entry, which is still good after undo. Data that exists in the
+//! kernel stays there; strings, constants and new data come along. Goes out: a payload relocation.
+
+use super::{Key, Linker, append, describe};
+use crate::symbol_db::{AddressKind, KernelSymbol};
+use diff_analyzer::correlate::{is_fresh, without_number};
+use diff_analyzer::object::{Reloc, SymbolIndex};
+use diff_analyzer::object_diff::string_at;
+use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Target, bias, is_pc_relative};
+use diff_analyzer::special::SectionRole;
+use lpk_format::{ManifestDatum, Place, RelocKind, SectionKind};
+use object::elf;
+
+impl Linker<'_, '_> {
+    /// Adds the payload relocation for `reloc`, whose field lies at `offset` of `section`.
+    pub(super) fn relocate(&mut self, from: Key, reloc: &Reloc, section: SectionKind, offset: u32) {
+        if reloc.kind == elf::R_X86_64_NONE.0 {
+            return;
+        }
+        let Some(kind) = reloc_kind(reloc.kind) else {
+            let message = format!("a relocation of type {} is not supported", reloc.kind);
+            return self.refuse("relocation-type", from, message, "report the function and the compiler version");
+        };
+        let call = section == SectionKind::Text && self.is_branch(offset, reloc);
+        let found = match self.units[from.0].patched.target(reloc) {
+            Target::External(symbol) => self.external(from, symbol, call).map(|symbol| (symbol, reloc.addend)),
+            Target::Piece(piece, at) => {
+                let addend = at - bias(reloc);
+                self.local(from, piece, at, call).map(|(symbol, base)| (symbol, base + addend))
+            }
+        };
+        if let Some((symbol, addend)) = found {
+            self.push_reloc(section, offset, kind, symbol, addend);
+        }
+    }
+
+    /// Whether a field of `.text` is the target of a call or jump (`e8`, `e9`, `0f 8x`; Intel SDM vol. 2, appendix A).
+    fn is_branch(&self, offset: u32, reloc: &Reloc) -> bool {
+        let text = &self.linked.payload.text;
+        let before = |count: u32| offset.checked_sub(count).and_then(|at| text.get(at as usize)).copied();
+        is_pc_relative(reloc.kind)
+            && reloc.tail == 0
+            && (matches!(before(1), Some(0xe8 | 0xe9)) || matches!((before(2), before(1)), (Some(0x0f), Some(0x80..=0x8f))))
+    }
+
+    /// A symbol that another unit defines.
+    fn external(&mut self, from: Key, index: SymbolIndex, call: bool) -> Option<u32> {
+        let name = self.units[from.0].patched.object.symbol(index).name.clone();
+        if let Some(&key) = self.globals.get(&name)
+            && (call || !self.replacing.contains(&key))
+        {
+            return self.payload_symbol(key);
+        }
+        let all: Vec<&KernelSymbol> = self.image.symbols().lookup(&name).collect();
+        let global: Vec<&KernelSymbol> = all.iter().copied().filter(|symbol| symbol.global).collect();
+        let candidates = if global.is_empty() { all } else { global };
+        match one_address(&candidates) {
+            Ok(symbol) => Some(self.kernel_symbol(&symbol.clone())),
+            Err(true) => {
+                let message = format!("`{name}` names {} places of the kernel: {}", candidates.len(), list(&candidates));
+                self.refuse("ambiguous-symbol", from, message, "name a symbol that occurs once, or patch the file that defines it");
+                None
+            }
+            Err(false) => {
+                let message = format!("`{name}` is neither in the kernel image nor in the diff");
+                self.refuse("unresolved-symbol", from, message, "if a loadable module defines it: patches of modules are not supported yet");
+                None
+            }
+        }
+    }
+
+    /// A place of the same object: the symbol, and the offset of the piece from it.
+    fn local(&mut self, from: Key, index: PieceIndex, at: i64, call: bool) -> Option<(u32, i64)> {
+        let key = (from.0, index);
+        let (pieces, piece) = self.piece(key);
+        if piece.role == SectionRole::Strings {
+            let Some(text) = string_at(pieces, index, at) else {
+                self.refuse("broken-string", from, format!("a reference to {} leads to no string", piece.name), "report it");
+                return None;
+            };
+            // The caller adds `at`; the symbol stands for the start of `.rodata`.
+            let place = self.string(text);
+            return Some((self.section_symbol(SectionKind::Rodata), i64::from(place) - at));
+        }
+        match piece.kind {
+            PieceKind::Function => {
+                let carried = self.placed.contains_key(&key);
+                // A reference into the middle comes from the other half of the same function.
+                if carried && (call || at != 0 || !self.replacing.contains(&key)) {
+                    return self.payload_symbol(key).map(|symbol| (symbol, 0));
+                }
+                self.existing(from, key).map(|symbol| (symbol, 0))
+            }
+            PieceKind::Datum if !is_fresh(&piece.name) && self.is_existing(key) => {
+                self.existing(from, key).map(|symbol| (symbol, 0))
+            }
+            PieceKind::Datum => self.payload_symbol_of_data(from, key).map(|symbol| (symbol, 0)),
+            PieceKind::Anonymous if piece.name == ".altinstr_aux" => self.aux(from, key, at).map(|symbol| (symbol, -at)),
+            PieceKind::Anonymous => self.payload_symbol_of_data(from, key).map(|symbol| (symbol, 0)),
+        }
+    }
+
+    fn is_existing(&self, (unit, piece): Key) -> bool {
+        let diff = self.units[unit].diff;
+        diff.correlation.original(piece).is_some() || diff.correlation.is_ambiguous(piece)
+    }
+
+    /// A function or datum of this unit that stays where it is in the kernel.
+    fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
+        let unit = &self.units[key.0];
+        let piece = unit.patched.piece(key.1);
+        let original = unit.diff.correlation.original(key.1);
+        let bound = original.and_then(|original| unit.proof.address(original));
+        let candidates = self.candidates(unit.name, piece);
+        if let Some(address) = bound {
+            let found = candidates.into_iter().find(|symbol| symbol.address == address);
+            if let Some(symbol) = found {
+                return Some(self.kernel_symbol(&symbol));
+            }
+            let name = piece.name.clone();
+            return Some(self.symbol(&name, Place::Kernel(address), piece.size(), piece.kind == PieceKind::Function));
+        }
+        let refs: Vec<&KernelSymbol> = candidates.iter().collect();
+        match one_address(&refs) {
+            Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => Some(self.kernel_symbol(&symbol.clone())),
+            Err(false) => {
+                let message = format!("the {} `{}` is not in the kernel image", describe(piece.kind), piece.name);
+                self.refuse("unresolved-symbol", from, message, "the compiler kept it out of the image; change the patch so that it is not needed");
+                None
+            }
+            _ => {
+                let message = format!(
+                    "`{}` could be any of {} places of the kernel, and no proved code tells which: {}",
+                    piece.name,
+                    refs.len(),
+                    list(&refs)
+                );
+                self.refuse("ambiguous-symbol", from, message, "give the new function another way to reach it");
+                None
+            }
+        }
+    }
+
+    fn candidates(&self, unit: &str, piece: &Piece) -> Vec<KernelSymbol> {
+        let file = unit.rsplit('/').next().unwrap_or(unit);
+        let same_size = |symbol: &&KernelSymbol| symbol.size == 0 || symbol.size == piece.size();
+        let visible = |symbol: &&KernelSymbol| match &symbol.file {
+            None => piece.global,
+            Some(name) => !piece.global && name == file,
+        };
+        let exact: Vec<KernelSymbol> = self.image.symbols().lookup(&piece.name).filter(visible).cloned().collect();
+        if piece.global || without_number(&piece.name) == piece.name || piece.kind == PieceKind::Function {
+            return exact;
+        }
+        let stem = without_number(&piece.name);
+        let numbered = |symbol: &&KernelSymbol| without_number(&symbol.name) == stem;
+        self.image.symbols().iter().filter(numbered).filter(visible).filter(same_size).cloned().collect()
+    }
+
+    fn kernel_symbol(&mut self, symbol: &KernelSymbol) -> u32 {
+        let place = match symbol.address_kind {
+            AddressKind::Image => Place::Kernel(symbol.address),
+            AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(symbol.address),
+        };
+        self.symbol(&symbol.name, place, symbol.size, symbol.kind == crate::symbol_db::SymbolKind::Function)
+    }
+
+    fn payload_symbol(&mut self, key: Key) -> Option<u32> {
+        if !self.placed.contains_key(&key) {
+            return self.payload_symbol_of_data(key, key);
+        }
+        let (section, offset) = *self.placed.get(&key)?;
+        let (_, piece) = self.piece(key);
+        let (name, size, function) = (piece.name.clone(), piece.size(), piece.kind == PieceKind::Function);
+        Some(self.symbol(&name, Place::Payload { section, offset }, size, function))
+    }
+
+    fn section_symbol(&mut self, section: SectionKind) -> u32 {
+        let name = match section {
+            SectionKind::Text => ".text",
+            SectionKind::Rodata => ".rodata",
+            SectionKind::Data => ".data",
+            SectionKind::Bss => ".bss",
+        };
+        self.symbol(name, Place::Payload { section, offset: 0 }, 0, false)
+    }
+
+    fn string(&mut self, text: &[u8]) -> u32 {
+        if let Some(&offset) = self.strings.get(text) {
+            return offset;
+        }
+        let mut bytes = text.to_vec();
+        bytes.push(0);
+        let offset = append(&mut self.linked.payload.rodata, &bytes, 1, 0);
+        self.strings.insert(text.to_vec(), offset);
+        offset
+    }
+
+    /// Data that comes along: new, fresh or anonymous.
+    fn payload_symbol_of_data(&mut self, from: Key, key: Key) -> Option<u32> {
+        if let Some(&(section, offset)) = self.placed.get(&key) {
+            let (_, piece) = self.piece(key);
+            let (name, size) = (piece.name.clone(), piece.size());
+            return Some(self.symbol(&name, Place::Payload { section, offset }, size, false));
+        }
+        let (pieces, piece) = self.piece(key);
+        let name = pieces.object.section(piece.section).name.clone();
+        let bytes = pieces.bytes(key.1);
+        let align = pieces.object.section(piece.section).align.min(64) as usize;
+        let (section, offset) = match piece.role {
+            SectionRole::ReadOnly => (SectionKind::Rodata, append(&mut self.linked.payload.rodata, bytes, align, 0)),
+            SectionRole::Data if bytes.is_empty() => {
+                let start = self.linked.payload.bss_size.next_multiple_of(align as u32);
+                self.linked.payload.bss_size = start + piece.size() as u32;
+                (SectionKind::Bss, start)
+            }
+            SectionRole::Data => (SectionKind::Data, append(&mut self.linked.payload.data, bytes, align, 0)),
+            SectionRole::PerCpu => {
+                let message = format!("`{}` is new per-CPU data, which cannot be added to a running kernel yet", piece.name);
+                self.refuse("per-cpu-data", from, message, "use an array indexed by processor");
+                return None;
+            }
+            _ => {
+                let message = format!("it refers to section {name}, which new code cannot bring along yet");
+                self.refuse("unknown-section", from, message, "avoid what puts data there (tracepoints, parameters, …)");
+                return None;
+            }
+        };
+        self.placed.insert(key, (section, offset));
+        if piece.kind == PieceKind::Datum {
+            let unit = self.units[key.0].name.to_owned();
+            self.linked.manifest_data.push(ManifestDatum { name: piece.name.clone(), unit, size: piece.size() });
+        }
+        for reloc in pieces.relocs(key.1) {
+            let at = reloc.offset - piece.range.start;
+            self.relocate(key, reloc, section, offset + at as u32);
+        }
+        let (piece_name, size) = (piece.name.clone(), piece.size());
+        Some(self.symbol(&piece_name, Place::Payload { section, offset }, size, false))
+    }
+}
+
+/// The symbol, if all candidates mean one address; otherwise whether there are any.
+fn one_address<'s>(candidates: &[&'s KernelSymbol]) -> Result<&'s KernelSymbol, bool> {
+    match candidates {
+        [] => Err(false),
+        [first, rest @ ..] if rest.iter().all(|other| other.address == first.address) => Ok(first),
+        _ => Err(true),
+    }
+}
+
+fn list(candidates: &[&KernelSymbol]) -> String {
+    let describe = |symbol: &&KernelSymbol| {
+        format!("{:#x} ({})", symbol.address, symbol.file.as_deref().unwrap_or("global"))
+    };
+    let mut text: Vec<String> = candidates.iter().map(describe).collect();
+    text.dedup();
+    text.join(", ")
+}
+
+fn reloc_kind(kind: u32) -> Option<RelocKind> {
+    let known = [
+        (elf::R_X86_64_64, RelocKind::Abs64),
+        (elf::R_X86_64_32, RelocKind::Abs32),
+        (elf::R_X86_64_32S, RelocKind::Abs32S),
+        (elf::R_X86_64_PC32, RelocKind::Pc32),
+        (elf::R_X86_64_PLT32, RelocKind::Plt32),
+    ];
+    known.into_iter().find(|(known, _)| known.0 == kind).map(|(_, kind)| kind)
+}

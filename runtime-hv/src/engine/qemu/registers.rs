@@ -1,0 +1,138 @@
+//! Registers out of the text of `info registers -a`.
+//!
+//! Comes in: the text. Decided: nothing; a processor without all of the registers that are wanted is an error, not a zero.
+//! Goes out: one [`Registers`] for each processor. The text has two forms: a processor in 64-bit code has RIP, RSP and
+//! wide segment bases, one that runs a 32-bit program has EIP, ESP and narrow ones (QEMU target/i386/cpu-dump.c,
+//! `x86_cpu_dump_state`).
+
+use crate::engine::{EngineError, Registers};
+
+/// Reads the text.
+pub(super) fn parse(text: &str) -> Result<Vec<Registers>, EngineError> {
+    let mut all = Vec::new();
+    for (expected, section) in text.split("CPU#").skip(1).enumerate() {
+        let (number, body) = section.split_once(char::is_whitespace).unwrap_or((section, ""));
+        if number.parse() != Ok(expected) {
+            return Err(unexpected("the processors in order", &format!("CPU#{number}")));
+        }
+        all.push(one(body)?);
+    }
+    if all.is_empty() {
+        return Err(unexpected("a section `CPU#0`", text));
+    }
+    Ok(all)
+}
+
+fn one(body: &str) -> Result<Registers, EngineError> {
+    let cpl = value(body, &["CPL"]).ok_or_else(|| unexpected("a value for CPL", body))?;
+    if cpl > 3 {
+        return Err(unexpected("a privilege level of 0 to 3", &format!("CPL={cpl:x}")));
+    }
+    Ok(Registers {
+        rip: value(body, &["RIP", "EIP"]).ok_or_else(|| unexpected("a value for RIP", body))?,
+        rsp: value(body, &["RSP", "ESP"]).ok_or_else(|| unexpected("a value for RSP", body))?,
+        rflags: value(body, &["RFL", "EFL"]).ok_or_else(|| unexpected("a value for RFL", body))?,
+        cpl: cpl as u8,
+        cr3: value(body, &["CR3"]).ok_or_else(|| unexpected("a value for CR3", body))?,
+        cr4: value(body, &["CR4"]).ok_or_else(|| unexpected("a value for CR4", body))?,
+        idt_base: row(body, "IDT", 0).ok_or_else(|| unexpected("a base for IDT", body))?,
+        gs_base: row(body, "GS", 1).ok_or_else(|| unexpected("a base for GS", body))?,
+    })
+}
+
+/// The value behind `NAME=` for the first of the names that stands at the beginning of a word.
+fn value(body: &str, names: &[&str]) -> Option<u64> {
+    body.split_whitespace().find_map(|word| {
+        let (name, value) = word.split_once('=')?;
+        if names.contains(&name) { u64::from_str_radix(value, 16).ok() } else { None }
+    })
+}
+
+/// Field `index` of the line that begins with `NAME =` or `NAME=` (descriptor tables and segments).
+fn row(body: &str, name: &str, index: usize) -> Option<u64> {
+    body.lines().find_map(|line| {
+        let (before, fields) = line.split_once('=')?;
+        if before.trim() != name {
+            return None;
+        }
+        u64::from_str_radix(fields.split_whitespace().nth(index)?, 16).ok()
+    })
+}
+
+fn unexpected(expected: &'static str, answer: &str) -> EngineError {
+    let answer = answer.trim().chars().take(120).collect();
+    EngineError::Protocol { peer: "`info registers -a`", expected, answer }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO: &str = "\r
+CPU#0\r
+RAX=0000000000000000 RBX=0000000007ffffff RCX=7fffffffffffffff RDX=0000000000000001\r
+RSI=0000000000000a20 RDI=ffff8c52811be400 RBP=ffff8c52811be400 RSP=ffffce32c243bab0\r
+R8 =0000000000000001 R9 =000000000000004c R10=ffff8c5281220040 R11=0000000000000001\r
+RIP=ffffffff9f316ce0 RFL=00000082 [--S----] CPL=0 II=0 A20=1 SMM=0 HLT=0\r
+CS =0010 0000000000000000 ffffffff 00a09b00 DPL=0 CS64 [-RA]\r
+FS =0000 0000000000000000 00000000 00000000\r
+GS =0000 ffff8c529f400000 00000000 00000000\r
+GDT=     fffffe0000001000 0000007f\r
+IDT=     fffffe0000000000 00000fff\r
+CR0=80050033 CR2=000000000042ee70 CR3=000000000a610000 CR4=000006b0\r
+EFER=0000000000000d01\r
+\r
+CPU#1\r
+EAX=000000b7 EBX=ffffffff ECX=00000000 EDX=00000001\r
+ESI=00000000 EDI=00000000 EBP=ffbfef38 ESP=ffbfef0c\r
+EIP=080494f3 EFL=00000246 [---Z-P-] CPL=3 II=0 A20=1 SMM=0 HLT=0\r
+CS =0023 00000000 ffffffff 00cffb00 DPL=3 CS32 [-RA]\r
+GS =0063 081042c0 00008fff 00d0f300 DPL=3 DS   [-WA]\r
+GDT=     fffffe0000032000 0000007f\r
+IDT=     fffffe0000000000 00000fff\r
+CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
+";
+
+    #[test]
+    fn both_forms_are_read() {
+        let all = parse(TWO).expect("two processors");
+        assert_eq!(
+            all[0],
+            Registers {
+                rip: 0xffff_ffff_9f31_6ce0,
+                rsp: 0xffff_ce32_c243_bab0,
+                rflags: 0x82,
+                cpl: 0,
+                cr3: 0xa61_0000,
+                cr4: 0x6b0,
+                idt_base: 0xffff_fe00_0000_0000,
+                gs_base: 0xffff_8c52_9f40_0000,
+            }
+        );
+        assert_eq!((all[1].rip, all[1].rsp, all[1].cpl, all[1].gs_base), (0x804_94f3, 0xffbf_ef0c, 3, 0x810_42c0));
+        assert_eq!((all[1].idt_base, all[1].cr3), (0xffff_fe00_0000_0000, 0x283_a001));
+        assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (name, replacement, word) in [
+            ("RIP=", "XXX=", "RIP"),
+            ("IDT=", "XXX=", "IDT"),
+            ("CPL=0", "CPL=9", "privilege"),
+            ("CPU#1", "CPU#7", "order"),
+        ] {
+            let error = parse(&TWO.replace(name, replacement)).expect_err(name).to_string();
+            assert!(error.contains(word), "{name}: {error}");
+        }
+        assert!(parse("unknown command: 'info registers'").is_err());
+        assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn any_cut_of_the_text_is_read_or_refused() {
+        for end in 0..TWO.len() {
+            let _ = parse(&TWO[..end]);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! QEMU's GDB stub, opened for the time of one pause.
+//!
+//! Comes in: a monitor and a private folder. Decided: whether the stub is free, ours from an earlier life, or the owner's.
+//! Goes out: a listener opened before the guest is stopped (about 1.5 ms that the guest does not notice), a connection made
+//! at the first write (0.1 ms), and both closed again after the guest runs. An idle stub costs a running guest nothing, but a
+//! stranger who connects to it stops the guest, so it is open only while it is needed.
+
+use std::path::{Path, PathBuf};
+
+use super::gdb::Client;
+use super::monitor::Monitor;
+use super::timed::{PATIENCE, Timed};
+use crate::engine::{EngineError, Pa};
+
+/// Name of the folders in which we keep sockets, before the part made at random.
+pub(super) const FOLDER_PREFIX: &str = "lucos-qemu-";
+const SOCKET_NAME: &str = "gdb.sock";
+
+/// What the VM says about its stub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// There is none.
+    Closed,
+    /// One of ours, at this socket; `connected` when a client holds it.
+    Ours { socket: PathBuf, connected: bool },
+    /// The owner's own, at this address.
+    Owners(String),
+}
+
+impl Found {
+    /// Looks at the character devices: the stub's is named `gdb` (QEMU gdbstub.c, `gdbserver_start`).
+    pub(super) fn ask(monitor: &mut Monitor) -> Result<Self, EngineError> {
+        Ok(Self::parse(&monitor.human("info chardev")?))
+    }
+
+    fn parse(text: &str) -> Self {
+        let Some(address) = text.lines().find_map(|line| line.trim().strip_prefix("gdb: filename=")) else {
+            return Self::Closed;
+        };
+        let waiting = address.strip_prefix("disconnected:");
+        let path = waiting.unwrap_or(address).strip_prefix("unix:").map(|rest| rest.split(',').next().unwrap_or(rest));
+        match path.map(Path::new) {
+            Some(path) if folder_of_ours(path).is_some() => {
+                Self::Ours { socket: path.to_owned(), connected: waiting.is_none() }
+            }
+            _ => Self::Owners(address.to_owned()),
+        }
+    }
+}
+
+/// The folder of a socket that carries our names.
+fn folder_of_ours(socket: &Path) -> Option<&Path> {
+    let folder = socket.parent()?;
+    let ours = folder.file_name()?.to_str()?.starts_with(FOLDER_PREFIX) && socket.file_name()?.to_str()? == SOCKET_NAME;
+    ours.then_some(folder)
+}
+
+/// Closes a stub that a dead tool left open, and removes its folder.
+pub(super) fn clear(monitor: &mut Monitor, socket: &Path) -> Result<(), EngineError> {
+    monitor.human("gdbserver none")?;
+    let _ = std::fs::remove_file(socket);
+    if let Some(folder) = folder_of_ours(socket) {
+        let _ = std::fs::remove_dir(folder);
+    }
+    Ok(())
+}
+
+/// The stub, open for us.
+#[derive(Debug)]
+pub(super) struct Stub {
+    socket: PathBuf,
+    client: Option<Client<Timed>>,
+    /// The stub was switched to physical addresses and not back yet.
+    physical: bool,
+}
+
+impl Stub {
+    /// Opens the listener. The guest goes on as it was.
+    pub(super) fn open(monitor: &mut Monitor, folder: &Path) -> Result<Self, EngineError> {
+        if let Found::Owners(address) = Found::ask(monitor)? {
+            return Err(owned(&address));
+        }
+        let socket = folder.join(SOCKET_NAME);
+        let answer = monitor.human(&format!("gdbserver unix:{},server=on,wait=off", socket.display()))?;
+        if !answer.contains("Waiting for gdb connection") {
+            return Err(EngineError::Protocol {
+                peer: "`gdbserver`",
+                expected: "QEMU to open its debug stub in our folder (it needs access to the folder for temporary files)",
+                answer: answer.trim().to_owned(),
+            });
+        }
+        Ok(Self { socket, client: None, physical: false })
+    }
+
+    /// Writes guest-physical memory of a stopped guest.
+    ///
+    /// # Consistency on error
+    /// A prefix of `bytes` may have been written. [`EngineError::Running`]: somebody else had let the guest continue; it is
+    /// stopped again, and all or part of `bytes` may have been written.
+    pub(super) fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
+        let mut client = match self.client.take() {
+            Some(client) => client,
+            None => self.connect()?,
+        };
+        let written = client.write(to, bytes);
+        if client.take_stop_report() {
+            return Err(EngineError::Running("a write (somebody continued it while we held it stopped)"));
+        }
+        // After an error the connection is given up: a late answer would be taken for the next one's.
+        written.map(|()| self.client = Some(client))
+    }
+
+    fn connect(&mut self) -> Result<Client<Timed>, EngineError> {
+        let stream = Timed::connect(&self.socket, PATIENCE).map_err(|error| EngineError::Connection {
+            peer: "GDB stub of QEMU",
+            reason: format!("{}: {error}", self.socket.display()),
+        })?;
+        self.physical = true;
+        Client::begin(stream)
+    }
+
+    /// Ends the connection; call it while the guest is still stopped. The stub's mode is put back on a new connection when
+    /// the old one broke; that is worth one attempt, since a stub that no longer answers is closed in any case.
+    pub(super) fn disconnect(&mut self) {
+        if std::mem::take(&mut self.physical) {
+            let client = self.client.take().map_or_else(|| self.connect(), Ok);
+            let _ = client.and_then(Client::end);
+            self.physical = false;
+        }
+    }
+
+    /// Closes the listener.
+    pub(super) fn close(mut self, monitor: &mut Monitor) -> Result<(), EngineError> {
+        self.client = None;
+        monitor.human("gdbserver none").map(drop)
+    }
+}
+
+pub(super) fn owned(address: &str) -> EngineError {
+    EngineError::Connection {
+        peer: "GDB stub of QEMU",
+        reason: format!(
+            "it is already open for somebody else, at {address}; close it with `gdbserver none` in the human monitor, or \
+             start the VM without -s and -gdb"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_stub_it_is_shows_in_its_address() {
+        let none = "#chr036: filename=gdb\r\nserial0: filename=file\r\n";
+        assert_eq!(Found::parse(none), Found::Closed);
+        let ours = |connected| Found::Ours { socket: PathBuf::from("/tmp/lucos-qemu-Ab/gdb.sock"), connected };
+        let text = "gdb: filename=disconnected:unix:/tmp/lucos-qemu-Ab/gdb.sock,server=on\r\n";
+        assert_eq!(Found::parse(text), ours(false));
+        assert_eq!(Found::parse(&text.replace("disconnected:", "")), ours(true));
+        for other in
+            ["disconnected:tcp:0.0.0.0:1234,server=on", "unix:/tmp/gdb.sock,server=on", "unix:/tmp/lucos-qemu-Ab/x"]
+        {
+            assert_eq!(Found::parse(&format!("{none}gdb: filename={other}\r\n")), Found::Owners(other.to_owned()));
+        }
+    }
+}

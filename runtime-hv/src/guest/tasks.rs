@@ -1,0 +1,150 @@
+//! The guest's tasks.
+//!
+//! Comes in: a located kernel. Decided: which tasks exist: every thread of every process on `init_task.tasks`, the idle
+//! task and the current task of every processor. Goes out: [`Task`]s with the bounds of their kernel stacks. Lists of a
+//! hostile guest may loop or lead anywhere: the number of steps is bounded and a bad pointer is an error, not a crash.
+
+use super::{GuestError, Kernel};
+use crate::engine::{ReadMemory, Va};
+use std::collections::BTreeSet;
+
+/// More tasks than this is taken for a loop (`PID_MAX_LIMIT`, `include/linux/threads.h`, is 4 Mi; a guest with more than
+/// this many could not be walked in a pause anyway).
+const TASKS_LIMIT: usize = 1 << 16;
+/// More processors than this are not looked at (`NR_CPUS` of distribution kernels is at most 8192).
+const PROCESSORS_LIMIT: u64 = 8192;
+
+/// A task that may have a kernel stack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Its `task_struct`.
+    pub at: Va,
+    /// Lowest address of its kernel stack; 0 when it has none any more.
+    pub stack: u64,
+    /// Stack pointer saved when it was last switched out.
+    pub sp: u64,
+    /// Thread number.
+    pub pid: u32,
+    /// Name.
+    pub comm: String,
+}
+
+/// What a processor's per-CPU area says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PerCpu {
+    /// Base of the area: `__per_cpu_offset[n]`, the kernel's GS base.
+    pub base: u64,
+    /// `current_task`.
+    pub current: Va,
+    /// `idle_threads`, if the profile names it.
+    pub idle: Option<Va>,
+    /// One past the top of the interrupt stack.
+    pub irq_top: u64,
+    /// Start of the exception stacks in the processor's entry area.
+    pub exception_stacks: u64,
+}
+
+/// Reads the per-CPU areas of all possible processors.
+///
+/// # Errors
+/// [`GuestError`].
+pub fn per_cpu(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Vec<PerCpu>, GuestError> {
+    let count = kernel.image_u64(memory, kernel.symbol("nr_cpu_ids")?)? & 0xffff_ffff;
+    if count == 0 || count > PROCESSORS_LIMIT {
+        return Err(GuestError::Damaged { what: "nr_cpu_ids", detail: format!("it is {count}") });
+    }
+    let offsets = kernel.symbol("__per_cpu_offset")?;
+    // The current task moved into a structure in 6.2 (`arch/x86/include/asm/current.h`).
+    let (current, irq) = match kernel.symbol("current_task") {
+        Ok(current) => (current, kernel.symbol("hardirq_stack_ptr")?),
+        Err(_) => {
+            let hot = kernel.symbol("pcpu_hot")?;
+            (hot + kernel.offset("pcpu_hot.current_task")?, hot + kernel.offset("pcpu_hot.hardirq_stack_ptr")?)
+        }
+    };
+    let exceptions = kernel.symbol("cea_exception_stacks")?;
+    let idle = kernel.symbol("idle_threads").ok();
+    let mut found: Vec<PerCpu> = Vec::new();
+    for index in 0..count {
+        let base = kernel.image_u64(memory, offsets.wrapping_add(index * 8))?;
+        if found.iter().any(|other| other.base == base) {
+            continue;
+        }
+        let word = |at: u64| kernel.read_u64(memory, Va(base.wrapping_add(at)), "a per-CPU area");
+        found.push(PerCpu {
+            base,
+            current: Va(word(current)?),
+            idle: idle.map(&word).transpose()?.map(Va),
+            // The pointer is to the topmost entry (`arch/x86/kernel/irq_64.c`, `map_irq_stack`).
+            irq_top: word(irq)?.wrapping_add(8),
+            exception_stacks: word(exceptions)?,
+        });
+    }
+    Ok(found)
+}
+
+/// All tasks.
+///
+/// # Errors
+/// [`GuestError`]; `Damaged` when a list does not end.
+pub fn all(memory: &dyn ReadMemory, kernel: &Kernel, processors: &[PerCpu]) -> Result<Vec<Task>, GuestError> {
+    let tasks = kernel.offset("task_struct.tasks")?;
+    let signal = kernel.offset("task_struct.signal")?;
+    let head = kernel.offset("signal_struct.thread_head")?;
+    let node = kernel.offset("task_struct.thread_node")?;
+    let init = kernel.live(kernel.symbol("init_task")?).0;
+
+    let mut seen = BTreeSet::from([init]);
+    for leader in members(memory, kernel, init.wrapping_add(tasks), tasks, "task list")? {
+        seen.insert(leader);
+        let shared = kernel.read_u64(memory, Va(leader.wrapping_add(signal)), "a task")?;
+        seen.extend(members(memory, kernel, shared.wrapping_add(head), node, "thread list")?);
+        if seen.len() > TASKS_LIMIT {
+            return Err(GuestError::Damaged { what: "task list", detail: format!("more than {TASKS_LIMIT} tasks") });
+        }
+    }
+    seen.extend(processors.iter().flat_map(|cpu| [Some(cpu.current), cpu.idle]).flatten().map(|task| task.0));
+    seen.remove(&0);
+    seen.into_iter().map(|at| task(memory, kernel, Va(at))).collect()
+}
+
+/// The structures on a circular list, without its head.
+fn members(
+    memory: &dyn ReadMemory,
+    kernel: &Kernel,
+    head: u64,
+    link: u64,
+    what: &'static str,
+) -> Result<Vec<u64>, GuestError> {
+    let mut found = Vec::new();
+    let mut at = kernel.read_u64(memory, Va(head), what)?;
+    while at != head {
+        if found.len() >= TASKS_LIMIT {
+            return Err(GuestError::Damaged { what, detail: format!("no end after {TASKS_LIMIT} entries") });
+        }
+        found.push(at.wrapping_sub(link));
+        at = kernel.read_u64(memory, Va(at), what)?;
+    }
+    Ok(found)
+}
+
+fn task(memory: &dyn ReadMemory, kernel: &Kernel, at: Va) -> Result<Task, GuestError> {
+    let member = |name: &str| Ok::<_, GuestError>(Va(at.0.wrapping_add(kernel.offset(name)?)));
+    let sp = kernel.offset("thread_struct.sp")?;
+    let mut comm = [0; 16];
+    kernel.read(memory, member("task_struct.comm")?, &mut comm, "a task")?;
+    let mut pid = [0; 4];
+    kernel.read(memory, member("task_struct.pid")?, &mut pid, "a task")?;
+    Ok(Task {
+        at,
+        stack: kernel.read_u64(memory, member("task_struct.stack")?, "a task")?,
+        sp: kernel.read_u64(memory, Va(member("task_struct.thread")?.0.wrapping_add(sp)), "a task")?,
+        pid: u32::from_le_bytes(pid),
+        comm: comm.iter().take_while(|&&byte| byte != 0).map(|&byte| printable(byte)).collect(),
+    })
+}
+
+/// A task chooses its own name: keep it from playing with the operator's terminal.
+fn printable(byte: u8) -> char {
+    if byte.is_ascii_graphic() || byte == b' ' { char::from(byte) } else { '?' }
+}

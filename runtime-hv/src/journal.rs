@@ -1,0 +1,250 @@
+//! What is known of a guest across the death of the tool, on the host beside the control socket.
+//!
+//! Comes in: actions about to be done and their outcome. Decided: which of them counts. Goes out: files that only the
+//! owner can read:
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `SOCKET.journal` | [`Document`]: what is applied, which memory is taken |
+//! | `SOCKET.d/ID.lpk` | the bundles themselves |
+//! | `SOCKET.action` | [`Action`] that is planned; nothing has been written |
+//! | `SOCKET.committing` | the same file, renamed while the guest is stopped: from here on writes may have been done |
+//!
+//! A file is replaced by renaming, so it is always whole. Nothing is synced to disk: a crash of the host ends the guest too.
+
+use crate::guest::arena::{State, Write};
+use crate::protocol::BundleInfo;
+use lpk_format::hex;
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A file of the journal could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// Reading or writing failed.
+    #[error("journal file {path}: {source}")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The content is not a journal.
+    #[error("journal file {path} is damaged: {reason}; move it away to start without it")]
+    Damaged {
+        /// Which.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Identity of a boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Boot {
+    /// Build id of the kernel.
+    #[serde(with = "hex")]
+    pub build_id: Vec<u8>,
+    /// KASLR slide.
+    pub slide: u64,
+    /// Live minus physical address of the image.
+    pub image_delta: u64,
+}
+
+/// A bundle of this boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// As shown.
+    pub info: BundleInfo,
+    /// The jumps: old and new bytes of each redirected entry.
+    pub jumps: Vec<Write>,
+}
+
+/// All that is known of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// Which boot this is about.
+    pub boot: Option<Boot>,
+    /// Number of the last finished action.
+    pub sequence: u64,
+    /// Guest memory taken.
+    pub arena: State,
+    /// Bundles, oldest first.
+    pub bundles: Vec<Record>,
+}
+
+/// An action in progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// Number of the action.
+    pub sequence: u64,
+    /// Which boot it is about.
+    pub boot: Boot,
+    /// Id of the bundle.
+    pub bundle: String,
+    /// The guest's owner had stopped it, so it stays stopped.
+    pub owner_paused: bool,
+    /// All writes, in order.
+    pub writes: Vec<Write>,
+}
+
+/// The files of one service.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    base: PathBuf,
+}
+
+impl Journal {
+    /// Journal of the service at a control socket.
+    #[must_use]
+    pub fn beside(socket: &Path) -> Journal {
+        Journal { base: socket.to_owned() }
+    }
+
+    fn path(&self, suffix: &str) -> PathBuf {
+        let mut name = self.base.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// The document; empty when there is none.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn load(&self) -> Result<Document, JournalError> {
+        Ok(read_json(&self.path(".journal"))?.unwrap_or_default())
+    }
+
+    /// Writes down what is about to be done.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn begin(&self, action: &Action) -> Result<(), JournalError> {
+        write_json(&self.path(".action"), action)
+    }
+
+    /// From now on, writes may have been done.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn committing(&self) -> Result<(), JournalError> {
+        let (from, to) = (self.path(".action"), self.path(".committing"));
+        fs::rename(&from, &to).map_err(file_error(&from))
+    }
+
+    /// The action is done: the document counts.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn finish(&self, document: &Document) -> Result<(), JournalError> {
+        write_json(&self.path(".journal"), document)?;
+        self.forget_action()
+    }
+
+    /// The action was not done, or was taken back.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn forget_action(&self) -> Result<(), JournalError> {
+        for path in [self.path(".action"), self.path(".committing")] {
+            remove(&path)?;
+        }
+        Ok(())
+    }
+
+    /// The action that a dead tool left half done: its writes may be in the guest.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn half_done(&self) -> Result<Option<Action>, JournalError> {
+        let action: Option<Action> = read_json(&self.path(".committing"))?;
+        let finished = self.load()?.sequence;
+        Ok(action.filter(|action| action.sequence > finished))
+    }
+
+    /// The action that a dead tool had planned; it may have stopped the guest, but has not written.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn planned(&self) -> Result<Option<Action>, JournalError> {
+        read_json(&self.path(".action"))
+    }
+
+    /// Keeps a bundle's bytes.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn save_bundle(&self, id: &str, bytes: &[u8]) -> Result<(), JournalError> {
+        let folder = self.path(".d");
+        fs::DirBuilder::new().mode(0o700).recursive(true).create(&folder).map_err(file_error(&folder))?;
+        write(&folder.join(format!("{id}.lpk")), bytes)
+    }
+
+    /// A kept bundle's bytes.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn load_bundle(&self, id: &str) -> Result<Vec<u8>, JournalError> {
+        let path = self.path(".d").join(format!("{id}.lpk"));
+        fs::read(&path).map_err(file_error(&path))
+    }
+
+    /// Moves everything away: it belongs to another boot.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn set_aside(&self) -> Result<(), JournalError> {
+        for suffix in [".journal", ".action", ".committing", ".d"] {
+            let (from, to) = (self.path(suffix), self.path(&format!("{suffix}.old")));
+            if to.is_dir() {
+                fs::remove_dir_all(&to).map_err(file_error(&to))?;
+            }
+            match fs::rename(&from, &to) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(file_error(&from)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn file_error(path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.display().to_string();
+    |source| JournalError::File { path, source }
+}
+
+fn remove(path: &Path) -> Result<(), JournalError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, JournalError> {
+    let bytes = match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(file_error(path))?,
+    };
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|error| JournalError::Damaged { path: path.display().to_string(), reason: error.to_string() })
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), JournalError> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|error| JournalError::Damaged { path: path.display().to_string(), reason: error.to_string() })?;
+    write(path, &bytes)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), JournalError> {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    remove(&new)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(file_error(&new))?;
+    io::Write::write_all(&mut file, bytes).map_err(file_error(&new))?;
+    fs::rename(&new, path).map_err(file_error(path))
+}

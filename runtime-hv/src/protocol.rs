@@ -1,0 +1,232 @@
+//! The words of the control socket: one request and one answer per connection, each a line of JSON.
+//!
+//! Comes in: bytes of a client that may be anything. Decided: what is well-formed; lengths are bounded before anything is
+//! allocated. Goes out: [`Request`] and [`Answer`].
+//!
+//! ```text
+//! client: {"op":"apply","size":N}\n  N bytes of bundle
+//! client: {"op":"list"}\n | {"op":"show","name":"…"}\n | {"op":"undo","name":"…"}\n | {"op":"status"}\n
+//! server: {"ok":…}\n | {"error":{"status":3,"reason":"…","message":"…","help":"…"}}\n
+//! ```
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Read};
+
+/// A request line is never longer than this.
+pub const LINE_LIMIT: u64 = 64 << 10;
+/// An answer line is never longer than this.
+pub const ANSWER_LIMIT: u64 = 16 << 20;
+/// A bundle is never larger than this.
+pub const BUNDLE_LIMIT: u64 = 64 << 20;
+
+/// What a client asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "lowercase")]
+pub enum Request {
+    /// Apply the bundle that follows the line.
+    Apply {
+        /// Its length in bytes.
+        size: u64,
+    },
+    /// All bundles of this boot.
+    List,
+    /// One bundle.
+    Show {
+        /// Name, or the beginning of the id.
+        name: String,
+    },
+    /// Take a bundle back.
+    Undo {
+        /// Name, or the beginning of the id.
+        name: String,
+    },
+    /// What the service serves.
+    Status,
+}
+
+/// What comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// Done.
+    Ok(Reply),
+    /// Not done.
+    Error(Problem),
+}
+
+/// Contents of a good answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    /// `list`.
+    Bundles(Vec<BundleInfo>),
+    /// `apply`, `show`, `undo`.
+    Bundle(Box<BundleInfo>),
+    /// `status`.
+    Status(Status),
+}
+
+/// State of a bundle: `loaded → applying → applied → undoing → removed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BundleState {
+    /// Read and checked; the guest is untouched.
+    Loaded,
+    /// Being applied.
+    Applying,
+    /// In effect.
+    Applied,
+    /// Being taken back.
+    Undoing,
+    /// Not in effect any more.
+    Removed,
+}
+
+impl BundleState {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            BundleState::Loaded => "loaded",
+            BundleState::Applying => "applying",
+            BundleState::Applied => "applied",
+            BundleState::Undoing => "undoing",
+            BundleState::Removed => "removed",
+        }
+    }
+}
+
+/// A bundle as `list` shows it; `docs/list-schema.json` is its schema.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BundleInfo {
+    /// Name from the manifest.
+    pub name: String,
+    /// Id, hexadecimal.
+    pub id: String,
+    /// State.
+    pub state: BundleState,
+    /// Reason code when the state was not reached in the ordinary way.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// `type1` or `type2`.
+    #[serde(rename = "type")]
+    pub update_type: lpk_format::UpdateType,
+    /// Kernel release it was made for.
+    pub release: String,
+    /// KASLR slide of the guest, `0x…`.
+    pub slide: String,
+    /// Functions redirected.
+    pub functions: Vec<FunctionInfo>,
+    /// When it was applied, RFC 3339, UTC.
+    pub applied_at: String,
+    /// Microseconds of the last action: `total`, `paused`, and by phase.
+    pub times_us: BTreeMap<String, u64>,
+    /// Guest pages that are still kept after undo.
+    pub kept_pages: u64,
+}
+
+/// A redirected function. Addresses are live, `0x…`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionInfo {
+    /// Symbol name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// Where the old function is.
+    pub old_address: String,
+    /// Where the new one is.
+    pub new_address: String,
+    /// Size of the new one in bytes.
+    pub size: u64,
+}
+
+/// What a service serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the tool.
+    pub version: String,
+    /// Engine.
+    pub engine: String,
+    /// Whether the guest's processors are stopped.
+    pub paused: bool,
+    /// Number of bundles in effect.
+    pub applied: usize,
+}
+
+/// Why something was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// Exit status: 1 the tool or its environment failed, 3 refused.
+    pub status: u8,
+    /// Reason code.
+    pub reason: String,
+    /// What was expected and found.
+    pub message: String,
+    /// What to do next.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// The tool or its environment failed.
+    pub fn failed(reason: &str, message: impl ToString) -> Problem {
+        Problem { status: 1, reason: reason.to_owned(), message: message.to_string(), help: None }
+    }
+
+    /// Refused.
+    pub fn refused(reason: &str, message: impl ToString) -> Problem {
+        Problem { status: 3, reason: reason.to_owned(), message: message.to_string(), help: None }
+    }
+
+    /// With advice.
+    #[must_use]
+    pub fn help(mut self, help: impl ToString) -> Problem {
+        self.help = Some(help.to_string());
+        self
+    }
+}
+
+/// Reads one bounded line of JSON.
+///
+/// # Errors
+/// `InvalidData` when the line is too long, unfinished or not what it should be.
+pub fn read_line<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead, limit: u64) -> io::Result<T> {
+    let mut line = Vec::new();
+    from.take(limit).read_until(b'\n', &mut line)?;
+    if line.last() != Some(&b'\n') {
+        let reason = format!("expected one line of JSON, at most {limit} bytes; got {} bytes without its end", line.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// One line of JSON.
+///
+/// # Errors
+/// As `write_all`.
+pub fn write_line(to: &mut impl io::Write, value: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    to.write_all(&line)?;
+    to.flush()
+}
+
+/// Reads the bundle that follows an `apply` line.
+///
+/// # Errors
+/// `InvalidData` when it is too large or cut off.
+pub fn read_bundle(from: &mut impl Read, size: u64) -> io::Result<Vec<u8>> {
+    if size > BUNDLE_LIMIT {
+        let reason = format!("a bundle of {size} bytes; at most {BUNDLE_LIMIT} are taken");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    let mut bytes = Vec::new();
+    from.take(size).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != size {
+        let reason = format!("{size} bytes of bundle were announced, {} came", bytes.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(bytes)
+}

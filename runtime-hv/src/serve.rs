@@ -1,0 +1,134 @@
+//! `run` and `attach`: a guest, its service and its watchdog, from beginning to end.
+//!
+//! Comes in: what to serve. Decided: the order: control socket, guest, watchdog, engine, service; and in reverse at the
+//! end. Goes out: an exit status that says how it ended.
+
+use crate::args::{EngineName, Run};
+use crate::console::Console;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use runtime_hv::engine::qemu::{Earlier, LaunchConfig, QemuEngine, Serial, launch};
+use runtime_hv::journal::Journal;
+use runtime_hv::protocol::Problem;
+use runtime_hv::service::{ControlSocket, Ended, serve};
+use runtime_hv::update::{Patience, Updater};
+use runtime_hv::watchdog::{Watchdog, bring_back};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Starts a guest and serves it until it ends.
+pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
+    if run.engine == EngineName::Kvm {
+        return Err(Problem::refused("no-kvm", "the engine `kvm` is not yet part of this version")
+            .help("use --engine qemu, or leave it out"));
+    }
+    let stop = stop_signals()?;
+    let socket = ControlSocket::open(&run.api)?;
+    let journal = Journal::beside(&run.api);
+    // A new guest: whatever the journal says is about another one.
+    journal.set_aside().map_err(|error| Problem::failed("journal-failed", error))?;
+    let mut qmp = run.api.clone().into_os_string();
+    qmp.push(".qmp");
+    let qmp = PathBuf::from(qmp);
+    let config = LaunchConfig {
+        kernel: run.kernel.clone(),
+        initrd: Some(run.initrd.clone()),
+        append: run.append.clone(),
+        cpus: run.cpus,
+        memory_mib: run.memory,
+        qmp_path: qmp.clone(),
+        serial: Serial::Stdio,
+        extra_args: Vec::new(),
+    };
+    let mut console = Console::take().map_err(|error| Problem::failed("terminal", error))?;
+    let mut guest = Guest(launch(&config).map_err(|error| Problem::failed("launch-failed", error))?);
+    let end = Arc::new(AtomicBool::new(false));
+    if let Some(console) = &mut console {
+        let end = Arc::clone(&end);
+        console
+            .hand_over(move || end.store(true, Ordering::Relaxed))
+            .map_err(|error| Problem::failed("terminal", error))?;
+    }
+    let watchdog = Watchdog::start(&qmp, &run.api)?;
+    let engine = QemuEngine::attach(&qmp, Earlier::Unknown).map_err(|error| Problem::failed("engine-failed", error))?;
+    let mut updater =
+        Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
+    let gone = || end.load(Ordering::Relaxed) || !matches!(guest.0.try_wait(), Ok(None));
+    let ended = serve(&mut updater, &socket, &stop, gone).map_err(|error| Problem::failed("service", error))?;
+    drop(watchdog);
+    drop(updater);
+    let by_us = ended == Ended::Asked || end.load(Ordering::Relaxed);
+    let status = if by_us { guest.end() } else { guest.0.wait() };
+    drop(console);
+    // Best effort: the guest is gone and with it the meaning of these files.
+    let _ = std::fs::remove_file(&qmp);
+    let _ = journal.set_aside();
+    match status {
+        Ok(_) if by_us => Ok(ExitCode::SUCCESS),
+        Ok(status) if status.success() => Ok(ExitCode::SUCCESS),
+        Ok(status) => Err(Problem::failed("guest-failed", format!("QEMU ended with {status}"))),
+        Err(error) => Err(Problem::failed("guest-failed", format!("QEMU could not be waited for: {error}"))),
+    }
+}
+
+/// The QEMU process; ended when this is dropped early.
+struct Guest(Child);
+
+impl Guest {
+    fn end(&mut self) -> std::io::Result<std::process::ExitStatus> {
+        self.0.kill()?;
+        self.0.wait()
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let _ = self.end();
+        }
+    }
+}
+
+/// Takes on a VM that runs, and lets go of it at the end; what is applied stays applied.
+pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
+    let stop = stop_signals()?;
+    let socket = ControlSocket::open(api)?;
+    let journal = Journal::beside(api);
+    let engine = match QemuEngine::attach(qmp, Earlier::Unknown) {
+        Ok(engine) => engine,
+        Err(first) => {
+            let failed = |error| Problem::failed("engine-failed", error);
+            let known = journal.half_done().ok().flatten().or_else(|| journal.planned().ok().flatten());
+            if known.is_none() {
+                return Err(failed(first));
+            }
+            // A tool died while it held the guest, and so did its watchdog: finish what it left first.
+            bring_back(qmp, &journal)?;
+            QemuEngine::attach(qmp, Earlier::Unknown).map_err(failed)?
+        }
+    };
+    let watchdog = Watchdog::start(qmp, api)?;
+    let mut updater = Updater::open(engine, journal, Patience::default()).map_err(|error| error.problem())?;
+    eprintln!("lucos-hv: serving the VM at {} on {}", qmp.display(), api.display());
+    let ended = serve(&mut updater, &socket, &stop, || false).map_err(|error| Problem::failed("service", error))?;
+    let detached = updater.into_engine().detach();
+    drop(watchdog);
+    match ended {
+        Ended::GuestGone => eprintln!("lucos-hv: the VM is gone"),
+        Ended::Asked => detached.map_err(|error| Problem::failed("engine-failed", error))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGINT, SIGTERM and SIGHUP as a file descriptor. Programs that we start get the default mask back.
+fn stop_signals() -> Result<SignalFd, Problem> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        set.add(signal);
+    }
+    set.thread_block()
+        .and_then(|()| SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK))
+        .map_err(|error| Problem::failed("signals", error))
+}

@@ -1,0 +1,159 @@
+//! The service behind the control socket.
+//!
+//! Comes in: connections on a socket that only its owner can use. Decided: which request is whose turn (one at a time), and
+//! when to end: the guest is gone, or somebody asks us to let go. Goes out: answers, and how it ended.
+
+use crate::engine::Engine;
+use crate::protocol::{
+    Answer, BundleState, LINE_LIMIT, Problem, Reply, Request, Status, read_bundle, read_line, write_line,
+};
+use crate::update::{UpdateError, Updater};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fs;
+use std::io::{self, BufReader};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a client may take over its request or our answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether the guest still is.
+const LOOK_MS: u16 = 500;
+
+/// The control socket; the file goes when this is dropped.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Opens it, mode 0600. A socket that nobody answers on any more is replaced.
+    ///
+    /// # Errors
+    /// [`Problem`] when a service answers there already, or the file is something else.
+    pub fn open(path: &Path) -> Result<ControlSocket, Problem> {
+        let failed = |what: &str, error: io::Error| {
+            Problem::failed("control-socket", format!("{what} {}: {error}", path.display()))
+        };
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(failed("cannot look at", error)),
+            Ok(found) if !found.file_type().is_socket() => {
+                return Err(Problem::failed("control-socket", format!("{} exists and is no socket", path.display())));
+            }
+            Ok(_) if UnixStream::connect(path).is_ok() => {
+                return Err(Problem::failed("already-served", format!("a service already answers on {}", path.display()))
+                    .help("use that service, or choose another --api path"));
+            }
+            Ok(_) => fs::remove_file(path).map_err(|error| failed("cannot remove the stale", error))?,
+        }
+        // Nobody else may connect in the moment between creation and the change of mode.
+        let before = nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(path);
+        nix::sys::stat::umask(before);
+        let listener = listener.map_err(|error| failed("cannot listen on", error))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| failed("cannot protect", error))?;
+        listener.set_nonblocking(true).map_err(|error| failed("cannot use", error))?;
+        Ok(ControlSocket { listener, path: path.to_owned() })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        // Nothing to be done if it is gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest is gone.
+    GuestGone,
+    /// A signal asked us to let go.
+    Asked,
+}
+
+/// Serves until the guest is gone or `stop` (a signal file descriptor) becomes readable. `gone` says whether the guest's
+/// process has ended, where that is known better than by asking the engine.
+///
+/// # Errors
+/// Of `poll` and `accept`.
+pub fn serve<E: Engine>(
+    updater: &mut Updater<E>,
+    socket: &ControlSocket,
+    stop: &impl AsFd,
+    mut gone: impl FnMut() -> bool,
+) -> io::Result<Ended> {
+    let mut silent = 0;
+    loop {
+        let mut files =
+            [PollFd::new(socket.listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut files, PollTimeout::from(LOOK_MS)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if files[1].any().unwrap_or(false) {
+            return Ok(Ended::Asked);
+        }
+        if gone() {
+            return Ok(Ended::GuestGone);
+        }
+        if files[0].any().unwrap_or(false) {
+            match socket.listener.accept() {
+                // What goes wrong with one client is that client's problem.
+                Ok((client, _)) => drop(answer_client(updater, &client)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        } else {
+            // One lost answer is no dead guest.
+            silent = if updater.engine.is_paused().is_ok() { 0 } else { silent + 1 };
+            if silent >= 2 {
+                return Ok(Ended::GuestGone);
+            }
+        }
+    }
+}
+
+fn answer_client<E: Engine>(updater: &mut Updater<E>, client: &UnixStream) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    client.set_read_timeout(Some(CLIENT_PATIENCE))?;
+    client.set_write_timeout(Some(CLIENT_PATIENCE))?;
+    let mut from = BufReader::new(client);
+    let answer = match read_line::<Request>(&mut from, LINE_LIMIT) {
+        Err(error) => Answer::Error(Problem::failed("bad-request", error)),
+        Ok(request) => match answer(updater, request, &mut from) {
+            Ok(reply) => Answer::Ok(reply),
+            Err(problem) => Answer::Error(problem),
+        },
+    };
+    write_line(&mut &*client, &answer)
+}
+
+fn answer<E: Engine>(
+    updater: &mut Updater<E>,
+    request: Request,
+    from: &mut BufReader<&UnixStream>,
+) -> Result<Reply, Problem> {
+    let problem = |error: UpdateError| error.problem();
+    let one = |info| Reply::Bundle(Box::new(info));
+    match request {
+        Request::Apply { size } => {
+            let bytes = read_bundle(from, size).map_err(|error| Problem::refused("corrupted-bundle", error))?;
+            updater.apply(&bytes).map(one).map_err(problem)
+        }
+        Request::List => Ok(Reply::Bundles(updater.list())),
+        Request::Show { name } => updater.show(&name).map(one).map_err(problem),
+        Request::Undo { name } => updater.undo(&name).map(one).map_err(problem),
+        Request::Status => Ok(Reply::Status(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: updater.engine.name().to_owned(),
+            paused: updater.engine.is_paused().map_err(|error| Problem::failed("engine-failed", error))?,
+            applied: updater.list().iter().filter(|info| info.state == BundleState::Applied).count(),
+        })),
+    }
+}

@@ -1,0 +1,111 @@
+//! Answers for people and programs.
+
+use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
+use runtime_hv::protocol::{BundleInfo, Problem, Reply};
+use serde::Serialize;
+
+/// Prints why something was not done: on standard error, or as JSON on standard output.
+pub(crate) fn problem(problem: &Problem, json: bool) {
+    if json {
+        let wrapped = serde_json::json!({ "error": problem });
+        println!("{wrapped}");
+        return;
+    }
+    let code = if problem.status == 3 { format!("refused: {}", problem.reason) } else { problem.reason.clone() };
+    let mut report = miette::MietteDiagnostic::new(problem.message.clone()).with_code(code);
+    if let Some(help) = &problem.help {
+        report = report.with_help(help);
+    }
+    eprintln!("{:?}", miette::Report::new(report));
+}
+
+/// Prints an answer.
+///
+/// # Errors
+/// [`Problem`] when it cannot be written as JSON.
+pub(crate) fn reply(reply: &Reply, json: bool) -> Result<(), Problem> {
+    match reply {
+        Reply::Bundles(bundles) if json => print_json(bundles),
+        Reply::Bundle(bundle) if json => print_json(bundle),
+        Reply::Status(status) if json => print_json(status),
+        Reply::Bundles(bundles) => {
+            list(bundles);
+            Ok(())
+        }
+        Reply::Bundle(bundle) => {
+            one(bundle);
+            Ok(())
+        }
+        Reply::Status(status) => {
+            let running = if status.paused { "stopped by its owner" } else { "running" };
+            println!(
+                "lucos-hv {}, engine {}, guest {running}, {} bundles applied",
+                status.version, status.engine, status.applied
+            );
+            Ok(())
+        }
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Problem> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Problem::failed("json", error))?;
+    println!("{text}");
+    Ok(())
+}
+
+fn list(bundles: &[BundleInfo]) {
+    if bundles.is_empty() {
+        println!("no bundles");
+        return;
+    }
+    let mut table = table(&["name", "id", "state", "functions", "applied at", "total", "paused", "kept pages"]);
+    for info in bundles {
+        table.add_row([
+            info.name.clone(),
+            info.id.get(..12).unwrap_or(&info.id).to_owned(),
+            state(info),
+            info.functions.len().to_string(),
+            info.applied_at.clone(),
+            time(info, "total"),
+            time(info, "paused"),
+            info.kept_pages.to_string(),
+        ]);
+    }
+    println!("{table}");
+}
+
+fn one(info: &BundleInfo) {
+    println!("{} ({}): {}", info.name, info.id, state(info));
+    println!("kernel {}, slide {}, applied at {}", info.release, info.slide, info.applied_at);
+    let mut functions = table(&["function", "unit", "old", "new", "size"]);
+    for function in &info.functions {
+        functions.add_row([
+            &function.name,
+            &function.unit,
+            &function.old_address,
+            &function.new_address,
+            &function.size.to_string(),
+        ]);
+    }
+    println!("{functions}");
+    let phases: Vec<String> = info.times_us.keys().map(|phase| format!("{phase} {}", time(info, phase))).collect();
+    println!("last action: {}", phases.join(", "));
+    if info.kept_pages != 0 {
+        println!("{} pages of guest memory are kept: something may still refer to them", info.kept_pages);
+    }
+}
+
+fn state(info: &BundleInfo) -> String {
+    let word = info.state.word();
+    info.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"))
+}
+
+fn time(info: &BundleInfo, phase: &str) -> String {
+    info.times_us.get(phase).map_or_else(|| "-".to_owned(), |us| format!("{:.1} ms", *us as f64 / 1000.0))
+}
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(header);
+    table
+}

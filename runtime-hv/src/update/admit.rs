@@ -1,0 +1,166 @@
+//! Is this the kernel that the bundle was made for, and is it in the state that the bundle expects?
+//!
+//! Comes in: a bundle and a running guest. Decided: build id, slide, every old function's whole live bytes, and what is
+//! applied already. Goes out: [`Admitted`], with the live bytes as they were compared. Nothing is written.
+
+use super::UpdateError;
+use super::code::{first_length, NOP5};
+use super::sites;
+use crate::engine::{Engine, EngineError, Pa, ReadMemory, Va};
+use crate::guest::facts::{self, Facts};
+use crate::guest::{Kernel, identity};
+use crate::journal::{Boot, Document};
+use crate::protocol::BundleState;
+use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, UpdateType};
+
+/// Length of the jump, `jmp rel32`.
+pub const JUMP: usize = 5;
+
+/// A guest that was found right for a bundle.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The kernel, located.
+    pub kernel: Kernel,
+    /// Its boot-time choices.
+    pub facts: Facts,
+    /// Live bytes of each old function, in the order of the bundle.
+    pub live: Vec<Vec<u8>>,
+    /// Link addresses between which no saved instruction pointer may lie (start and end excluded), one per function
+    /// whose entry is not a single instruction of the jump's length.
+    pub inside: Vec<std::ops::Range<u64>>,
+    /// The functions' link addresses.
+    pub starts: Vec<u64>,
+    build_id: Vec<u8>,
+}
+
+impl Admitted {
+    /// Identity of the boot.
+    #[must_use]
+    pub fn boot(&self) -> Boot {
+        Boot {
+            build_id: self.build_id.clone(),
+            slide: self.kernel.slide(),
+            image_delta: self.kernel.image_delta(),
+        }
+    }
+}
+
+/// Finds the guest right, or says why not.
+///
+/// # Errors
+/// [`UpdateError`].
+pub fn admit<E: Engine>(
+    engine: &mut E,
+    document: &Document,
+    bundle: &Bundle,
+    id: &str,
+) -> Result<Admitted, UpdateError> {
+    if bundle.manifest.update_type != UpdateType::Type1 {
+        return Err(UpdateError::Unsupported("this version applies Type 1 updates only; the bundle is of Type 2".into()));
+    }
+    let registers = engine.registers()?;
+    let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;
+    let facts = facts::read(engine, &kernel, wanted(bundle))?;
+    let mut admitted = Admitted {
+        build_id: bundle.kernel.build_id.clone(),
+        facts,
+        live: Vec::new(),
+        inside: Vec::new(),
+        starts: Vec::new(),
+        kernel,
+    };
+    let boot = admitted.boot();
+    if (document.boot.as_ref().is_some_and(|known| *known != boot) && !document.bundles.is_empty())
+        || all_jumps_lost(engine, document)?
+    {
+        return Err(UpdateError::OtherBoot);
+    }
+    applied_before(document, bundle, id)?;
+    for function in &bundle.functions {
+        let mut live = vec![0; function.expected.len()];
+        admitted.kernel.read_image(engine, function.old_address, &mut live)?;
+        let thunk_at = |address: u64| {
+            let mut bytes = [0; 4];
+            admitted.kernel.read(engine, Va(address), &mut bytes, "a thunk").ok().map(|()| bytes)
+        };
+        sites::compare(function, &live, &admitted.facts, &thunk_at)?;
+        let jump = usize::from(function.jump_offset);
+        entry_is_free(function, jump)?;
+        let entry = live.get(jump..jump + JUMP).ok_or_else(|| {
+            UpdateError::Bundle(format!("`{}` has {} bytes, too few for the jump", function.name, live.len()))
+        })?;
+        // One instruction of exactly this length has no inside; ftrace's no-op is one.
+        if entry != NOP5 && first_length(entry) != Some(JUMP) {
+            let start = function.old_address + jump as u64;
+            admitted.inside.push(start + 1..start + JUMP as u64);
+        }
+        admitted.starts.push(function.old_address);
+        admitted.live.push(live);
+    }
+    Ok(admitted)
+}
+
+/// Whether bundles should be applied and not a single jump is there: a guest without KASLR that was restarted.
+///
+/// # Errors
+/// Of the engine.
+pub fn all_jumps_lost(memory: &dyn ReadMemory, document: &Document) -> Result<bool, EngineError> {
+    let applied = || document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
+    for jump in applied().flat_map(|record| &record.jumps) {
+        let mut live = vec![0; jump.new.len()];
+        memory.read(Pa(jump.pa), &mut live)?;
+        if live == jump.new {
+            return Ok(false);
+        }
+    }
+    Ok(applied().next().is_some())
+}
+
+/// Refuses what is applied, and what another bundle has redirected.
+fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
+    for record in document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+        let (name, other) = (record.info.name.clone(), record.info.id.clone());
+        if other == id {
+            return Err(UpdateError::AlreadyApplied { name, id: other });
+        }
+        let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
+        for function in &bundle.functions {
+            let live = format!("{:#x}", function.old_address.wrapping_add(slide));
+            if record.info.functions.iter().any(|known| known.old_address == live) {
+                return Err(UpdateError::Redirected { function: function.name.clone(), by: name, id: other });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The guest patches jump labels and static calls whenever it likes, and stops with a bug when it finds something else.
+fn entry_is_free(function: &FunctionPatch, jump: usize) -> Result<(), UpdateError> {
+    for site in &function.sites {
+        let place = match site.kind {
+            BootSiteKind::JumpLabel { .. } => "a jump label",
+            BootSiteKind::StaticCall { .. } => "a static call",
+            _ => continue,
+        };
+        let (start, end) = (site.offset as usize, site.offset as usize + usize::from(site.len));
+        if start < jump + JUMP && end > jump {
+            return Err(UpdateError::EntryInUse { function: function.name.clone(), length: jump + JUMP, place });
+        }
+    }
+    Ok(())
+}
+
+/// Link addresses of the guest's words that this bundle is compared or linked with.
+fn wanted(bundle: &Bundle) -> Vec<u64> {
+    let sites = bundle.functions.iter().flat_map(|function| &function.sites).filter_map(|site| match site.kind {
+        BootSiteKind::Paravirt { slot } => Some(slot),
+        // `struct static_call_key` begins with the function (`include/linux/static_call_types.h`).
+        BootSiteKind::StaticCall { key } => Some(key),
+        _ => None,
+    });
+    let fixups = bundle.payload.fixups.iter().filter_map(|fixup| match fixup {
+        Fixup::Paravirt { slot, .. } => Some(*slot),
+        _ => None,
+    });
+    sites.chain(fixups).collect()
+}

@@ -1,0 +1,191 @@
+//! Why an update was not done, and the reason code, exit status and advice that go with it.
+
+use super::link::LinkError;
+use super::sites::SiteError;
+use super::transaction::TransactionError;
+use crate::engine::EngineError;
+use crate::guest::GuestError;
+use crate::guest::arena::ArenaError;
+use crate::journal::JournalError;
+use crate::protocol::Problem;
+use lpk_format::Bundle;
+
+/// Why an update was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The bundle is not one.
+    #[error("not a usable bundle: {0}")]
+    Bundle(String),
+    /// The bundle needs what this version cannot do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The guest is not the right one or could not be understood.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// An old function is not as expected.
+    #[error(transparent)]
+    Site(#[from] SiteError),
+    /// New code cannot be made for this guest.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// No memory for new code.
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    /// A place that the kernel patches at any time lies under the jump.
+    #[error("the first {length} bytes of `{function}` contain {place}; the jump would collide with the guest's own patching")]
+    EntryInUse {
+        /// Function.
+        function: String,
+        /// Bytes of the jump.
+        length: usize,
+        /// What is there.
+        place: &'static str,
+    },
+    /// The bundle is applied.
+    #[error("`{name}` ({id}) is already applied")]
+    AlreadyApplied {
+        /// Name.
+        name: String,
+        /// Id.
+        id: String,
+    },
+    /// Another bundle has redirected one of its functions.
+    #[error("`{function}` is already redirected by `{by}` ({id})")]
+    Redirected {
+        /// Function.
+        function: String,
+        /// Name of the other bundle.
+        by: String,
+        /// Id of the other bundle.
+        id: String,
+    },
+    /// The service was for another boot.
+    #[error("the guest was restarted: bundles applied to its previous boot are gone")]
+    OtherBoot,
+    /// No such bundle.
+    #[error("no bundle named `{name}`, and none whose id begins so")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+    },
+    /// Several bundles.
+    #[error("`{name}` could be any of {ids}")]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+        /// Candidates.
+        ids: String,
+    },
+    /// The bundle is not in effect.
+    #[error("`{name}` is not applied; it is {state}")]
+    NotApplied {
+        /// Name.
+        name: String,
+        /// Its state.
+        state: &'static str,
+    },
+    /// Somebody changed the entry since.
+    #[error("the entry of a function redirected by `{name}`, at physical address {pa:#x}, was changed by someone else since: expected {expected}, found {found}")]
+    ChangedSince {
+        /// Name.
+        name: String,
+        /// Where.
+        pa: u64,
+        /// Bytes expected.
+        expected: String,
+        /// Bytes found.
+        found: String,
+    },
+    /// The right moment did not come.
+    #[error("no moment to switch in {attempts} attempts: {who}")]
+    Busy {
+        /// Who was in the way.
+        who: String,
+        /// Attempts made.
+        attempts: usize,
+    },
+    /// The hypervisor failed; the guest is as it was.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Writing failed.
+    #[error(transparent)]
+    Transaction(#[from] TransactionError),
+    /// The journal could not be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl UpdateError {
+    /// Whether the guest may be half changed.
+    pub(crate) fn is_stuck(&self) -> bool {
+        matches!(self, UpdateError::Transaction(TransactionError::Stuck { .. }))
+    }
+
+    /// For the control socket.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let refused = |reason: &str| Problem::refused(reason, self);
+        let failed = |reason: &str| Problem::failed(reason, self);
+        match self {
+            UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
+            UpdateError::Unsupported(_) => refused("unsupported"),
+            UpdateError::Guest(error) | UpdateError::Arena(ArenaError::Guest(error)) => guest(error, self),
+            UpdateError::Site(SiteError::Traced { .. }) => {
+                refused("traced").help("stop tracing or probing this function in the guest, then apply again")
+            }
+            UpdateError::Site(SiteError::Breakpoint { .. }) => {
+                refused("probed").help("remove the kprobe in the guest, then apply again")
+            }
+            UpdateError::Site(SiteError::Differs { .. }) => {
+                refused("code-differs").help("something in the guest changed this function; the bundle cannot be proved to fit")
+            }
+            UpdateError::Link(LinkError::Its { .. }) => refused("its-thunks"),
+            UpdateError::Link(_) => refused("cannot-link"),
+            UpdateError::Arena(ArenaError::Full { .. }) => refused("no-arena").help("undo a bundle, or use a smaller one"),
+            UpdateError::Arena(_) => refused("no-arena"),
+            UpdateError::EntryInUse { .. } => refused("entry-in-use"),
+            UpdateError::AlreadyApplied { .. } => refused("already-applied"),
+            UpdateError::Redirected { id, .. } => {
+                refused("already-redirected").help(format!("undo {} first", id.get(..12).unwrap_or(id)))
+            }
+            UpdateError::OtherBoot => refused("other-boot").help("apply the bundle again"),
+            UpdateError::Unknown { .. } => refused("unknown-bundle").help("`lucos-hv list` shows what there is"),
+            UpdateError::Ambiguous { .. } => refused("ambiguous-name").help("give more digits of the id"),
+            UpdateError::NotApplied { .. } => refused("not-applied"),
+            UpdateError::ChangedSince { .. } => {
+                refused("changed-since").help("stop tracing or probing this function in the guest, then undo again")
+            }
+            UpdateError::Busy { .. } => refused("busy").help("try again later"),
+            UpdateError::Transaction(TransactionError::Stuck { .. }) => failed("guest-half-changed")
+                .help("restart the service with `lucos-hv attach`: it finishes taking back from its journal"),
+            UpdateError::Engine(_) | UpdateError::Transaction(_) => failed("engine-failed"),
+            UpdateError::Journal(_) => failed("journal-failed"),
+        }
+    }
+}
+
+fn guest(error: &GuestError, shown: &UpdateError) -> Problem {
+    match error {
+        GuestError::NotBooted(_) => Problem::refused("not-booted", shown).help("wait until the guest has booted"),
+        GuestError::Slide { .. } | GuestError::BuildId { .. } => {
+            Problem::refused("wrong-kernel", shown).help("build a bundle for the kernel that runs in this guest")
+        }
+        GuestError::Missing { .. } => Problem::refused("profile-incomplete", shown),
+        GuestError::NotMapped { .. } | GuestError::Damaged { .. } => Problem::refused("guest-damaged", shown),
+        GuestError::Engine(_) => Problem::failed("engine-failed", shown),
+    }
+}
+
+/// Reads and checks a bundle; its id as text.
+pub(crate) fn read_bundle(bytes: &[u8]) -> Result<(Bundle, String), UpdateError> {
+    let read = lpk_format::read(bytes).map_err(|error| UpdateError::Bundle(error.to_string()))?;
+    Ok((read.bundle, read.id.to_string()))
+}
+
+/// The error of a failed second step, after the first step was taken back.
+pub(crate) fn with_undo(error: TransactionError, undone: Result<(), EngineError>) -> UpdateError {
+    match (error, undone) {
+        (TransactionError::Engine(first), Err(then)) => TransactionError::Stuck { first, then }.into(),
+        (error, _) => error.into(),
+    }
+}

@@ -1,0 +1,259 @@
+//! New code at its final address, with the choices that this guest made at boot.
+//!
+//! Comes in: the payload, the addresses of its sections and the guest's facts. Decided: every relocated field and every
+//! fixup, in the order of `arch/x86/kernel/module.c`: relocations, paravirtual calls, retpolines, returns, alternatives.
+//! Goes out: the bytes of each section. Pure functions; no guest is touched.
+
+use super::code::{CALL, INT3, JMP, RET, branch, branch_target, decode, fill_nops, is_relative};
+use crate::guest::facts::Facts;
+use lpk_format::{Fixup, Payload, Place, RelocKind, SectionKind};
+
+/// `.bss` begins at a multiple of this behind `.data`.
+const BSS_ALIGN: u64 = 64;
+
+/// Addresses of the sections; an empty section may be anywhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// Of `.text`.
+    pub text: u64,
+    /// Of `.rodata`.
+    pub rodata: u64,
+    /// Of `.data`; `.bss` follows.
+    pub data: u64,
+}
+
+/// Linked sections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Linked {
+    /// `.text`.
+    pub text: Vec<u8>,
+    /// `.rodata`.
+    pub rodata: Vec<u8>,
+    /// `.data`, then `.bss`.
+    pub data: Vec<u8>,
+}
+
+/// Why new code cannot be linked for this guest.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// A relocation's value does not fit into its field.
+    #[error("relocation at {section:?}+{offset:#x} against `{symbol}`: {value:#x} does not fit into 32 bits")]
+    Overflow {
+        /// Section.
+        section: SectionKind,
+        /// Byte offset.
+        offset: u32,
+        /// Symbol name.
+        symbol: String,
+        /// The value.
+        value: u64,
+    },
+    /// A field or a fixup is outside its section, or a symbol does not exist.
+    #[error("the bundle is inconsistent: {0}")]
+    Inconsistent(String),
+    /// The code at a fixup is not what the fixup says.
+    #[error("new code at .text+{offset:#x} is not {expected}")]
+    NotAsMarked {
+        /// Byte offset in `.text`.
+        offset: u32,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// Retpolines on a guest with ITS thunks.
+    #[error("the guest guards indirect branches by ITS thunks, which only the guest itself can allocate; the new code has an indirect branch at .text+{offset:#x}")]
+    Its {
+        /// Byte offset in `.text`.
+        offset: u32,
+    },
+    /// An alternative that cannot be moved.
+    #[error("the alternative for .text+{offset:#x} refers to its own place, other than by one call or jump")]
+    RelativeAlternative {
+        /// Byte offset in `.text`.
+        offset: u32,
+    },
+    /// A value of the guest that a fixup needs was not read.
+    #[error("the guest's value behind {link:#x} is not known")]
+    Unknown {
+        /// Link address.
+        link: u64,
+    },
+}
+
+/// Size of `.data` and `.bss` together.
+#[must_use]
+pub fn data_size(payload: &Payload) -> u64 {
+    if payload.bss_size == 0 { payload.data.len() as u64 } else { bss_offset(payload) + u64::from(payload.bss_size) }
+}
+
+fn bss_offset(payload: &Payload) -> u64 {
+    (payload.data.len() as u64).next_multiple_of(BSS_ALIGN)
+}
+
+/// Live address of a place.
+#[must_use]
+pub fn address(payload: &Payload, addresses: &Addresses, facts: &Facts, place: Place) -> u64 {
+    match place {
+        Place::Payload { section, offset } => {
+            let base = match section {
+                SectionKind::Text => addresses.text,
+                SectionKind::Rodata => addresses.rodata,
+                SectionKind::Data => addresses.data,
+                SectionKind::Bss => addresses.data.wrapping_add(bss_offset(payload)),
+            };
+            base.wrapping_add(u64::from(offset))
+        }
+        Place::Kernel(link) => link.wrapping_add(facts.slide),
+        Place::Absolute(value) => value,
+    }
+}
+
+/// Links the payload.
+///
+/// # Errors
+/// [`LinkError`].
+pub fn link(payload: &Payload, addresses: &Addresses, facts: &Facts) -> Result<Linked, LinkError> {
+    let mut data = payload.data.clone();
+    data.resize(data_size(payload) as usize, 0);
+    let mut linked = Linked { text: payload.text.clone(), rodata: payload.rodata.clone(), data };
+    relocate(payload, addresses, facts, &mut linked)?;
+    let rank = |fixup: &Fixup| match fixup {
+        Fixup::Paravirt { .. } => 0,
+        Fixup::Retpoline { .. } => 1,
+        Fixup::Return { .. } => 2,
+        Fixup::Alternative { .. } => 3,
+    };
+    let mut fixups = payload.fixups.clone();
+    fixups.sort_by_key(rank); // stable: the kernel's tables are applied in order
+    for fixup in &fixups {
+        apply(fixup, addresses.text, facts, &mut linked.text)?;
+    }
+    Ok(linked)
+}
+
+fn relocate(
+    payload: &Payload,
+    addresses: &Addresses,
+    facts: &Facts,
+    linked: &mut Linked,
+) -> Result<(), LinkError> {
+    for reloc in &payload.relocs {
+        let symbol = payload
+            .symbols
+            .get(reloc.symbol as usize)
+            .ok_or_else(|| LinkError::Inconsistent(format!("no symbol {}", reloc.symbol)))?;
+        let target = address(payload, addresses, facts, symbol.place).wrapping_add(reloc.addend as u64);
+        let (bytes, base) = match reloc.section {
+            SectionKind::Text => (&mut linked.text, addresses.text),
+            SectionKind::Rodata => (&mut linked.rodata, addresses.rodata),
+            SectionKind::Data => (&mut linked.data, addresses.data),
+            SectionKind::Bss => return Err(LinkError::Inconsistent("a relocation in .bss".into())),
+        };
+        let value = match reloc.kind {
+            RelocKind::Pc32 | RelocKind::Plt32 => target.wrapping_sub(base.wrapping_add(u64::from(reloc.offset))),
+            RelocKind::Abs64 | RelocKind::Abs32 | RelocKind::Abs32S => target,
+        };
+        let fits = match reloc.kind {
+            RelocKind::Abs64 => true,
+            RelocKind::Abs32 => u32::try_from(value).is_ok(),
+            RelocKind::Abs32S | RelocKind::Pc32 | RelocKind::Plt32 => i32::try_from(value as i64).is_ok(),
+        };
+        if !fits {
+            return Err(LinkError::Overflow {
+                section: reloc.section,
+                offset: reloc.offset,
+                symbol: symbol.name.clone(),
+                value,
+            });
+        }
+        let length = if reloc.kind == RelocKind::Abs64 { 8 } else { 4 };
+        let start = reloc.offset as usize;
+        bytes
+            .get_mut(start..start.saturating_add(length))
+            .ok_or_else(|| LinkError::Inconsistent(format!("no field at {:?}+{start:#x}", reloc.section)))?
+            .copy_from_slice(&value.to_le_bytes()[..length]);
+    }
+    Ok(())
+}
+
+fn apply(fixup: &Fixup, text_address: u64, facts: &Facts, text: &mut [u8]) -> Result<(), LinkError> {
+    match *fixup {
+        // Calls of thunks are always right: the thunks themselves hold what the guest chose. Not so with ITS.
+        Fixup::Retpoline { offset } if facts.its => Err(LinkError::Its { offset }),
+        Fixup::Retpoline { .. } => Ok(()),
+        Fixup::Paravirt { offset, len, slot } => {
+            // `paravirt_patch`, `arch/x86/kernel/paravirt.c`.
+            let place = slice(text, offset, usize::from(len))?;
+            if place.len() < 5 {
+                return Err(LinkError::NotAsMarked { offset, expected: "a paravirtual call" });
+            }
+            let operation = *facts.words.get(&slot).ok_or(LinkError::Unknown { link: slot })?;
+            let used = if facts.paravirt_nop == Some(operation) {
+                0
+            } else {
+                let target = match operation {
+                    0 => facts.paravirt_bug.ok_or(LinkError::Unknown { link: slot })?,
+                    operation => operation,
+                };
+                place[..5].copy_from_slice(&near(CALL, text_address, offset, target)?);
+                5
+            };
+            fill_nops(&mut place[used..]);
+            Ok(())
+        }
+        Fixup::Return { offset } => {
+            // `patch_return`.
+            let place = slice(text, offset, 5)?;
+            if place[0] != JMP {
+                return Err(LinkError::NotAsMarked { offset, expected: "a jump to the return thunk" });
+            }
+            if facts.rethunk {
+                let thunk = facts.return_thunk.ok_or(LinkError::Unknown { link: 0 })?;
+                place.copy_from_slice(&near(JMP, text_address, offset, thunk)?);
+            } else {
+                place.copy_from_slice(&[RET, INT3, INT3, INT3, INT3]);
+            }
+            Ok(())
+        }
+        Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted } => {
+            // `apply_alternatives`.
+            if facts.has(feature) == inverted {
+                return Ok(());
+            }
+            let mut bytes = slice(text, replacement, usize::from(replacement_len))?.to_vec();
+            let from = text_address.wrapping_add(u64::from(replacement));
+            if let ([CALL | JMP, _, _, _, _], Some(target)) = (&bytes[..], branch_target(&bytes, from)) {
+                bytes = near(bytes[0], text_address, offset, target)?.to_vec();
+            } else if decode(&bytes, from).is_none_or(|list| list.iter().any(|i| leaves(i, from, bytes.len()))) {
+                return Err(LinkError::RelativeAlternative { offset });
+            }
+            let place = slice(text, offset, usize::from(len))?;
+            if bytes.len() > place.len() {
+                return Err(LinkError::Inconsistent(format!("the replacement for .text+{offset:#x} is too long")));
+            }
+            place[..bytes.len()].copy_from_slice(&bytes);
+            fill_nops(&mut place[bytes.len()..]);
+            Ok(())
+        }
+    }
+}
+
+/// Whether an instruction of a replacement would mean something else at another place.
+fn leaves(instruction: &iced_x86::Instruction, from: u64, length: usize) -> bool {
+    let within = instruction.near_branch_target().wrapping_sub(from) <= length as u64;
+    is_relative(instruction) && (instruction.is_ip_rel_memory_operand() || !within)
+}
+
+fn near(opcode: u8, text_address: u64, offset: u32, target: u64) -> Result<[u8; 5], LinkError> {
+    branch(opcode, text_address.wrapping_add(u64::from(offset)), target).ok_or_else(|| LinkError::Overflow {
+        section: SectionKind::Text,
+        offset,
+        symbol: "a function of the guest".into(),
+        value: target,
+    })
+}
+
+fn slice(text: &mut [u8], offset: u32, length: usize) -> Result<&mut [u8], LinkError> {
+    let start = offset as usize;
+    text.get_mut(start..start.saturating_add(length))
+        .ok_or_else(|| LinkError::Inconsistent(format!("nothing at .text+{start:#x}")))
+}

@@ -1,0 +1,320 @@
+//! The whole service against a fake guest that can fail at any call.
+
+use super::{Patience, UpdateError, Updater};
+use crate::engine::mock::MockEngine;
+use crate::engine::{ArenaSource, Pa, ReadMemory};
+use crate::guest::fake::{self, INIT_TASK, Image, OLD, SECOND_STACK, SECOND_TASK, TEXT, VARIABLES, live, variable};
+use crate::journal::Journal;
+use crate::protocol::BundleState;
+use lpk_format::{
+    BootSite, BootSiteKind, Bundle, FunctionPatch, Manifest, ManifestFunction, Payload, Place, Reloc, RelocKind, SectionKind,
+    Symbol, UpdateType,
+};
+use std::time::Duration;
+
+const LIVE: [u8; 16] = [0x0f, 0x1f, 0x44, 0, 0, 0xb8, 1, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
+const PATIENCE: Patience = Patience { attempts: 2, wait: Duration::ZERO };
+
+fn bundle() -> Bundle {
+    let mut expected = LIVE;
+    expected[..5].copy_from_slice(&[0xe8, 1, 2, 3, 4]);
+    let text = vec![0x48, 0x8d, 0x3d, 0, 0, 0, 0, 0xb8, 2, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc];
+    let symbol = |name: &str, section, size, function| Symbol {
+        name: name.into(),
+        place: Place::Payload { section, offset: 0 },
+        size,
+        function,
+    };
+    Bundle {
+        kernel: fake::kernel_id(),
+        profile: fake::profile(),
+        manifest: Manifest {
+            name: "fix".into(),
+            update_type: UpdateType::Type1,
+            built_by: "test".into(),
+            diff_sha256: "0".repeat(64),
+            files: vec!["a.c".into()],
+            functions: vec![ManifestFunction {
+                name: "old".into(),
+                unit: "a.c".into(),
+                old_address: Some(TEXT + OLD),
+                old_size: 16,
+                new_size: 13,
+            }],
+            data: Vec::new(),
+            left_out: Vec::new(),
+        },
+        payload: Payload {
+            text,
+            rodata: b"hello\0".to_vec(),
+            symbols: vec![symbol("old", SectionKind::Text, 13, true), symbol(".str", SectionKind::Rodata, 6, false)],
+            relocs: vec![Reloc { section: SectionKind::Text, offset: 3, kind: RelocKind::Pc32, symbol: 1, addend: -4 }],
+            ..Payload::default()
+        },
+        functions: vec![FunctionPatch {
+            name: "old".into(),
+            unit: "a.c".into(),
+            old_address: TEXT + OLD,
+            jump_offset: 0,
+            expected: expected.to_vec(),
+            sites: vec![BootSite { offset: 0, len: 5, kind: BootSiteKind::Ftrace }],
+            new_offset: 0,
+            new_size: 13,
+        }],
+    }
+}
+
+fn bytes(bundle: &Bundle) -> Vec<u8> {
+    lpk_format::write(bundle).expect("a sound bundle")
+}
+
+struct Setup {
+    updater: Updater<MockEngine>,
+    journal: Journal,
+    _folder: tempfile::TempDir,
+}
+
+fn setup(engine: MockEngine) -> Setup {
+    let folder = tempfile::tempdir().expect("a folder");
+    let journal = Journal::beside(&folder.path().join("api"));
+    let updater = Updater::open(engine, journal.clone(), PATIENCE).expect("an empty journal");
+    Setup { updater, journal, _folder: folder }
+}
+
+fn guest() -> MockEngine {
+    fake::engine(&fake::image(&LIVE))
+}
+
+#[test]
+fn apply_switches_and_undo_gives_everything_back() {
+    for arena in [ArenaSource::ReservedLowMemory, ArenaSource::Slot(Pa(0x10_0000_0000), 0x10000)] {
+        let mut engine = guest().with_arena(arena);
+        if let ArenaSource::Slot(base, length) = arena {
+            engine = engine.with_memory(base, &vec![9; length as usize]);
+        }
+        let mut setup = setup(engine);
+        let before = setup.updater.engine.memory();
+        for _ in 0..3 {
+            let info = setup.updater.apply(&bytes(&bundle())).expect("applied");
+            assert_eq!((info.state, info.functions.len()), (BundleState::Applied, 1));
+            assert!(setup.updater.engine.is_running());
+            // Follow the jump through the guest's own tables.
+            let kernel = setup.updater.same_boot(&bundle()).expect("located").0;
+            let engine = &setup.updater.engine;
+            let mut jump = [0; 5];
+            engine.read(kernel.image_pa(TEXT + OLD), &mut jump).expect("memory");
+            let target = super::code::branch_target(&jump, live(OLD)).expect("a jump");
+            assert_eq!(format!("{target:#x}"), info.functions[0].new_address);
+            let mut code = [0; 13];
+            kernel.read(engine, crate::engine::Va(target), &mut code, "code").expect("mapped");
+            assert_eq!((&code[..3], code[7], code[12]), (&[0x48, 0x8d, 0x3d][..], 0xb8, 0xc3));
+            let distance = i32::from_le_bytes([code[3], code[4], code[5], code[6]]);
+            let mut text = [0; 6];
+            let string = target.wrapping_add(7).wrapping_add(i64::from(distance) as u64);
+            kernel.read(engine, crate::engine::Va(string), &mut text, "string").expect("mapped");
+            assert_eq!(&text, b"hello\0");
+            assert!(matches!(setup.updater.apply(&bytes(&bundle())), Err(UpdateError::AlreadyApplied { .. })));
+
+            let info = setup.updater.undo("fix").expect("undone");
+            assert_eq!((info.state, info.kept_pages, info.reason), (BundleState::Removed, 0, None));
+            assert!(setup.updater.engine.memory() == before, "memory differs after undo");
+            assert!(setup.updater.engine.is_running());
+        }
+        assert!(matches!(setup.updater.undo("fix"), Err(UpdateError::NotApplied { .. })));
+        assert!(matches!(setup.updater.undo("other"), Err(UpdateError::Unknown { .. })));
+    }
+}
+
+#[test]
+fn refusals_leave_the_guest_untouched() {
+    type Change = (&'static str, fn(&mut Image), fn(&mut Bundle));
+    let no: fn(&mut Image) = |_| {};
+    let changes: [Change; 16] = [
+        ("wrong-kernel", no, |b| b.kernel.build_id = vec![8; 20]),
+        ("wrong-kernel", |i| i.put(0x6000, &[1]), |_| {}),
+        ("not-booted", |i| i.put(0x6008, &[0; 4]), |_| {}),
+        ("code-differs", |i| i.put(OLD + 6, &[3]), |_| {}),
+        ("traced", |i| i.put(OLD, &[0xe8, 1, 1, 1, 1]), |_| {}),
+        ("traced", |i| i.put(OLD, &[0xcc]), |_| {}),
+        ("probed", |i| i.put(OLD + 5, &[0xcc]), |_| {}),
+        ("busy", |i| i.word(variable("text_mutex"), live(INIT_TASK) | 1), |_| {}),
+        ("no-arena", |i| i.word(0xf000 + 8 * 5, 0), |_| {}),
+        ("no-arena", |i| (1..20).for_each(|e| if e != 18 { i.word(0x5000 + e * 8, 1) }), |_| {}),
+        ("no-arena", no, |b| b.payload.bss_size = 0xa_0000),
+        ("profile-incomplete", no, |b| drop(b.profile.symbols.remove("init_top_pgt"))),
+        ("profile-incomplete", no, |b| drop(b.profile.constants.remove("PG_reserved"))),
+        ("guest-damaged", |i| i.word(variable("vmemmap_base"), 0xdead_0000_0000_0000), |_| {}),
+        ("unsupported", no, |b| b.manifest.update_type = UpdateType::Type2),
+        ("cannot-link", no, |b| {
+            b.payload.symbols[1].place = Place::Absolute(0x1_0000_0000);
+        }),
+    ];
+    for (reason, change_image, change_bundle) in changes {
+        let mut image = fake::image(&LIVE);
+        change_image(&mut image);
+        let mut bundle = bundle();
+        change_bundle(&mut bundle);
+        let mut setup = setup(fake::engine(&image));
+        let before = setup.updater.engine.memory();
+        let problem = setup.updater.apply(&bytes(&bundle)).expect_err(reason).problem();
+        assert_eq!((problem.status, problem.reason.as_str()), (3, reason), "{problem}");
+        assert!(setup.updater.engine.memory() == before, "{reason}: memory differs");
+        assert!(setup.updater.engine.is_running() && setup.updater.list().is_empty());
+    }
+    let mut setup = setup(guest());
+    let mut damaged = bytes(&bundle());
+    damaged[100] ^= 1;
+    assert_eq!(setup.updater.apply(&damaged).expect_err("damaged").problem().reason, "corrupted-bundle");
+}
+
+#[test]
+fn a_failure_at_any_call_changes_nothing_or_everything() {
+    let file = bytes(&bundle());
+    let mut reference = setup(guest());
+    let before = reference.updater.engine.memory();
+    reference.updater.apply(&file).expect("applied");
+    let after = reference.updater.engine.memory();
+    let calls = reference.updater.engine.calls().len();
+    for n in 1..=calls {
+        let mut setup = setup(guest());
+        setup.updater.engine.fail_at(n);
+        let result = setup.updater.apply(&file);
+        let expected = if result.is_ok() { &after } else { &before };
+        assert!(setup.updater.engine.memory() == *expected, "apply, call {n}: {result:?}");
+        assert!(setup.updater.engine.is_running(), "apply, call {n}");
+        setup.updater.engine.fail_never();
+        if result.is_err() {
+            setup.updater.apply(&file).expect("the next attempt succeeds");
+        }
+    }
+    reference.updater.engine.clear_calls();
+    reference.updater.undo("fix").expect("undone");
+    for n in 1..=reference.updater.engine.calls().len() {
+        let mut setup = setup(guest());
+        setup.updater.apply(&file).expect("applied");
+        setup.updater.engine.fail_at(n);
+        let result = setup.updater.undo("fix");
+        let memory = setup.updater.engine.memory();
+        let kept = result.as_ref().is_ok_and(|info| info.kept_pages > 0);
+        let old = &memory[&Pa(fake::IMAGE + OLD)][..16] == LIVE;
+        assert_eq!(old, result.is_ok(), "undo, call {n}: {result:?}");
+        assert!(kept || memory == if result.is_ok() { before.clone() } else { after.clone() }, "undo, call {n}");
+        assert!(setup.updater.engine.is_running(), "undo, call {n}");
+    }
+}
+
+#[test]
+fn what_a_dead_tool_left_is_taken_back() {
+    let file = bytes(&bundle());
+    let before = guest().memory();
+    let mut reference = setup(guest());
+    reference.updater.apply(&file).expect("applied");
+    let calls = reference.updater.engine.calls().len();
+    for n in 1..=calls {
+        let Setup { mut updater, journal, _folder } = setup(guest());
+        updater.engine.fail_from(n);
+        let done = updater.apply(&file).is_ok();
+        let mut engine = updater.into_engine();
+        engine.fail_never();
+        // The watchdog or the next start lets go of what was held.
+        let updater = Updater::open(engine, journal, PATIENCE).expect("recovered");
+        assert!(!done && updater.engine.memory() == before && updater.list().is_empty(), "call {n}");
+        assert!(updater.engine.is_running() || n > calls - 2 || updater.engine.memory() == before, "call {n}");
+    }
+}
+
+#[test]
+fn a_new_service_knows_what_is_applied_and_notices_another_boot() {
+    let Setup { mut updater, journal, _folder } = setup(guest());
+    let before = updater.engine.memory();
+    let id = updater.apply(&bytes(&bundle())).expect("applied").id;
+    let mut again = Updater::open(updater.into_engine(), journal.clone(), PATIENCE).expect("taken on");
+    assert_eq!(again.show(&id[..8]).expect("known").state, BundleState::Applied);
+    again.undo(&id[..8]).expect("undone from the journal's copy");
+    assert!(again.engine.memory() == before);
+    again.apply(&bytes(&bundle())).expect("applied");
+    // The same kernel at the same place, but booted anew: no jump is there.
+    let other = Updater::open(guest(), journal, PATIENCE).expect("taken on");
+    assert!(other.list().is_empty() && other.engine.memory() == before);
+}
+
+#[test]
+fn an_entry_changed_by_someone_else_is_not_overwritten() {
+    let mut setup = setup(guest());
+    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    let engine = std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &[0xcc]);
+    setup.updater.engine = engine;
+    let before = setup.updater.engine.memory();
+    let problem = setup.updater.undo("fix").expect_err("not ours").problem();
+    assert_eq!(problem.reason, "changed-since");
+    assert!(setup.updater.engine.memory() == before);
+}
+
+#[test]
+fn memory_is_kept_while_something_may_refer_to_it() {
+    // A sleeping task inside the new function.
+    let mut setup = setup(guest());
+    let info = setup.updater.apply(&bytes(&bundle())).expect("applied");
+    let inside = u64::from_str_radix(&info.functions[0].new_address[2..], 16).expect("an address") + 7;
+    let slot = Pa(fake::IMAGE + SECOND_STACK + 0x3f80);
+    setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(slot, &inside.to_le_bytes());
+    let info = setup.updater.undo("fix").expect("undone");
+    assert_eq!((info.kept_pages, info.reason.as_deref()), (2, Some("kept-still-in-use")));
+    // The same bundle again: not while the task is inside, then in the same place.
+    assert_eq!(setup.updater.apply(&bytes(&bundle())).expect_err("inside").problem().reason, "busy");
+    setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(slot, &[0; 8]);
+    setup.updater.apply(&bytes(&bundle())).expect("applied in the kept pages");
+    assert_eq!(setup.updater.undo("fix").expect("undone").kept_pages, 0);
+    assert!(setup.updater.engine.memory()[&Pa(0x1000)] == guest().memory()[&Pa(0x1000)]);
+
+    // An address of new code may have been stored anywhere.
+    let mut taken = bundle();
+    taken.payload.relocs[0].symbol = 0;
+    setup.updater.apply(&bytes(&taken)).expect("applied");
+    let info = setup.updater.undo("fix").expect("undone");
+    assert_eq!((info.kept_pages, info.reason.as_deref()), (2, Some("kept-address-taken")));
+}
+
+#[test]
+fn nobody_may_stand_inside_the_bytes_of_the_jump() {
+    // An entry of several instructions: push rbp; mov rbp, rsp; nop.
+    let mut old = LIVE;
+    old[..5].copy_from_slice(&[0x55, 0x48, 0x89, 0xe5, 0x90]);
+    let mut bundle = bundle();
+    bundle.functions[0].expected = old.to_vec();
+    bundle.functions[0].sites.clear();
+    let file = bytes(&bundle);
+
+    let apply = |change: &dyn Fn(&mut Image), registers| {
+        let mut image = fake::image(&old);
+        change(&mut image);
+        let mut engine = fake::engine(&image);
+        engine.set_registers(vec![registers]);
+        let before = engine.memory();
+        let mut setup = setup(engine);
+        let result = setup.updater.apply(&file);
+        assert!(result.is_ok() || setup.updater.engine.memory() == before);
+        assert!(setup.updater.engine.is_running());
+        result.map_err(|error| error.problem().message)
+    };
+    let word = |at: u64, value: u64| move |image: &mut Image| image.word(at, value);
+    let inside = live(OLD + 1);
+    apply(&|_| {}, fake::user()).expect("nobody");
+    apply(&|_| {}, fake::kernel(live(OLD))).expect("at the start is not inside");
+    apply(&|_| {}, fake::kernel(live(OLD + 5))).expect("behind is not inside");
+    let message = apply(&|_| {}, fake::kernel(inside)).expect_err("a processor");
+    assert!(message.contains("processor 0"), "{message}");
+    let message = apply(&word(SECOND_STACK + 0x3f80, inside), fake::user()).expect_err("a task");
+    assert!(message.contains("task 42 (task?[31m)"), "{message}");
+    apply(&word(SECOND_STACK + 0x100, inside), fake::user()).expect("below the saved stack pointer: stale");
+    apply(&word(fake::STACK + 0x3f80, inside), fake::user()).expect("the current task is in user mode");
+    apply(&word(fake::STACK + 0x3f80, inside), fake::kernel(live(0))).expect_err("the current task is in the kernel");
+    let lost = crate::engine::Registers { rsp: 0x1234, ..fake::kernel(live(0)) };
+    assert!(apply(&|_| {}, lost).expect_err("unknown stack").contains("is not a known one"));
+    // Hostile lists end.
+    let looping = apply(&word(SECOND_TASK, live(SECOND_TASK)), fake::user()).expect_err("a loop");
+    assert!(looping.contains("no end"), "{looping}");
+    let garbage = apply(&word(SECOND_TASK, 0x1122_3344_5566_7788), fake::user()).expect_err("a bad pointer");
+    assert!(garbage.contains("does not map"), "{garbage}");
+    assert!(apply(&word(VARIABLES + 4 * 16, u64::MAX), fake::user()).is_err(), "absurd number of processors");
+}

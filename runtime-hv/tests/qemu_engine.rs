@@ -1,0 +1,316 @@
+//! The QEMU engine on a stock kernel.
+//!
+//! `LUCOS_TEST_KERNEL` names a kernel (`vmlinuz`). Without it, or without QEMU, the test says so and passes;
+//! with `LUCOS_REQUIRE_ALL=1` it fails. The kernel gets no initrd: it boots, finds no root and stays in the loop of `panic`
+//! (kernel/panic.c), which is a place where it runs for ever.
+
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::{Duration, Instant};
+
+use runtime_hv::engine::qemu::{Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue};
+use runtime_hv::engine::{EngineError, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
+
+/// Low memory that a booted kernel does not use (it keeps all below 1 MiB for itself: arch/x86/kernel/setup.c).
+const SCRATCH: Pa = Pa(0x2000);
+
+/// A guest that is ended with the test, whatever happens.
+struct Guest {
+    process: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Guest {
+    fn qmp(&self) -> PathBuf {
+        self.folder.path().join("qmp.sock")
+    }
+
+    fn console(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.folder.path().join("serial.log")).unwrap_or_default()).into_owned()
+    }
+
+    fn wait_for(&mut self, text: &str) {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while !self.console().contains(text) {
+            let ended = self.process.try_wait().expect("QEMU can be asked");
+            assert!(ended.is_none() && Instant::now() < deadline, "no `{text}` on the console:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn skip(reason: &str) {
+    assert!(std::env::var_os("LUCOS_REQUIRE_ALL").is_none_or(|value| value != "1"), "skipped: {reason}");
+    println!("skipped: {reason}");
+}
+
+fn boot() -> Option<Guest> {
+    let Some(kernel) = std::env::var_os("LUCOS_TEST_KERNEL") else {
+        skip("LUCOS_TEST_KERNEL names no kernel");
+        return None;
+    };
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let config = LaunchConfig {
+        kernel: kernel.into(),
+        initrd: None,
+        append: "console=ttyS0".to_owned(),
+        cpus: 2,
+        memory_mib: 256,
+        qmp_path: folder.path().join("qmp.sock"),
+        serial: Serial::File(folder.path().join("serial.log")),
+        extra_args: Vec::new(),
+    };
+    match launch(&config) {
+        Ok(process) => Some(Guest { process, folder }),
+        Err(LaunchError::Missing) => {
+            skip(&LaunchError::Missing.to_string());
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What another client learns from the human monitor; only possible while no engine holds the socket.
+fn monitor(qmp: &Path, line: &str) -> String {
+    let stream = std::os::unix::net::UnixStream::connect(qmp).expect("the QMP socket is free");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    let reader = std::io::BufReader::new(stream.try_clone().expect("a second handle"));
+    let mut qmp = qapi::Qmp::new(qapi::Stream::new(reader, stream));
+    qmp.handshake().expect("greeting");
+    qmp.execute(&qapi::qmp::human_monitor_command { cpu_index: None, command_line: line.to_owned() })
+        .expect("an answer")
+}
+
+fn assert_running_and_clean(guest: &Guest) {
+    assert!(monitor(&guest.qmp(), "info status").contains("running"));
+    let devices = monitor(&guest.qmp(), "info chardev");
+    assert!(!devices.contains("gdb: "), "the stub is still open: {devices}");
+}
+
+fn attach(guest: &Guest) -> QemuEngine {
+    QemuEngine::attach(&guest.qmp(), Earlier::Unknown).expect("attached")
+}
+
+/// Walks the four levels of the guest's page table (Intel SDM vol. 3, 4.5).
+fn physical(engine: &QemuEngine, cr3: u64, address: u64) -> Pa {
+    let mut table = cr3 & 0x000f_ffff_ffff_f000;
+    for level in (0..4).rev() {
+        let mut entry = [0; 8];
+        let index = address >> (12 + 9 * level) & 511;
+        engine.read(Pa(table + index * 8), &mut entry).expect("a page table");
+        let entry = u64::from_le_bytes(entry);
+        assert_eq!(entry & 1, 1, "{address:#x} is not mapped at level {level}");
+        table = entry & 0x000f_ffff_ffff_f000;
+        if level == 0 || (level < 3 && entry & 0x80 != 0) {
+            let mask = (1 << (12 + 9 * level)) - 1;
+            return Pa((table & !mask) | (address & mask));
+        }
+    }
+    unreachable!("level 0 returns")
+}
+
+fn registers(engine: &mut QemuEngine) -> Vec<Registers> {
+    engine.registers().expect("registers")
+}
+
+#[test]
+fn a_stock_kernel_is_read_written_and_left_running() {
+    let Some(mut guest) = boot() else { return };
+    guest.wait_for("end Kernel panic");
+
+    let mut engine = attach(&guest);
+    reads_and_registers(&mut engine);
+    writes(&mut engine);
+    changed_code_is_executed(&mut engine);
+    engine.detach().expect("detached");
+    assert_running_and_clean(&guest);
+
+    the_owners_pause_is_kept(&guest);
+    a_drop_while_stopped_continues(&guest);
+    a_second_client_is_told_why(&guest);
+    a_dead_tool_is_cleared_up_after(&guest);
+    strangers_stub_is_refused(&guest);
+    assert_running_and_clean(&guest);
+}
+
+fn reads_and_registers(engine: &mut QemuEngine) {
+    assert!(!engine.is_paused().expect("status"));
+    engine.pause().expect("stopped");
+    engine.pause().expect("twice is no error");
+    assert!(!engine.is_paused().expect("status"), "the pause is ours, not the owner's");
+    let now = registers(engine);
+    assert_eq!(now.len(), 2);
+    assert_eq!(now, registers(engine), "nothing moves while it is stopped");
+    for registers in &now {
+        assert_eq!(registers.cpl, 0);
+        assert_eq!(registers.idt_base, now[0].idt_base);
+        assert!(registers.rip > 0xffff_ffff_8000_0000 && registers.rsp > 0xffff_8000_0000_0000, "{registers:x?}");
+        assert!(registers.gs_base > 0xffff_8000_0000_0000 && registers.cr3 != 0, "{registers:x?}");
+    }
+    // The interrupt table is memory of the guest; its first gate leads into the kernel (SDM vol. 3, figure 6-8).
+    let mut gate = [0; 16];
+    engine.read(physical(engine, now[0].cr3, now[0].idt_base), &mut gate).expect("the gate");
+    assert_eq!((&gate[2..4], gate[5] & 0x80, &gate[8..12]), (&[0x10, 0][..], 0x80, &[0xff; 4][..]));
+
+    assert!(engine.read(Pa(0x1000_0000 - 2), &mut [0; 2]).is_ok(), "the last bytes of 256 MiB");
+    for hole in [Pa(0x1000_0000 - 2), Pa(0x8000_0000), Pa(0xfec0_0000), Pa(u64::MAX - 1)] {
+        let error = engine.read(hole, &mut [0; 4]).expect_err("not memory");
+        assert!(matches!(error, EngineError::Memory { .. }), "{error}");
+    }
+    engine.resume().expect("continued");
+}
+
+fn writes(engine: &mut QemuEngine) {
+    let bytes: Vec<u8> = (0..9000_u32).map(|index| (index * 7 % 251) as u8).collect();
+    assert!(matches!(engine.write(SCRATCH, &bytes), Err(EngineError::Running(_))));
+    engine.pause().expect("stopped");
+    let mut old = vec![0; bytes.len()];
+    engine.read(SCRATCH, &mut old).expect("low memory");
+    engine.write(SCRATCH, &bytes).expect("written");
+    let mut new = vec![0; bytes.len()];
+    engine.read(SCRATCH, &mut new).expect("low memory");
+    assert!(new == bytes, "read differs from what was written");
+    engine.write(SCRATCH, &old).expect("written back");
+    for place in [Pa(0x8000_0000), Pa(0xffff_f000), Pa(0xf_0000)] {
+        let error = engine.write(place, &[0; 4]).expect_err("a hole, a ROM, a protected part of memory");
+        assert!(matches!(error, EngineError::Memory { .. }), "{error}");
+    }
+    let start = Instant::now();
+    let mut page = [0; 4096];
+    for _ in 0..100 {
+        engine.read(SCRATCH, &mut page).expect("low memory");
+    }
+    println!("a page read: {:?}; directly: {}", start.elapsed() / 100, engine.reads_directly());
+    engine.resume().expect("continued");
+    let mut cycles: Vec<_> = (0..50)
+        .map(|_| {
+            engine.pause().expect("stopped");
+            let start = Instant::now();
+            engine.write(SCRATCH, &[0; 5]).expect("written");
+            let written = start.elapsed();
+            engine.resume().expect("continued");
+            written
+        })
+        .collect();
+    cycles.sort();
+    println!("first write of a pause: median {:?}, longest {:?}", cycles[25], cycles[49]);
+}
+
+/// Puts a jump to itself under a processor and sees it caught, then lets it go.
+fn changed_code_is_executed(engine: &mut QemuEngine) {
+    engine.pause().expect("stopped");
+    let before = registers(engine);
+    let running = before.iter().find(|one| one.rflags & 0x200 != 0 && one.rip & 0xfff < 0xffe).copied();
+    let Registers { rip, cr3, .. } = running.unwrap_or(before[0]);
+    let place = physical(engine, cr3, rip);
+    let mut old = [0; 2];
+    engine.read(place, &mut old).expect("code");
+    engine.write(place, &[0xeb, 0xfe]).expect("`jmp .`");
+    engine.resume().expect("continued");
+
+    let sample = |engine: &mut QemuEngine, wanted: bool| {
+        (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(20));
+            engine.pause().expect("stopped");
+            let caught = registers(engine).iter().any(|one| one.rip == rip);
+            engine.resume().expect("continued");
+            caught == wanted
+        })
+    };
+    assert!(sample(engine, true), "no processor is caught at {rip:#x}");
+    engine.pause().expect("stopped");
+    engine.write(place, &old).expect("old code");
+    engine.resume().expect("continued");
+    assert!(sample(engine, false), "a processor is still caught at {rip:#x}");
+}
+
+fn the_owners_pause_is_kept(guest: &Guest) {
+    monitor(&guest.qmp(), "stop");
+    let saved = guest.folder.path().join("saved");
+    monitor(&guest.qmp(), &format!("pmemsave 0x1000000 0x200000 {}", saved.display()));
+    let mut engine = attach(guest);
+    assert!(engine.is_paused().expect("status"));
+    let mut read = vec![0; 0x20_0000];
+    engine.read(Pa(0x100_0000), &mut read).expect("memory");
+    assert!(read == std::fs::read(&saved).expect("saved memory"), "a read differs from what QEMU saves");
+    engine.write(SCRATCH, &[1, 2, 3]).expect("a stopped guest can be written without a pause of ours");
+    engine.pause().expect("no error");
+    assert!(engine.is_paused().expect("status"));
+    engine.resume().expect("no error");
+    drop(engine);
+    assert!(monitor(&guest.qmp(), "info status").contains("paused"));
+    assert!(!monitor(&guest.qmp(), "info chardev").contains("gdb: "));
+    monitor(&guest.qmp(), "cont");
+}
+
+fn a_drop_while_stopped_continues(guest: &Guest) {
+    let mut engine = attach(guest);
+    engine.pause().expect("stopped");
+    engine.write(SCRATCH, &[0; 5]).expect("written");
+    drop(engine);
+    assert_running_and_clean(guest);
+}
+
+fn a_second_client_is_told_why(guest: &Guest) {
+    let engine = attach(guest);
+    let start = Instant::now();
+    let error = QemuEngine::attach(&guest.qmp(), Earlier::Unknown).err().expect("one client at a time").to_string();
+    assert!(error.contains("another client") && start.elapsed() < Duration::from_secs(20), "{error}");
+    drop(engine);
+}
+
+/// Leaves the VM as a tool does that is killed between two writes.
+fn kill_a_tool(guest: &Guest) {
+    let mut engine = attach(guest);
+    engine.pause().expect("stopped");
+    engine.write(SCRATCH, &[9; 5]).expect("written");
+    drop(engine);
+    // What is left is the same as a killed process leaves: a stopped VM, a stub of ours without a client.
+    monitor(&guest.qmp(), "stop");
+    let socket = guest.folder.path().join("lucos-qemu-dead");
+    std::fs::create_dir_all(&socket).expect("a folder");
+    monitor(&guest.qmp(), &format!("gdbserver unix:{}/gdb.sock,server=on,wait=off", socket.display()));
+}
+
+fn a_dead_tool_is_cleared_up_after(guest: &Guest) {
+    kill_a_tool(guest);
+    let error = QemuEngine::attach(&guest.qmp(), Earlier::Unknown).err().expect("it may be half written").to_string();
+    assert!(error.contains("died"), "{error}");
+    let engine = QemuEngine::attach(&guest.qmp(), Earlier::Died).expect("attached");
+    drop(engine);
+    assert_running_and_clean(guest);
+
+    kill_a_tool(guest);
+    let old = [(SCRATCH, vec![1, 1, 1, 1, 1]), (Pa(SCRATCH.0 + 2), vec![2, 2])];
+    assert_eq!(rescue(&guest.qmp(), &old, true).expect("rescued"), Rescued::Restored { undone: 2 });
+    assert!(monitor(&guest.qmp(), "info status").contains("paused"), "its owner had stopped it");
+    assert_eq!(rescue(&guest.qmp(), &old, false).expect("rescued"), Rescued::Restored { undone: 2 });
+    assert_running_and_clean(guest);
+    let mut bytes = [0; 5];
+    attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
+    assert_eq!(bytes, [1; 5], "the last write is undone first");
+    assert_eq!(rescue(&guest.qmp(), &[(SCRATCH, vec![7])], false).expect("looked at"), Rescued::WasRunning);
+    attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
+    assert_eq!(bytes, [1; 5], "a running guest is not written to");
+
+    monitor(&guest.qmp(), "stop");
+    let error = rescue(&guest.qmp(), &[(Pa(0x8000_0000), vec![7])], false).expect_err("a hole").to_string();
+    assert!(error.contains("left stopped"), "{error}");
+    assert!(monitor(&guest.qmp(), "info status").contains("paused"));
+    monitor(&guest.qmp(), "cont");
+}
+
+fn strangers_stub_is_refused(guest: &Guest) {
+    let socket = guest.folder.path().join("owner.sock");
+    monitor(&guest.qmp(), &format!("gdbserver unix:{},server=on,wait=off", socket.display()));
+    let error = QemuEngine::attach(&guest.qmp(), Earlier::Unknown).err().expect("in use").to_string();
+    assert!(error.contains("owner.sock"), "{error}");
+    monitor(&guest.qmp(), "gdbserver none");
+}

@@ -1,0 +1,1 @@
+enum state { IDLE, BUSY, DEAD }; enum state state;

@@ -1,0 +1,1 @@
+struct s { int new_name; char *text; } s;

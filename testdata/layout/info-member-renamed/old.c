@@ -1,0 +1,1 @@
+struct s { int old_name; const char *text; } s;

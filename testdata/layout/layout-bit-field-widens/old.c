@@ -1,0 +1,1 @@
+struct flags { unsigned int a : 3; unsigned int b : 5; unsigned int : 4; unsigned long wide : 40; } flags;

@@ -1,0 +1,1 @@
+struct wire { char tag; int length; } wire;

@@ -1,0 +1,1 @@
+int count(int x) { static long seen; if (x) { static char seen; seen++; } return seen++; }

@@ -1,0 +1,2 @@
+extern int table[];
+int read_table(int index) { return table[index]; }

@@ -1,0 +1,114 @@
+//! Kernel diffs from scripted edits of a source tree.
+//!
+//! Comes in: a tree, edits (file, text to find, text to put there). Decided: an edit must find its text exactly once, so
+//! that a changed kernel source shows at once. Goes out: a unified diff; the tree is never modified.
+
+use serde::{Deserialize, Serialize};
+use similar::TextDiff;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// One change of a text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edit {
+    /// File, relative to the source tree.
+    pub file: String,
+    /// Text that stands in it exactly once.
+    pub find: String,
+    /// What stands there afterwards.
+    pub replace: String,
+}
+
+/// Why a diff could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PatchError {
+    /// The file to edit.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The text is not there, or more than once.
+    #[error("{file}: the text to replace stands there {found} times, expected once: {find:?}; adapt the edit to this kernel")]
+    Find {
+        /// The file.
+        file: String,
+        /// What was looked for.
+        find: String,
+        /// How often it is there.
+        found: usize,
+    },
+}
+
+/// The patch that demo and tests apply first: `/proc/version` begins with another word.
+pub fn visible() -> Edit {
+    Edit {
+        file: "fs/proc/version.c".to_owned(),
+        find: "\tseq_printf(m, linux_proc_banner,".to_owned(),
+        replace: "\tseq_puts(m, \"Updated \");\n\tseq_printf(m, linux_proc_banner,".to_owned(),
+    }
+}
+
+/// File whose text [`visible`] changes.
+pub const VISIBLE_FILE: &str = "/proc/version";
+/// First word of it as shipped, and as updated.
+pub const VISIBLE_WORDS: [&str; 2] = ["Linux", "Updated"];
+
+/// Unified diff of two texts with the usual file headers; empty when they are equal.
+pub fn unified(file: &str, old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new)
+        .unified_diff()
+        .context_radius(3)
+        .header(&format!("a/{file}"), &format!("b/{file}"))
+        .to_string()
+}
+
+/// Makes the diff of some edits.
+///
+/// # Errors
+/// [`PatchError`] when a file cannot be read or an edit does not fit it.
+pub fn diff(tree: &Path, edits: &[Edit]) -> Result<String, PatchError> {
+    let mut texts: BTreeMap<&str, (String, String)> = BTreeMap::new();
+    for edit in edits {
+        let (_, new) = match texts.entry(&edit.file) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let path = tree.join(&edit.file);
+                let text = std::fs::read_to_string(&path).map_err(|source| PatchError::Read { path, source })?;
+                entry.insert((text.clone(), text))
+            }
+        };
+        *new = replace_once(&edit.file, new, &edit.find, &edit.replace)?;
+    }
+    Ok(texts.iter().map(|(file, (old, new))| unified(file, old, new)).collect())
+}
+
+/// Replaces the one place where `find` stands.
+///
+/// # Errors
+/// [`PatchError::Find`] when it stands there not exactly once.
+pub fn replace_once(file: &str, text: &str, find: &str, replace: &str) -> Result<String, PatchError> {
+    match text.matches(find).count() {
+        1 => Ok(text.replacen(find, replace, 1)),
+        found => Err(PatchError::Find { file: file.to_owned(), find: find.to_owned(), found }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_diff_has_headers_and_context() {
+        let tree = tempfile::tempdir().expect("a folder");
+        std::fs::write(tree.path().join("x.c"), "one\ntwo\nthree\n").expect("a file");
+        let edit = Edit { file: "x.c".into(), find: "two".into(), replace: "2".into() };
+        let text = diff(tree.path(), std::slice::from_ref(&edit)).expect("a diff");
+        assert_eq!(text, "--- a/x.c\n+++ b/x.c\n@@ -1,3 +1,3 @@\n one\n-two\n+2\n three\n");
+        let twice = Edit { find: "t".into(), ..edit };
+        assert!(matches!(diff(tree.path(), &[twice]), Err(PatchError::Find { found: 2, .. })));
+    }
+}

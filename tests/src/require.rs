@@ -1,0 +1,42 @@
+//! Whether a test can run here: a missing kernel or program skips it with the reason, or fails it where all are required.
+//!
+//! Comes in: `LUCOS_TEST_KERNEL` (the older kernel's `vmlinuz` in the cache), `LUCOS_TEST_NEWER` (the newer one's),
+//! `LUCOS_REQUIRE_ALL`. Decided: run, skip or fail. Goes out: the kernel, or nothing after the reason was printed.
+
+use crate::kernels::Kernel;
+use std::path::{Path, PathBuf};
+
+/// The kernel behind a variable that names its image, or the reason why there is none.
+fn kernel_from(variable: &str) -> Result<Kernel, String> {
+    let image = std::env::var_os(variable)
+        .map(PathBuf::from)
+        .ok_or_else(|| format!("{variable} is not set; `cargo xtask test` sets it"))?;
+    let dir = image.parent().unwrap_or(Path::new("."));
+    Kernel::open(dir).map_err(|error| format!("{variable}: {error}"))
+}
+
+/// Passes `found` on; when it is a reason instead, prints it and skips, or fails if everything is required.
+///
+/// # Panics
+/// When `LUCOS_REQUIRE_ALL=1` and something is missing: the test fails with that reason.
+pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
+    match found {
+        Ok(value) => Some(value),
+        Err(reason) => {
+            let required = std::env::var_os("LUCOS_REQUIRE_ALL").is_some_and(|value| value == "1");
+            assert!(!required, "LUCOS_REQUIRE_ALL=1, but: {reason}");
+            eprintln!("SKIPPED: {reason}");
+            None
+        }
+    }
+}
+
+/// The kernel that tests boot and update.
+pub fn older_kernel() -> Option<Kernel> {
+    or_skip(kernel_from("LUCOS_TEST_KERNEL"))
+}
+
+/// The next release, for tests that need a wrong kernel.
+pub fn newer_kernel() -> Option<Kernel> {
+    or_skip(kernel_from("LUCOS_TEST_NEWER"))
+}

@@ -1,0 +1,134 @@
+//! Set-up of a Debian machine: programs and kernels, each only if it is missing.
+//!
+//! Comes in: apt, dpkg, the cache folder. Decided: what to install, which two releases to use (never a fixed one). Goes
+//! out: [`Pair`]. Everything done is said; a set-up that was cut is repeated, never half used.
+//!
+//! The phases: [`packages`] (programs), [`discover`] (releases in the archive), [`fetch`] (into the cache).
+
+pub mod apt;
+pub mod discover;
+pub mod fetch;
+pub mod packages;
+
+use crate::kernels::{Kernel, KernelError, Pair, cache_dir};
+use std::path::{Path, PathBuf};
+
+/// Why the machine could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// Packages are missing and only root may install them.
+    #[error("packages are missing and only root can install them; run this line, then try again:\n  {line}")]
+    NeedRoot {
+        /// The line to run.
+        line: String,
+    },
+    /// Not a machine this set-up knows.
+    #[error("this set-up needs Debian on x86-64 with apt-get and dpkg-query: {0}")]
+    NotDebian(String),
+    /// A program of the system failed.
+    #[error("`{command}` failed with {status}:\n{output}")]
+    Command {
+        /// The command line.
+        command: String,
+        /// Its status.
+        status: String,
+        /// What it printed.
+        output: String,
+    },
+    /// The archive does not have what is needed, and the cache neither.
+    #[error("{reason}, and the cache {cache} has no two complete kernels; check the network and /etc/apt, then try again")]
+    NoKernels {
+        /// What is missing.
+        reason: String,
+        /// The cache folder.
+        cache: PathBuf,
+    },
+    /// A package without an expected part.
+    #[error("{package}: expected {expected} in it")]
+    Contents {
+        /// The package.
+        package: String,
+        /// The part.
+        expected: String,
+    },
+    /// The cache.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// Files.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl SetupError {
+    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Prepares the machine; `say` gets one line per step.
+///
+/// # Errors
+/// [`SetupError`] with what to do next.
+pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
+    let cache = cache_dir()?;
+    std::fs::create_dir_all(&cache).map_err(SetupError::io(&cache))?;
+    let _lock = fetch::lock(&cache, say)?;
+    let mut apt = apt::Apt::new(&cache);
+    packages::install_missing(packages::BASE, &mut apt, say)?;
+    let pair = match discover::newest_two(&mut apt, say) {
+        Ok([newer, older]) => {
+            say(&format!("kernels: {} ({}), then {} ({})", older.release, older.version, newer.release, newer.version));
+            let older = fetch::kernel(&cache, &older, true, say)?;
+            let newer = fetch::kernel(&cache, &newer, false, say)?;
+            Pair { older, newer }
+        }
+        Err(reason) => {
+            let pair = cached_pair(&cache).ok_or_else(|| SetupError::NoKernels { reason: reason.clone(), cache: cache.clone() })?;
+            say(&format!("{reason}; using kernels of the cache: {}, then {}", pair.older.version, pair.newer.version));
+            pair
+        }
+    };
+    install_compiler(&pair.older, &mut apt, say)?;
+    Ok(pair)
+}
+
+/// The newest two complete kernels of the cache with different upstream version.
+fn cached_pair(cache: &Path) -> Option<Pair> {
+    let mut kernels: Vec<Kernel> = std::fs::read_dir(cache.join("kernels"))
+        .ok()?
+        .filter_map(|entry| Kernel::open(&entry.ok()?.path()).ok())
+        .filter(Kernel::is_complete)
+        .collect();
+    kernels.sort_by(|one, two| discover::compare_versions(&two.version, &one.version));
+    let newer = kernels.first()?.clone();
+    let older = kernels.into_iter().find(|kernel| {
+        kernel.has_debug()
+            && discover::series(&kernel.version) == discover::series(&newer.version)
+            && discover::upstream(&kernel.version) != discover::upstream(&newer.version)
+    })?;
+    Some(Pair { older, newer })
+}
+
+/// Installs the compiler that the kernel's configuration records (`CONFIG_CC_VERSION_TEXT`), when this machine's `gcc`
+/// is another one.
+fn install_compiler(kernel: &Kernel, apt: &mut apt::Apt, say: &dyn Fn(&str)) -> Result<(), SetupError> {
+    let path = kernel.config();
+    let config = std::fs::read_to_string(&path).map_err(SetupError::io(&path))?;
+    let recorded = config.lines().find_map(|line| line.strip_prefix("CONFIG_CC_VERSION_TEXT=\"")).unwrap_or_default();
+    let Some((name, version)) = recorded.split_once(' ') else { return Ok(()) };
+    let version = version.trim_end_matches('"');
+    let present = [name, "gcc"].iter().any(|program| {
+        std::process::Command::new(program)
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().next().is_some_and(|line| line.ends_with(version)))
+    });
+    let package = name.strip_prefix("x86_64-linux-gnu-").unwrap_or(name);
+    if present { Ok(()) } else { packages::install_missing(&[package], apt, say) }
+}

@@ -1,0 +1,99 @@
+//! Jobs that are mostly cargo: build, test, ci, fuzz, bless.
+//!
+//! Comes in: the set-up machine. Decided: the order; the programs are built before the tests that call them. Goes out:
+//! cargo's own output and status.
+
+use crate::{JobError, root, say};
+use lucos_tests::kernels::Pair;
+use lucos_tests::{commands, setup};
+use std::path::PathBuf;
+use std::process::Command;
+
+/// The two programs, built in release mode; gives their folder.
+pub(crate) fn build() -> Result<PathBuf, JobError> {
+    say("building lucos-build and lucos-hv");
+    run(&mut cargo(&["build", "--quiet", "--release", "--package", "lucos-build", "--package", "runtime-hv"]))?;
+    let dir = commands::target_dir()?.join("release");
+    commands::set_bin_dir(&dir);
+    Ok(dir)
+}
+
+/// All tests.
+pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
+    let pair = setup::prepare(&say)?;
+    let mut command = test_command(&pair)?;
+    if args.is_empty() {
+        command.arg("--workspace");
+    }
+    command.args(args);
+    if require_all {
+        command.env("LUCOS_REQUIRE_ALL", "1");
+    }
+    run(&mut command)
+}
+
+/// Format, lints, tests.
+pub(crate) fn ci() -> Result<(), JobError> {
+    run(&mut cargo(&["fmt", "--all", "--check"]))?;
+    run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    test(&[], true)
+}
+
+/// Every fuzz target for a while.
+pub(crate) fn fuzz(seconds: u32) -> Result<(), JobError> {
+    let dir = root().join("fuzz");
+    if !Command::new("cargo-fuzz").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return Err(JobError::NoFuzz);
+    }
+    let output = Command::new("cargo").args(["+nightly", "fuzz", "list"]).current_dir(&dir).output()?;
+    let targets = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() || targets.trim().is_empty() {
+        return Err(JobError::Cargo {
+            command: "cargo +nightly fuzz list".to_owned(),
+            status: format!("{} {}", output.status, String::from_utf8_lossy(&output.stderr)),
+        });
+    }
+    for target in targets.split_whitespace() {
+        let limit = format!("-max_total_time={seconds}");
+        run(Command::new("cargo").args(["+nightly", "fuzz", "run", target, "--", &limit]).current_dir(&dir))?;
+    }
+    Ok(())
+}
+
+/// Rewrites expected results; the walkers do it when `LUCOS_BLESS=1`.
+pub(crate) fn bless() -> Result<(), JobError> {
+    let pair = setup::prepare(&say)?;
+    let mut library = test_command(&pair)?;
+    run(library.args(["--package", "diff-analyzer", "--package", "prelink", "--package", "lucos-build"]).env("LUCOS_BLESS", "1"))?;
+    let mut cases = test_command(&pair)?;
+    run(cases.args(["--package", "lucos-tests", "--test", "build_cases"]).env("LUCOS_BLESS", "1"))?;
+    say("expected results were rewritten where they differed: `git diff testdata` shows how");
+    Ok(())
+}
+
+/// `cargo test` with everything that guest tests look for.
+fn test_command(pair: &Pair) -> Result<Command, JobError> {
+    let dir = build()?;
+    let mut command = cargo(&["test"]);
+    command
+        .env("LUCOS_BIN_DIR", dir)
+        .env("LUCOS_TEST_KERNEL", pair.older.vmlinuz())
+        .env("LUCOS_TEST_VMLINUX", pair.older.vmlinux())
+        .env("LUCOS_TEST_NEWER", pair.newer.vmlinuz());
+    Ok(command)
+}
+
+fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+fn run(command: &mut Command) -> Result<(), JobError> {
+    let status = command.status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(JobError::Cargo { command: format!("{command:?}").replace('"', ""), status: status.to_string() })
+    }
+}
