@@ -23,7 +23,7 @@ pub enum LayoutError {
     #[error(transparent)]
     Sections(#[from] SectionsError),
     /// DWARF that cannot be parsed.
-    #[error("malformed DWARF: {0}")]
+    #[error("malformed DWARF")]
     Dwarf(#[from] gimli::Error),
     /// Entries that do not form a tree.
     #[error("malformed DWARF: the entry at {offset:#x} does not fit into the tree of the unit")]
@@ -220,13 +220,15 @@ impl TypeLayout {
 
 fn collect_leaves<'a>(members: &'a [Member], prefix: &str, leaves: &mut Vec<Leaf<'a>>) {
     for member in members {
-        let path = format!("{prefix}{}", member.name);
-        if member.members.is_empty() {
-            leaves.push(Leaf { path, member });
-        } else if member.name.is_empty() {
-            collect_leaves(&member.members, prefix, leaves);
-        } else {
-            collect_leaves(&member.members, &format!("{path}."), leaves);
+        let unnamed = member.name.is_empty();
+        if !member.members.is_empty() {
+            let inner = if unnamed { prefix.to_owned() } else { format!("{prefix}{}.", member.name) };
+            collect_leaves(&member.members, &inner, leaves);
+        } else if !unnamed {
+            leaves.push(Leaf { path: format!("{prefix}{}", member.name), member });
+        } else if !member.embeds.is_empty() {
+            // An unnamed member of a named type (gcc: -fms-extensions).
+            leaves.push(Leaf { path: format!("{prefix}{}", member.type_text), member });
         }
     }
 }

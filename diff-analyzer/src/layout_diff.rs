@@ -411,7 +411,7 @@ fn list_members(text: &mut String, members: &[Member], depth: usize) {
             let place = format!("/* {:>5}{bit} {size} */ ", member.bit_offset / 8);
             line(text, &place, &format!("{indent}{};", member.declaration));
         } else {
-            let (keyword, _) = member.type_text.split_once(' ').unwrap_or((&member.type_text, ""));
+            let keyword = member.type_text.trim_end_matches(" { ... }");
             let blank = " ".repeat(21);
             line(text, &blank, &format!("{indent}{keyword} {{"));
             list_members(text, &member.members, depth + 1);

@@ -83,7 +83,9 @@ impl FileChange {
 #[derive(Debug, thiserror::Error)]
 pub enum DiffError {
     /// Nothing in it.
-    #[error("the diff changes no file; expected `--- a/FILE`, `+++ b/FILE` and hunks, as git diff and diff -u write them")]
+    #[error(
+        "the diff changes no file; expected `--- a/FILE`, `+++ b/FILE` and hunks, as git diff and diff -u write them"
+    )]
     Empty,
     /// Not in unified form.
     #[error("the diff cannot be read: {0}")]
@@ -188,7 +190,9 @@ impl DiffError {
             Self::Syntax(_) | Self::LostHunk { .. } => "diff-syntax",
             Self::NotText { .. } => "diff-not-text",
             Self::Path { .. } => "diff-path",
-            Self::Missing { .. } | Self::Exists { .. } | Self::Leftover { .. } | Self::Mismatch { .. } => "diff-does-not-apply",
+            Self::Missing { .. } | Self::Exists { .. } | Self::Leftover { .. } | Self::Mismatch { .. } => {
+                "diff-does-not-apply"
+            }
             Self::Ambiguous { .. } => "diff-ambiguous",
             Self::Io { .. } => "source-unreadable",
         }
@@ -201,7 +205,9 @@ impl DiffError {
             Self::Ambiguous { path, .. } | Self::Exists { path } | Self::Leftover { path } | Self::Io { path, .. } => {
                 (Some(path.display().to_string()), None)
             }
-            Self::NotText { path, .. } | Self::Path { path, .. } | Self::Missing { path, .. } => (Some(path.clone()), None),
+            Self::NotText { path, .. } | Self::Path { path, .. } | Self::Missing { path, .. } => {
+                (Some(path.clone()), None)
+            }
             Self::Empty | Self::Syntax(_) | Self::LostHunk { .. } => (None, None),
         }
     }
@@ -225,8 +231,9 @@ pub fn read(diff: &[u8], tree: &Path) -> Result<Vec<FileChange>, DiffError> {
     let options = if outline.git { ParseOptions::gitdiff() } else { ParseOptions::unidiff() };
     let parts = PatchSet::parse_bytes(diff, options)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| DiffError::Syntax(error.to_string()))?;
-    let understood: usize = parts.iter().filter_map(|part| part.patch().as_text()).map(|patch| patch.hunks().len()).sum();
+        .map_err(|error| DiffError::Syntax(error.to_string().replace("error parsing patches: ", "")))?;
+    let understood: usize =
+        parts.iter().filter_map(|part| part.patch().as_text()).map(|patch| patch.hunks().len()).sum();
     if understood != outline.hunk_lines.len() {
         let line = outline.hunk_lines.get(understood).copied().unwrap_or(1);
         return Err(DiffError::LostHunk { line, found: outline.hunk_lines.len(), understood });
@@ -239,7 +246,11 @@ pub fn read(diff: &[u8], tree: &Path) -> Result<Vec<FileChange>, DiffError> {
         let Some(patch) = part.patch().as_text() else {
             return Err(DiffError::NotText { path: names.shown(), what: "binary file" });
         };
-        if [part.old_mode(), part.new_mode()].into_iter().flatten().any(|m| matches!(m, FileMode::Symlink | FileMode::Gitlink)) {
+        if [part.old_mode(), part.new_mode()]
+            .into_iter()
+            .flatten()
+            .any(|m| matches!(m, FileMode::Symlink | FileMode::Gitlink))
+        {
             return Err(DiffError::NotText { path: names.shown(), what: "symbolic link or submodule" });
         }
         let (mine, rest) = hunk_lines.split_at(patch.hunks().len());
@@ -401,7 +412,8 @@ impl Files<'_> {
         if moved && self.exists(path) {
             return Err(DiffError::Exists { path: path.clone() });
         }
-        let earlier = old.and_then(|old| if names.copy { self.changes.get(old).cloned() } else { self.changes.remove(old) });
+        let earlier =
+            old.and_then(|old| if names.copy { self.changes.get(old).cloned() } else { self.changes.remove(old) });
         let kind = match (old, removed) {
             (None, _) => ChangeKind::New,
             (Some(_), true) => ChangeKind::Deleted,
@@ -451,7 +463,10 @@ impl Files<'_> {
         for part in path.components() {
             full.push(part);
             if full.symlink_metadata().is_ok_and(|meta| meta.file_type().is_symlink()) {
-                return Err(DiffError::Path { path: path.display().to_string(), why: "it goes through a symbolic link" });
+                return Err(DiffError::Path {
+                    path: path.display().to_string(),
+                    why: "it goes through a symbolic link",
+                });
             }
         }
         Ok(())
@@ -465,7 +480,9 @@ fn join(first: FileChange, second: FileChange) -> FileChange {
     let hunks = place(&second.path, &first.old, patch.hunks(), &[]).map(|(_, hunks)| hunks).unwrap_or_default();
     let kind = match (first.kind, second.kind) {
         (ChangeKind::New, ChangeKind::Modified | ChangeKind::Renamed { .. }) => ChangeKind::New,
-        (ChangeKind::Renamed { from }, ChangeKind::Modified | ChangeKind::Renamed { .. }) => ChangeKind::Renamed { from },
+        (ChangeKind::Renamed { from }, ChangeKind::Modified | ChangeKind::Renamed { .. }) => {
+            ChangeKind::Renamed { from }
+        }
         (ChangeKind::Deleted, ChangeKind::New) => ChangeKind::Modified,
         (_, kind) => kind,
     };
@@ -554,14 +571,16 @@ fn find(
             .collect()
     };
     let wanted = side(false);
-    let fits = |wanted: &[&[u8]], at: usize| at >= next && old.get(at..at + wanted.len()).is_some_and(|have| have == wanted);
+    let fits =
+        |wanted: &[&[u8]], at: usize| at >= next && old.get(at..at + wanted.len()).is_some_and(|have| have == wanted);
     let near = stated(hunk).saturating_add_signed(moved);
     if fits(&wanted, near) {
         return Ok(near);
     }
     // Without old lines nothing says where it belongs but the number.
     if !wanted.is_empty() {
-        let places: Vec<usize> = (next..=old.len().saturating_sub(wanted.len())).filter(|&at| fits(&wanted, at)).collect();
+        let places: Vec<usize> =
+            (next..=old.len().saturating_sub(wanted.len())).filter(|&at| fits(&wanted, at)).collect();
         match places.as_slice() {
             [] => {}
             [at] => return Ok(*at),

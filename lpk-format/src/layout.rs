@@ -21,11 +21,11 @@ pub(crate) const ID_AT: usize = 16;
 /// Owner of the notes in `.note.lucos.kernel`.
 pub(crate) const NOTE_OWNER: &[u8] = b"Lucos\0";
 /// Note type: GNU build id of the kernel.
-pub(crate) const NOTE_BUILD_ID: u32 = 1;
+pub(crate) const NOTE_BUILD_ID: u32 = 0x4c01;
 /// Note type: release of the kernel.
-pub(crate) const NOTE_RELEASE: u32 = 2;
+pub(crate) const NOTE_RELEASE: u32 = 0x4c02;
 /// Note type: banner of the kernel.
-pub(crate) const NOTE_BANNER: u32 = 3;
+pub(crate) const NOTE_BANNER: u32 = 0x4c03;
 
 /// What a bundle may hold at most. A bundle beyond them is refused by writer and reader alike.
 pub mod limits {

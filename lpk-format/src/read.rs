@@ -98,20 +98,20 @@ pub enum ReadError {
         entry: usize,
     },
     /// A section whose bytes are not records.
-    #[error("section `{section}`")]
+    #[error("section `{section}`: {cause}")]
     Record {
         /// Name of the section.
         section: &'static str,
         /// What is wrong.
-        source: RecordError,
+        cause: RecordError,
     },
     /// A section whose bytes are not the JSON they should be.
-    #[error("section `{section}` is not the JSON of a bundle")]
+    #[error("section `{section}` is not the JSON of a bundle: {cause}")]
     Json {
         /// Name of the section.
         section: &'static str,
         /// What the decoder says.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A symbol table that does not begin with the null symbol.
     #[error("the symbol table does not begin with the null symbol")]
@@ -213,7 +213,7 @@ pub enum ReadError {
         count: usize,
     },
     /// The bundle breaks a rule of the format.
-    #[error("the bundle is not sound")]
+    #[error(transparent)]
     Unsound(#[from] Problem),
     /// A byte that means nothing, or the same thing in other words.
     #[error("byte {offset:#x} is not what the writer of this format version writes there")]
@@ -222,15 +222,15 @@ pub enum ReadError {
         offset: usize,
     },
     /// The bundle could not be written again for comparison.
-    #[error("the bundle could not be written again for comparison")]
-    Rewrite(#[source] Box<WriteError>),
+    #[error("the bundle could not be written again for comparison: {0}")]
+    Rewrite(Box<WriteError>),
 }
 
 /// Reads a bundle and checks everything about it.
 pub fn read(bytes: &[u8]) -> Result<ReadBundle, ReadError> {
     let id = digest::verify(bytes)?;
     let sections = Sections::of(bytes)?;
-    let record = |at: usize| move |source| ReadError::Record { section: SECTION_NAMES[at], source };
+    let record = |at: usize| move |cause| ReadError::Record { section: SECTION_NAMES[at], cause };
     let kernel = records::decode_kernel_notes(sections.get(index::NOTE_KERNEL)).map_err(record(index::NOTE_KERNEL))?;
     let profile: GuestProfile = json(&sections, index::PROFILE)?;
     let manifest: Manifest = json(&sections, index::MANIFEST)?;
@@ -278,7 +278,7 @@ fn first_difference(found: &[u8], expected: &[u8], skip: impl Fn(usize) -> bool)
 }
 
 fn json<T: serde::de::DeserializeOwned>(sections: &Sections<'_>, at: usize) -> Result<T, ReadError> {
-    serde_json::from_slice(sections.get(at)).map_err(|source| ReadError::Json { section: SECTION_NAMES[at], source })
+    serde_json::from_slice(sections.get(at)).map_err(|cause| ReadError::Json { section: SECTION_NAMES[at], cause })
 }
 
 /// The entries of an ELF table.
@@ -396,7 +396,7 @@ impl<'data> Parts<'data> {
 }
 
 fn functions(sections: &Sections<'_>, manifest: &Manifest) -> Result<Vec<FunctionPatch>, ReadError> {
-    let record = |at: usize| move |source| ReadError::Record { section: SECTION_NAMES[at], source };
+    let record = |at: usize| move |cause| ReadError::Record { section: SECTION_NAMES[at], cause };
     let mut cursor = Cursor::new(sections.get(index::FUNCTIONS));
     let mut expected = Parts::of(sections, index::EXPECTED);
     let mut sites = Parts::of(sections, index::SITES);

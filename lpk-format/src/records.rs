@@ -49,7 +49,7 @@ pub enum RecordError {
         announced: u32,
     },
     /// A note whose owner, type or order is another.
-    #[error("note {index} has the owner {owner:?} and type {note_type}; `Lucos` and {expected} are expected")]
+    #[error("note {index} has the owner {owner:?} and type {note_type:#x}; `Lucos` and {expected:#x} are expected")]
     Note {
         /// Index of the note.
         index: usize,

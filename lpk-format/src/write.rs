@@ -20,21 +20,21 @@ use crate::{Bundle, Payload, RelocKind, SectionKind, Symbol};
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// The bundle breaks a rule of the format.
-    #[error("the bundle is not sound")]
+    #[error(transparent)]
     Unsound(#[from] Problem),
     /// A part in JSON could not be written.
-    #[error("section `{section}` could not be written as JSON")]
+    #[error("section `{section}` could not be written as JSON: {cause}")]
     Json {
         /// Its section.
         section: &'static str,
         /// What the encoder says.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// The file would be too large.
     #[error("the bundle would have {0} bytes, at most {max} are allowed; split the change", max = limits::FILE_SIZE)]
     TooLarge(u64),
     /// The digest could not be stored.
-    #[error("the finished file could not be sealed")]
+    #[error(transparent)]
     Seal(#[from] SealError),
 }
 
@@ -151,7 +151,7 @@ pub(crate) fn file_header(headers_at: u64) -> elf::FileHeader64<LE> {
 
 fn json<T: serde::Serialize>(value: &T, at: usize) -> Result<Vec<u8>, WriteError> {
     let section = SECTIONS[at].name;
-    serde_json::to_vec(value).map_err(|source| WriteError::Json { section, source })
+    serde_json::to_vec(value).map_err(|cause| WriteError::Json { section, cause })
 }
 
 /// Contents of `.strtab`: names in the order of the symbols, each once.

@@ -35,8 +35,8 @@ refused! {
     expected_offset_overflows: ".lucos.functions" [76] = [0xff; 4] => ReadError::FunctionPart { index: 1, offset: u32::MAX, .. },
     sites_offset: ".lucos.functions" [16] = [4, 0, 0, 0] => ReadError::FunctionPart { section: ".lucos.sites", offset: 4, .. },
     sites_size_too_large: ".lucos.functions" [20] = [0xff; 4] => ReadError::FunctionPart { section: ".lucos.sites", .. },
-    sites_size_zero: ".lucos.functions" [20] = [0; 4] => Record { source: R::Count { found: 0, announced: 12 }, .. },
-    sites_count: ".lucos.functions" [24] = [0xff; 4] => Record { source: R::Count { found: 12, announced: u32::MAX }, .. },
+    sites_size_zero: ".lucos.functions" [20] = [0; 4] => Record { cause: R::Count { found: 0, announced: 12 }, .. },
+    sites_count: ".lucos.functions" [24] = [0xff; 4] => Record { cause: R::Count { found: 12, announced: u32::MAX }, .. },
     new_offset_outside: ".lucos.functions" [28] = [0xf0, 0xff, 0xff, 0xff] => Unsound(Problem::NewRange { .. }),
     new_size_zero: ".lucos.functions" [32] = [0; 4] => Unsound(Problem::NewRange { size: 0, .. }),
     manifest_index: ".lucos.functions" [36] = [3, 0, 0, 0] => ReadError::ManifestIndex { index: 0, found: 3, count: 3 },
@@ -47,10 +47,10 @@ refused! {
     // .lucos.sites: records of 16 bytes, forms behind.
     site_offset: ".lucos.sites" [0] = [0xff; 4] => Unsound(Problem::SiteRange { site: 0, .. }),
     site_len: ".lucos.sites" [4] = [6] => Unsound(Problem::SiteLength { len: 6, .. }),
-    site_kind: ".lucos.sites" [5] = [12] => Record { source: R::Kind { index: 0, kind: 12 }, section: ".lucos.sites" },
-    site_kind_zero: ".lucos.sites" [21] = [0] => Record { source: R::Kind { index: 1, kind: 0 }, .. },
+    site_kind: ".lucos.sites" [5] = [12] => Record { cause: R::Kind { index: 0, kind: 12 }, section: ".lucos.sites" },
+    site_kind_zero: ".lucos.sites" [21] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
     site_forms_of_another_kind: ".lucos.sites" [6] = [1] => Record { section: ".lucos.sites", .. },
-    site_forms_too_many: ".lucos.sites" [5 * 16 + 6] = [255] => Record { source: R::Truncated { index: 5, .. }, .. },
+    site_forms_too_many: ".lucos.sites" [5 * 16 + 6] = [255] => Record { cause: R::Truncated { index: 5, .. }, .. },
     site_forms_none: ".lucos.sites" [5 * 16 + 4] = [0] => Record { section: ".lucos.sites", .. },
     site_reserved: ".lucos.sites" [7] = [1] => ReadError::NotCanonical { .. },
     site_operand_unused: ".lucos.sites" [8] = [1] => ReadError::NotCanonical { .. },
@@ -58,9 +58,9 @@ refused! {
 
     // .lucos.fixups: records of 24 bytes.
     fixup_offset: ".lucos.fixups" [0] = [0xff; 4] => Unsound(Problem::FixupRange { index: 0, offset: u32::MAX, .. }),
-    fixup_kind: ".lucos.fixups" [4] = [5] => Record { source: R::Kind { index: 0, kind: 5 }, section: ".lucos.fixups" },
+    fixup_kind: ".lucos.fixups" [4] = [5] => Record { cause: R::Kind { index: 0, kind: 5 }, section: ".lucos.fixups" },
     fixup_len_unused: ".lucos.fixups" [5] = [5] => ReadError::NotCanonical { .. },
-    fixup_flag: ".lucos.fixups" [4 * 24 + 7] = [2] => Record { source: R::Flag { index: 4, value: 2 }, .. },
+    fixup_flag: ".lucos.fixups" [4 * 24 + 7] = [2] => Record { cause: R::Flag { index: 4, value: 2 }, .. },
     fixup_replacement: ".lucos.fixups" [4 * 24 + 8] = [0xff; 4] => Unsound(Problem::FixupRange { index: 4, .. }),
     fixup_feature: ".lucos.fixups" [4 * 24 + 12] = [0xff; 2] => Unsound(Problem::Feature { feature: 0xffff, .. }),
     fixup_reserved: ".lucos.fixups" [4 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
@@ -92,11 +92,11 @@ refused! {
     reloc_symbol: ".rela.text" [12] = [0xff; 4] => Unsound(Problem::RelocSymbol { .. }),
 
     // Notes and JSON.
-    note_owner: ".note.lucos.kernel" [12] = *b"X" => Record { source: R::Note { index: 0, .. }, section: ".note.lucos.kernel" },
-    note_type: ".note.lucos.kernel" [8] = [2] => Record { source: R::Note { note_type: 2, expected: 1, .. }, .. },
-    note_owner_size: ".note.lucos.kernel" [0] = [0xff; 4] => Record { source: R::Truncated { .. }, .. },
-    note_size: ".note.lucos.kernel" [4] = [0xff; 4] => Record { source: R::Truncated { .. }, .. },
-    note_text: ".note.lucos.kernel" [40 + 20] = [0xff] => Record { source: R::Text { index: 1 }, .. },
+    note_owner: ".note.lucos.kernel" [12] = *b"X" => Record { cause: R::Note { index: 0, .. }, section: ".note.lucos.kernel" },
+    note_type: ".note.lucos.kernel" [8] = [2] => Record { cause: R::Note { note_type: 0x4c02, expected: 0x4c01, .. }, .. },
+    note_owner_size: ".note.lucos.kernel" [0] = [0xff; 4] => Record { cause: R::Truncated { .. }, .. },
+    note_size: ".note.lucos.kernel" [4] = [0xff; 4] => Record { cause: R::Truncated { .. }, .. },
+    note_text: ".note.lucos.kernel" [40 + 20] = [0xff] => Record { cause: R::Text { index: 1 }, .. },
     note_padding: ".note.lucos.kernel" [18] = [1] => ReadError::NotCanonical { .. },
     build_id_note_owner: ".note.gnu.build-id" [12] = *b"X" => ReadError::NotCanonical { .. },
     profile_not_json: ".lucos.profile" [0] = *b"[" => ReadError::Json { section: ".lucos.profile", .. },
@@ -180,7 +180,7 @@ fn every_field_of_every_section_header_is_checked() {
                 Err(Seal(_)) => !sealed,
                 Err(_) => field == "sh_size" || section == ".shstrtab" || field == "sh_type",
                 // More of `.bss`, or contents that go on with the zeros behind them: another bundle.
-                Ok(_) => [".text", ".rodata", ".bss"].contains(&section) && field == "sh_size",
+                Ok(_) => [".text", ".rodata", ".data", ".bss"].contains(&section) && field == "sh_size",
             };
             let moved =
                 field == "sh_size" && matches!(result, Err(ReadError::SectionHeader { field: "sh_offset", .. }));

@@ -47,7 +47,7 @@ fn readelf_shows_sections_symbols_relocations_and_notes() {
         &["FUNC", "LOCAL", "count"],
         &["R_X86_64_PLT32", "_printk"],
         &["Build ID", &id],
-        &["Lucos", "0x00000014"],
+        &["Lucos", "0x00000014", "0x00004c01"],
     ] {
         assert!(has_line(&text, parts), "no line with {parts:?} in:\n{text}");
     }

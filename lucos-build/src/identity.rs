@@ -10,24 +10,24 @@ use std::collections::{HashMap, HashSet};
 
 /// Options that decide whether a symbol is in the image: any of the options, the symbol, and where that is said.
 const TRACES: &[(&[&str], &str)] = &[
-    (&["CONFIG_FUNCTION_TRACER"], "__fentry__"),             // arch/x86/kernel/ftrace_64.S
-    (&["CONFIG_LIVEPATCH"], "klp_enable_patch"),             // kernel/livepatch/core.c
-    (&["CONFIG_MODULES"], "__request_module"),               // kernel/kmod.c, kernel/module/kmod.c
-    (&["CONFIG_SMP"], "native_smp_prepare_cpus"),            // arch/x86/kernel/smpboot.c
-    (&["CONFIG_BPF_SYSCALL"], "bpf_map_get"),                // kernel/bpf/syscall.c
-    (&["CONFIG_NUMA"], "node_data"),                         // arch/x86/mm/numa.c
-    (&["CONFIG_XEN"], "xen_domain_type"),                    // arch/x86/xen/enlighten.c
-    (&["CONFIG_KVM_GUEST"], "kvm_para_available"),           // arch/x86/kernel/kvm.c
-    (&["CONFIG_CGROUPS"], "cgroup_attach_task"),             // kernel/cgroup/cgroup.c
-    (&["CONFIG_MEMCG"], "mem_cgroup_from_task"),             // mm/memcontrol.c
-    (&["CONFIG_KPROBES"], "register_kprobe"),                // kernel/kprobes.c
-    (&["CONFIG_JUMP_LABEL"], "static_key_enable"),           // kernel/jump_label.c
-    (&["CONFIG_STACKPROTECTOR"], "__stack_chk_fail"),        // kernel/panic.c
-    (&["CONFIG_AUDIT"], "audit_log_start"),                  // kernel/audit.c
-    (&["CONFIG_NETFILTER"], "nf_hook_slow"),                 // net/netfilter/core.c
+    (&["CONFIG_FUNCTION_TRACER"], "__fentry__"),   // arch/x86/kernel/ftrace_64.S
+    (&["CONFIG_LIVEPATCH"], "klp_enable_patch"),   // kernel/livepatch/core.c
+    (&["CONFIG_MODULES"], "__request_module"),     // kernel/kmod.c, kernel/module/kmod.c
+    (&["CONFIG_SMP"], "native_smp_prepare_cpus"),  // arch/x86/kernel/smpboot.c
+    (&["CONFIG_BPF_SYSCALL"], "bpf_map_get"),      // kernel/bpf/syscall.c
+    (&["CONFIG_NUMA"], "node_data"),               // arch/x86/mm/numa.c
+    (&["CONFIG_XEN"], "xen_domain_type"),          // arch/x86/xen/enlighten.c
+    (&["CONFIG_KVM_GUEST"], "kvm_para_available"), // arch/x86/kernel/kvm.c
+    (&["CONFIG_CGROUPS"], "cgroup_attach_task"),   // kernel/cgroup/cgroup.c
+    (&["CONFIG_MEMCG"], "mem_cgroup_from_task"),   // mm/memcontrol.c
+    (&["CONFIG_KPROBES"], "register_kprobe"),      // kernel/kprobes.c
+    (&["CONFIG_JUMP_LABEL"], "static_key_enable"), // kernel/jump_label.c
+    (&["CONFIG_STACKPROTECTOR"], "__stack_chk_fail"), // kernel/panic.c
+    (&["CONFIG_AUDIT"], "audit_log_start"),        // kernel/audit.c
+    (&["CONFIG_NETFILTER"], "nf_hook_slow"),       // net/netfilter/core.c
     (&["CONFIG_PERF_EVENTS"], "perf_event_create_kernel_counter"), // kernel/events/core.c
-    (&["CONFIG_PREEMPT_DYNAMIC"], "sched_dynamic_update"),   // kernel/sched/core.c
-    (&["CONFIG_DEBUG_FS"], "debugfs_create_file"),           // fs/debugfs/inode.c
+    (&["CONFIG_PREEMPT_DYNAMIC"], "sched_dynamic_update"), // kernel/sched/core.c
+    (&["CONFIG_DEBUG_FS"], "debugfs_create_file"), // fs/debugfs/inode.c
     (&["CONFIG_RETPOLINE", "CONFIG_MITIGATION_RETPOLINE"], "__x86_indirect_thunk_rax"), // arch/x86/lib/retpoline.S
     (&["CONFIG_RETHUNK", "CONFIG_MITIGATION_RETHUNK"], "__x86_return_thunk"), // arch/x86/lib/retpoline.S
 ];
@@ -133,7 +133,8 @@ pub fn check_system_map(map: &[u8], path: &str, given: bool, symbols: &SymbolDb)
     }
     if entries.len() < 100 {
         let message = format!("{} symbols only: this is a stub, not the kernel's System.map", entries.len());
-        let where_from = if given { "give the real one" } else { "install the kernel's debug package, or give the real one" };
+        let where_from =
+            if given { "give the real one" } else { "install the kernel's debug package, or give the real one" };
         return vec![Reason::new("system-map-stub", message).at(path, None).help(where_from)];
     }
     let known: HashSet<(u64, &str)> = symbols.iter().map(|symbol| (symbol.address, symbol.name.as_str())).collect();
@@ -160,11 +161,18 @@ pub fn check_system_map(map: &[u8], path: &str, given: bool, symbols: &SymbolDb)
             && !symbol.name.starts_with("__")
             && !symbol.name.starts_with('.')
     };
-    let missing: Vec<&str> =
-        symbols.iter().filter(expected).map(|symbol| symbol.name.as_str()).filter(|name| !mapped.contains(name)).collect();
+    let missing: Vec<&str> = symbols
+        .iter()
+        .filter(expected)
+        .map(|symbol| symbol.name.as_str())
+        .filter(|name| !mapped.contains(name))
+        .collect();
     match missing.first() {
         Some(first) => {
-            let message = format!("{} symbols of vmlinux are missing, the first is {first}: the file is cut short", missing.len());
+            let message = format!(
+                "{} symbols of vmlinux are missing, the first is {first}: the file is cut short",
+                missing.len()
+            );
             vec![Reason::new("wrong-system-map", message).at(path, None).help(help)]
         }
         None => Vec::new(),
@@ -178,7 +186,9 @@ pub fn check_source(makefile: &str, changelog: Option<&str>, path: &str, kernel:
     match makefile_version(makefile) {
         Some(version) if kernel.agrees(&version) => {}
         Some(version) => reasons.push(
-            Reason::new("wrong-source", format!("the kernel is {}, the source is {version}", kernel.version)).at(path, None).help(help),
+            Reason::new("wrong-source", format!("the kernel is {}, the source is {version}", kernel.version))
+                .at(path, None)
+                .help(help),
         ),
         None => reasons.push(Reason::new("wrong-source", "its Makefile names no version").at(path, None).help(help)),
     }

@@ -154,7 +154,8 @@ pub fn to_text(read: &ReadBundle) -> String {
         let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {count}")).collect();
         if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
     };
-    let owned = |counts: &BTreeMap<String, usize>| list(counts.iter().map(|(name, count)| (name.as_str(), *count)).collect());
+    let owned =
+        |counts: &BTreeMap<String, usize>| list(counts.iter().map(|(name, count)| (name.as_str(), *count)).collect());
     table.add_row(["relocations", &owned(&counts.relocs)]);
     table.add_row(["symbols", &list(counts.symbols.iter().map(|(name, count)| (*name, *count)).collect())]);
     table.add_row(["fix-ups", &owned(&counts.fixups)]);

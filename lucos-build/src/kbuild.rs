@@ -29,8 +29,15 @@ const READY: &str = ".lucos-ready";
 const RECIPE: &str = "1";
 
 /// Programs that the preparation calls, and the Debian packages that have them.
-const PROGRAMS: &[(&str, &str)] =
-    &[("make", "make"), ("flex", "flex"), ("bison", "bison"), ("bc", "bc"), ("ld", "binutils"), ("perl", "perl"), ("cc", "gcc")];
+const PROGRAMS: &[(&str, &str)] = &[
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("ld", "binutils"),
+    ("perl", "perl"),
+    ("cc", "gcc"),
+];
 
 /// Why the build folder or a command is missing.
 #[derive(Debug, thiserror::Error)]
@@ -142,7 +149,8 @@ impl BuildFolder {
         }
         let unknown: Vec<&Path> = units.iter().map(PathBuf::as_path).filter(|unit| !known.contains_key(unit)).collect();
         if !unknown.is_empty() {
-            let objects: Vec<String> = unknown.iter().map(|unit| unit.with_extension("o").display().to_string()).collect();
+            let objects: Vec<String> =
+                unknown.iter().map(|unit| unit.with_extension("o").display().to_string()).collect();
             let output = make(request, &self.path)
                 .args(["-n", "V=1", KCFLAGS])
                 .args(&objects)
@@ -213,8 +221,25 @@ fn make(request: &Request, folder: &Path) -> Command {
     };
     command.arg("-C").arg(&request.source).arg(text("O=", folder)).arg(text("CC=", &request.compiler.program));
     // A distribution's release is not the Makefile's version (its number is an ABI's).
-    command.arg(format!("KERNELRELEASE={}", request.release)).arg("--no-print-directory").env("LC_ALL", "C").stdin(Stdio::null());
-    for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARCH", "CROSS_COMPILE", "KBUILD_OUTPUT", "KCFLAGS", "KCPPFLAGS", "KAFLAGS", "LLVM", "CC", "V"] {
+    command
+        .arg(format!("KERNELRELEASE={}", request.release))
+        .arg("--no-print-directory")
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null());
+    for name in [
+        "MAKEFLAGS",
+        "MFLAGS",
+        "MAKELEVEL",
+        "ARCH",
+        "CROSS_COMPILE",
+        "KBUILD_OUTPUT",
+        "KCFLAGS",
+        "KCPPFLAGS",
+        "KAFLAGS",
+        "LLVM",
+        "CC",
+        "V",
+    ] {
         command.env_remove(name);
     }
     command
@@ -239,9 +264,13 @@ fn make_logged(request: &Request, folder: &Path, log: &Path) -> Result<(), Kbuil
         ("gelf.h", "; install libelf-dev"),
         ("libelf.h", "; install libelf-dev"),
         ("openssl/", "; install libssl-dev"),
-        ("is not clean", "; the source tree was built in: give a clean one with --source, or run `make mrproper` in it"),
+        (
+            "is not clean",
+            "; the source tree was built in: give a clean one with --source, or run `make mrproper` in it",
+        ),
     ];
-    let hint = hints.iter().find(|(word, _)| text.contains(word)).map(|(_, hint)| (*hint).to_owned()).unwrap_or_default();
+    let hint =
+        hints.iter().find(|(word, _)| text.contains(word)).map(|(_, hint)| (*hint).to_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
     Err(KbuildError::Make { what: "olddefconfig prepare", hint, log: log.to_owned(), tail })
@@ -259,7 +288,8 @@ fn check_tools(config: &Config<'_>) -> Result<(), KbuildError> {
     if missing.is_empty() {
         return Ok(());
     }
-    let (programs, packages) = missing.iter().map(|(program, package)| ((*program).to_owned(), (*package).to_owned())).unzip();
+    let (programs, packages) =
+        missing.iter().map(|(program, package)| ((*program).to_owned(), (*package).to_owned())).unzip();
     Err(KbuildError::Tools { programs, packages })
 }
 
@@ -269,7 +299,9 @@ fn drift(given: &Config<'_>, now: &Config<'_>) -> Vec<String> {
     let mut drift: Vec<String> = given
         .iter()
         .filter(|(name, value)| now.get(name) != Some(value))
-        .map(|(name, value)| format!("{name}: {value} in the configuration, {} on this machine", now.get(name).unwrap_or("not set")))
+        .map(|(name, value)| {
+            format!("{name}: {value} in the configuration, {} on this machine", now.get(name).unwrap_or("not set"))
+        })
         .collect();
     drift.sort();
     drift
@@ -285,7 +317,10 @@ mod tests {
         let now = Config::parse("CONFIG_A=y\nCONFIG_B=13\nCONFIG_NEW=y\n");
         assert_eq!(
             drift(&given, &now),
-            ["CONFIG_B: 12 in the configuration, 13 on this machine", "CONFIG_C: x in the configuration, not set on this machine"]
+            [
+                "CONFIG_B: 12 in the configuration, 13 on this machine",
+                "CONFIG_C: x in the configuration, not set on this machine"
+            ]
         );
     }
 }

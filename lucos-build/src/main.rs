@@ -56,7 +56,10 @@ fn show(args: &InspectArgs) -> ExitCode {
         Err(error @ InspectError::Refused { .. }) => {
             if args.json {
                 let message = chain(&error);
-                print(&serde_json::json!({ "verdict": "refused", "reasons": [{ "rule": "bundle", "message": message }] }).to_string());
+                print(
+                    &serde_json::json!({ "verdict": "refused", "reasons": [{ "rule": "bundle", "message": message }] })
+                        .to_string(),
+                );
             }
             fail(&error);
             ExitCode::from(REFUSED)

@@ -110,8 +110,11 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.inputs.diff = Some(Found { path: args.diff.clone(), how: "given".to_owned() });
     report.inputs.vmlinux = Some(Found { path: args.vmlinux.clone(), how: "given".to_owned() });
     let image = request::open_image(&args.vmlinux)?;
-    let sections = DebugSections::load(|name| image.section_data(name))
-        .map_err(|error| Stop::refused(Reason::new("no-debug-information", error.to_string()).at(args.vmlinux.display().to_string(), None)))?;
+    let sections = DebugSections::load(|name| image.section_data(name)).map_err(|error| {
+        Stop::refused(
+            Reason::new("no-debug-information", error.to_string()).at(args.vmlinux.display().to_string(), None),
+        )
+    })?;
     let units = UnitIndex::build(&sections).map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
     let request = request::identify(args, &image, &units, report, progress)?;
     report.timings_ms.identify = millis(clock.elapsed());
@@ -142,7 +145,8 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let list: Vec<PathBuf> = scope.units.into_iter().collect();
     progress.phase("asking make how the units are compiled");
     let commands = folder.commands(&request, &list).map_err(of_kbuild)?;
-    let modules: Vec<Reason> = commands.iter().filter(|(_, commands)| commands.is_module()).map(|(unit, _)| module(unit)).collect();
+    let modules: Vec<Reason> =
+        commands.iter().filter(|(_, commands)| commands.is_module()).map(|(unit, _)| module(unit)).collect();
     if !modules.is_empty() {
         return Err(Stop::Refused(modules));
     }
@@ -234,21 +238,26 @@ fn of_kbuild(error: KbuildError) -> Stop {
         KbuildError::Command(error @ (CommandError::UnknownStep { .. } | CommandError::Twice { .. })) => {
             Stop::refused(Reason::new("unknown-build-step", error.to_string()))
         }
-        KbuildError::Command(error @ CommandError::NotCompiled { .. }) => Stop::refused(Reason::new("not-built-in", error.to_string())),
+        KbuildError::Command(error @ CommandError::NotCompiled { .. }) => {
+            Stop::refused(Reason::new("not-built-in", error.to_string()))
+        }
         other => Stop::failed(other),
     }
 }
 
 fn module(unit: &Path) -> Reason {
     let message = "the kernel's build compiles it for a loadable module, though vmlinux has a unit of this name";
-    Reason::new("not-built-in", message).at(unit.display().to_string(), None).help("is the configuration the right one?")
+    Reason::new("not-built-in", message)
+        .at(unit.display().to_string(), None)
+        .help("is the configuration the right one?")
 }
 
 /// The compiler's first error, at its place in the diff.
 fn of_compile(error: CompileError, changes: &[FileChange]) -> Stop {
     let CompileError::Patched { unit, output } = &error else { return Stop::failed(error) };
     let first = output.lines().find(|line| line.contains(" error: ") || line.contains("fatal error: "));
-    let mut reason = Reason::new("compile-error", format!("the patched source does not compile\n{}", output.trim_end()));
+    let mut reason =
+        Reason::new("compile-error", format!("the patched source does not compile\n{}", output.trim_end()));
     reason.file = Some(unit.display().to_string());
     if let Some((place, _)) = first.and_then(|line| line.split_once(": "))
         && let Some((file, rest)) = place.split_once(':')

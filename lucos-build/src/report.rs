@@ -176,21 +176,35 @@ impl Report {
         if !self.functions.is_empty() {
             let _ = writeln!(text, "{}", self.function_table());
         }
-        let _ = match (self.verdict, &self.bundle) {
-            (Verdict::Refused, _) => writeln!(text, "refused: no bundle was written ({} reasons)", self.reasons.len()),
-            (Verdict::NoEffect, _) => writeln!(text, "no effect: nothing that runs in this kernel changes; no bundle is needed"),
-            (verdict, bundle) => {
-                let kind = if verdict == Verdict::Type1 { "Type 1 (functions only)" } else { "Type 2 (functions and data)" };
-                let file = bundle.as_ref().map(|path| format!(": {}", path.display())).unwrap_or_default();
-                writeln!(text, "{kind}, {} functions, {} data{file}", self.functions.len(), self.data.len())
+        let kind = match self.verdict {
+            Verdict::Type1 => "Type 1 (functions only)",
+            Verdict::Type2 => "Type 2 (functions and existing data)",
+            Verdict::Refused => "refused",
+            Verdict::NoEffect => "no effect: nothing that runs in this kernel changes",
+        };
+        let _ = match (self.reasons.len(), &self.bundle) {
+            (0, Some(bundle)) => {
+                let (functions, data) = (self.functions.len(), self.data.len());
+                writeln!(text, "{kind}: {}, {functions} functions, {data} data", bundle.display())
             }
+            (0, None) => writeln!(text, "{kind}; no bundle is needed"),
+            (1, _) => writeln!(text, "{kind}: no bundle was written, for the reason above"),
+            (count, _) => writeln!(text, "{kind}: no bundle was written, for the {count} reasons above"),
         };
         let times = &self.timings_ms;
         let _ = writeln!(
             text,
             "{} ms: identify {}, read diff {}, set-up {}, compile {} (compiler {}), prove {}, compare {}, link {}, write {}",
-            times.total, times.identify, times.read_diff, times.setup, times.compile, times.compiler, times.prove,
-            times.compare, times.link, times.write
+            times.total,
+            times.identify,
+            times.read_diff,
+            times.setup,
+            times.compile,
+            times.compiler,
+            times.prove,
+            times.compare,
+            times.link,
+            times.write
         );
         text
     }
@@ -278,7 +292,13 @@ mod tests {
             Reason::new("compile-error", "unknown type").at("x.c", Some(1)).in_diff(Some(5)).help("correct the diff"),
         );
         let text = report.to_text();
-        for expected in ["compile-error", "x.c:1: unknown type", "+int b;", "correct the diff", "refused: no bundle"] {
+        for expected in [
+            "compile-error",
+            "x.c:1: unknown type",
+            "+int b;",
+            "correct the diff",
+            "refused: no bundle was written, for the reason above",
+        ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");

@@ -100,7 +100,9 @@ fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, RequestError> {
 pub fn open_image(path: &Path) -> Result<KernelImage, Stop> {
     let refuse = |error: &dyn std::error::Error| {
         let mut message = error.to_string();
-        if let Some(source) = error.source() && !message.contains(&source.to_string()) {
+        if let Some(source) = error.source()
+            && !message.contains(&source.to_string())
+        {
             message = format!("{message}: {source}");
         }
         let help = "give the uncompressed vmlinux with symbols, from the kernel's debug package, with --vmlinux";
@@ -162,7 +164,9 @@ pub fn identify(
         progress.say(&format!("compiler: {} ({})", compiler.program.display(), compiler.version));
     }
     let source_path = source.path.canonicalize();
-    let source = source_path.map_err(|error| Stop::failed(RequestError::Read { what: "the source tree", path: source.path, source: error }))?;
+    let source = source_path.map_err(|error| {
+        Stop::failed(RequestError::Read { what: "the source tree", path: source.path, source: error })
+    })?;
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Request {
         source,
@@ -179,7 +183,9 @@ fn check_tree(source: &Found, kernel: &KernelVersion) -> Result<Vec<Reason>, Sto
     let path = source.path.display().to_string();
     if !is_source(&source.path) {
         let message = "this is no kernel source tree: Makefile, Kbuild or init/main.c is missing";
-        return Ok(vec![Reason::new("wrong-source", message).at(path, None).help("give the full source with --source")]);
+        return Ok(vec![
+            Reason::new("wrong-source", message).at(path, None).help("give the full source with --source"),
+        ]);
     }
     let makefile = read("the Makefile", &source.path.join("Makefile")).map_err(Stop::failed)?;
     let changelog = std::fs::read(source.path.join("debian/changelog")).ok();
@@ -198,7 +204,8 @@ fn find_compiler(given: Option<&Path>, config: &Config<'_>) -> Result<Compiler, 
     let candidates: Vec<PathBuf> = match given {
         Some(program) => vec![program.to_owned()],
         None => {
-            let major = config.get("CONFIG_GCC_VERSION").and_then(|version| version.parse::<u32>().ok()).unwrap_or(0) / 10000;
+            let major =
+                config.get("CONFIG_GCC_VERSION").and_then(|version| version.parse::<u32>().ok()).unwrap_or(0) / 10000;
             let mut names = vec![PathBuf::from(name), PathBuf::from(format!("gcc-{major}")), PathBuf::from("gcc")];
             names.dedup();
             names

@@ -68,13 +68,20 @@ fn kind(path: &Path) -> FileKind {
     if let Some((_, rule, why)) = ELSEWHERE.iter().find(|(folder, ..)| path.starts_with(folder)) {
         return FileKind::Refused(rule, why);
     }
-    if name.starts_with("Kconfig") || name.starts_with("Makefile") || name == "Kbuild" || name.ends_with(".lds") || name.ends_with(".lds.S") {
+    if name.starts_with("Kconfig")
+        || name.starts_with("Makefile")
+        || name == "Kbuild"
+        || name.ends_with(".lds")
+        || name.ends_with(".lds.S")
+    {
         return FileKind::Refused("build-rules", "it changes how the kernel is configured, compiled or linked");
     }
     match extension.as_ref() {
         "c" => FileKind::Source,
         "h" => FileKind::Header,
-        "S" => FileKind::Refused("assembly", "functions in assembly have no compiled form that can be compared and moved"),
+        "S" => {
+            FileKind::Refused("assembly", "functions in assembly have no compiled form that can be compared and moved")
+        }
         "rst" | "txt" | "md" | "dts" | "dtsi" | "yaml" => FileKind::NoEffect("documentation"),
         _ if name.starts_with('.') || matches!(name.as_ref(), "MAINTAINERS" | "CREDITS" | "COPYING" | "README") => {
             FileKind::NoEffect("documentation")
@@ -88,7 +95,12 @@ impl Scope {
     ///
     /// # Errors
     /// [`DwarfError`] when the image's debug information is malformed.
-    pub fn of(changes: &[FileChange], units: &UnitIndex<'_>, source: &Path, config: &crate::identity::Config<'_>) -> Result<Self, DwarfError> {
+    pub fn of(
+        changes: &[FileChange],
+        units: &UnitIndex<'_>,
+        source: &Path,
+        config: &crate::identity::Config<'_>,
+    ) -> Result<Self, DwarfError> {
         let mut scope = Self::default();
         for change in changes {
             scope.file(change, units, source, config)?;
@@ -116,9 +128,13 @@ impl Scope {
             FileKind::Refused("build-rules", _) if path == "Makefile" && only_version(change) => {
                 self.notes.push(format!("{path}: no effect (the version number)"));
             }
-            FileKind::Refused(rule, why) => refuse(rule, why.to_owned(), "leave this file out of the diff, or reboot into the new kernel"),
+            FileKind::Refused(rule, why) => {
+                refuse(rule, why.to_owned(), "leave this file out of the diff, or reboot into the new kernel")
+            }
             FileKind::Header => match &change.kind {
-                ChangeKind::New => self.notes.push(format!("{path}: a new header, which only the changed files can use")),
+                ChangeKind::New => {
+                    self.notes.push(format!("{path}: a new header, which only the changed files can use"))
+                }
                 _ => {
                     let known = units.units_including(&path)?.len();
                     let message = format!(
@@ -129,12 +145,28 @@ impl Scope {
                 }
             },
             FileKind::Source => match &change.kind {
-                ChangeKind::New => refuse("new-file", "a new unit has no place in the old image's link order".to_owned(), "put the new functions into an existing .c file"),
-                ChangeKind::Deleted => refuse("deleted-file", "a unit goes away; what becomes of its data and exports is not decided".to_owned(), "leave the file and remove the calls to it"),
-                ChangeKind::Renamed { from } => refuse("renamed-file", format!("a unit moves (it was {})", from.display()), "make the diff without the rename"),
+                ChangeKind::New => refuse(
+                    "new-file",
+                    "a new unit has no place in the old image's link order".to_owned(),
+                    "put the new functions into an existing .c file",
+                ),
+                ChangeKind::Deleted => refuse(
+                    "deleted-file",
+                    "a unit goes away; what becomes of its data and exports is not decided".to_owned(),
+                    "leave the file and remove the calls to it",
+                ),
+                ChangeKind::Renamed { from } => refuse(
+                    "renamed-file",
+                    format!("a unit moves (it was {})", from.display()),
+                    "make the diff without the rename",
+                ),
                 ChangeKind::Modified if !units.named(&path).is_empty() => {
                     if units.named(&path).len() > 1 {
-                        refuse("compiled-twice", "vmlinux has this file more than once, compiled in different ways".to_owned(), "leave this file out of the diff");
+                        refuse(
+                            "compiled-twice",
+                            "vmlinux has this file more than once, compiled in different ways".to_owned(),
+                            "leave this file out of the diff",
+                        );
                     } else {
                         self.units.insert(change.path.clone());
                     }
@@ -143,7 +175,11 @@ impl Scope {
                     let including = units.units_including(&path)?;
                     if including.is_empty() {
                         let why = configured(source, &change.path, config);
-                        refuse("not-built-in", format!("it was not compiled into this vmlinux: {why}"), "leave this file out of the diff; modules cannot be updated yet");
+                        refuse(
+                            "not-built-in",
+                            format!("it was not compiled into this vmlinux: {why}"),
+                            "leave this file out of the diff; modules cannot be updated yet",
+                        );
                     }
                     for id in including {
                         let unit = &units.unit(id).name;
@@ -165,9 +201,11 @@ fn only_version(change: &FileChange) -> bool {
         let line = String::from_utf8_lossy(line);
         line.split_once('=').is_some_and(|(name, _)| NAMES.contains(&name.trim()))
     };
-    change.hunks.iter().flat_map(|hunk| &hunk.edits).all(|edit| {
-        old[edit.old.clone()].iter().all(|line| version(line)) && new[edit.new.clone()].iter().all(|line| version(line))
-    })
+    change
+        .hunks
+        .iter()
+        .flat_map(|hunk| &hunk.edits)
+        .all(|edit| old[edit.old.clone()].iter().all(version) && new[edit.new.clone()].iter().all(version))
 }
 
 /// What the configuration says about a file, by the rules beside it (`obj-$(CONFIG_X) += name.o`).
@@ -183,7 +221,10 @@ fn configured(source: &Path, path: &Path, config: &crate::identity::Config<'_>) 
     for _ in 0..4 {
         let rule = rules.lines().find_map(|line| {
             let (left, right) = line.split_once('=')?;
-            right.split_whitespace().any(|word| word == object).then(|| left.trim().trim_end_matches(['+', ':']).trim().to_owned())
+            right
+                .split_whitespace()
+                .any(|word| word == object)
+                .then(|| left.trim().trim_end_matches(['+', ':']).trim().to_owned())
         });
         let Some(left) = rule else { return format!("no rule for {object} is known") };
         if let Some(option) = left.split_once("$(").and_then(|(_, rest)| Some(rest.split_once(')')?.0))
@@ -192,7 +233,9 @@ fn configured(source: &Path, path: &Path, config: &crate::identity::Config<'_>) 
             match config.get(option) {
                 Some("m") => return format!("{option}=m, it is in a loadable module"),
                 None => return format!("{option} is not set"),
-                Some(_) if left.starts_with("obj-") => return format!("{option} is set, but the file is not in the image"),
+                Some(_) if left.starts_with("obj-") => {
+                    return format!("{option} is set, but the file is not in the image");
+                }
                 Some(_) => {}
             }
         }
@@ -258,8 +301,10 @@ mod tests {
     fn a_version_bump_has_no_effect() {
         let tree = tempfile::tempdir().expect("a temporary folder");
         std::fs::write(tree.path().join("Makefile"), "VERSION = 6\nSUBLEVEL = 1\nall:\n").expect("written");
-        let change = |diff: &str| diff_analyzer::source_diff::read(diff.as_bytes(), tree.path()).expect("applies").remove(0);
-        let bump = "--- a/Makefile\n+++ b/Makefile\n@@ -1,3 +1,3 @@\n VERSION = 6\n-SUBLEVEL = 1\n+SUBLEVEL = 2\n all:\n";
+        let change =
+            |diff: &str| diff_analyzer::source_diff::read(diff.as_bytes(), tree.path()).expect("applies").remove(0);
+        let bump =
+            "--- a/Makefile\n+++ b/Makefile\n@@ -1,3 +1,3 @@\n VERSION = 6\n-SUBLEVEL = 1\n+SUBLEVEL = 2\n all:\n";
         assert!(only_version(&change(bump)));
         assert!(!only_version(&change(&bump.replace("+SUBLEVEL = 2", "+CFLAGS = 2"))));
     }

@@ -18,10 +18,10 @@ pub enum DwarfError {
     )]
     NoDebugInfo,
     /// DWARF that cannot be parsed.
-    #[error("malformed DWARF in the kernel image: {0}")]
+    #[error("malformed DWARF in the kernel image")]
     Malformed(#[from] gimli::Error),
     /// A unit whose types, functions or variables cannot be read.
-    #[error("unit {unit}: {source}")]
+    #[error("the DWARF of unit {unit} cannot be used")]
     Unit {
         /// Name of the unit.
         unit: String,

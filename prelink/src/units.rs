@@ -246,7 +246,7 @@ impl<'a> Unit<'a> {
     /// # Errors
     /// [`DwarfError`] when the unit's DWARF is malformed.
     pub fn layouts(&self, index: &UnitIndex<'a>) -> Result<Layouts, DwarfError> {
-        let unit = index.sections.dwarf().unit(self.header.clone())?;
+        let unit = index.sections.dwarf().unit(self.header)?;
         dwarf_layout::of_unit(index.sections.dwarf(), &unit).map_err(|source| self.error(source))
     }
 
@@ -259,7 +259,7 @@ impl<'a> Unit<'a> {
         index: &UnitIndex<'a>,
         wanted: impl Fn(&str) -> bool,
     ) -> Result<BTreeMap<String, TypeLayout>, DwarfError> {
-        let unit = index.sections.dwarf().unit(self.header.clone())?;
+        let unit = index.sections.dwarf().unit(self.header)?;
         dwarf_layout::types_of_unit(index.sections.dwarf(), &unit, wanted).map_err(|source| self.error(source))
     }
 
@@ -280,7 +280,7 @@ impl<'a> Unit<'a> {
 
     fn tree(&self, index: &UnitIndex<'a>) -> Result<(gimli::Unit<Slice<'a>>, Tree<'a>), DwarfError> {
         let dwarf = index.sections.dwarf();
-        let unit = dwarf.unit(self.header.clone())?;
+        let unit = dwarf.unit(self.header)?;
         let tree = Tree::read(dwarf, &unit).map_err(|source| self.error(source))?;
         Ok((unit, tree))
     }
@@ -355,7 +355,7 @@ fn ranges<'a>(
         ranges.push(PcRange { start, end });
     }
     if let Some(value) = &node.ranges
-        && let Some(mut iter) = index.sections.dwarf().attr_ranges(unit, value.clone())?
+        && let Some(mut iter) = index.sections.dwarf().attr_ranges(unit, *value)?
     {
         while let Some(range) = iter.next()? {
             ranges.push(PcRange { start: range.begin, end: range.end });

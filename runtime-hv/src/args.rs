@@ -5,7 +5,11 @@ use std::path::PathBuf;
 
 /// Updates the kernel of a running guest from outside.
 #[derive(Debug, Parser)]
-#[command(name = "lucos-hv", version, after_help = "Exit status: 0 done, 1 the tool or its environment failed, 2 usage, 3 refused.")]
+#[command(
+    name = "lucos-hv",
+    version,
+    after_help = "Exit status: 0 done, 1 the tool or its environment failed, 2 usage, 3 refused."
+)]
 pub(crate) struct Args {
     /// What to do.
     #[command(subcommand)]

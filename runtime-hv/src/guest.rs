@@ -25,7 +25,9 @@ pub enum GuestError {
     #[error("the guest has not booted far enough: {0}")]
     NotBooted(String),
     /// The distance between link and live addresses is not one that KASLR produces.
-    #[error("the interrupt table says the kernel is {slide:#x} away from its link address; expected a multiple of 2 MiB below 1 GiB")]
+    #[error(
+        "the interrupt table says the kernel is {slide:#x} away from its link address; expected a multiple of 2 MiB below 1 GiB"
+    )]
     Slide {
         /// What was found.
         slide: u64,
@@ -174,13 +176,7 @@ impl Kernel {
     ///
     /// # Errors
     /// [`GuestError::NotMapped`] or [`GuestError::Engine`].
-    pub fn read(
-        &self,
-        memory: &dyn ReadMemory,
-        va: Va,
-        into: &mut [u8],
-        what: &'static str,
-    ) -> Result<(), GuestError> {
+    pub fn read(&self, memory: &dyn ReadMemory, va: Va, into: &mut [u8], what: &'static str) -> Result<(), GuestError> {
         let mut at = va.0;
         let mut rest = into;
         while !rest.is_empty() {

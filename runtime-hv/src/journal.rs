@@ -244,7 +244,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), JournalError> {
     name.push(".new");
     let new = PathBuf::from(name);
     remove(&new)?;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(file_error(&new))?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(file_error(&new))?;
     io::Write::write_all(&mut file, bytes).map_err(file_error(&new))?;
     fs::rename(&new, path).map_err(file_error(path))
 }

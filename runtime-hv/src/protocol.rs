@@ -196,7 +196,8 @@ pub fn read_line<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead, limit: u
     let mut line = Vec::new();
     from.take(limit).read_until(b'\n', &mut line)?;
     if line.last() != Some(&b'\n') {
-        let reason = format!("expected one line of JSON, at most {limit} bytes; got {} bytes without its end", line.len());
+        let reason =
+            format!("expected one line of JSON, at most {limit} bytes; got {} bytes without its end", line.len());
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
     }
     serde_json::from_slice(&line).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))

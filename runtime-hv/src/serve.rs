@@ -53,8 +53,7 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
     }
     let watchdog = Watchdog::start(&qmp, &run.api)?;
     let engine = QemuEngine::attach(&qmp, Earlier::Unknown).map_err(|error| Problem::failed("engine-failed", error))?;
-    let mut updater =
-        Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
+    let mut updater = Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
     let gone = || end.load(Ordering::Relaxed) || !matches!(guest.0.try_wait(), Ok(None));
     let ended = serve(&mut updater, &socket, &stop, gone).map_err(|error| Problem::failed("service", error))?;
     drop(watchdog);

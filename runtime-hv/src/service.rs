@@ -45,8 +45,11 @@ impl ControlSocket {
                 return Err(Problem::failed("control-socket", format!("{} exists and is no socket", path.display())));
             }
             Ok(_) if UnixStream::connect(path).is_ok() => {
-                return Err(Problem::failed("already-served", format!("a service already answers on {}", path.display()))
-                    .help("use that service, or choose another --api path"));
+                return Err(Problem::failed(
+                    "already-served",
+                    format!("a service already answers on {}", path.display()),
+                )
+                .help("use that service, or choose another --api path"));
             }
             Ok(_) => fs::remove_file(path).map_err(|error| failed("cannot remove the stale", error))?,
         }
@@ -55,7 +58,8 @@ impl ControlSocket {
         let listener = UnixListener::bind(path);
         nix::sys::stat::umask(before);
         let listener = listener.map_err(|error| failed("cannot listen on", error))?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(|error| failed("cannot protect", error))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .map_err(|error| failed("cannot protect", error))?;
         listener.set_nonblocking(true).map_err(|error| failed("cannot use", error))?;
         Ok(ControlSocket { listener, path: path.to_owned() })
     }

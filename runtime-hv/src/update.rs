@@ -118,8 +118,7 @@ impl<E: Engine> Updater<E> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let admitted =
-                times.measure("admit", || admit::admit(&mut self.engine, &self.document, &bundle, &id));
+            let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, &bundle, &id));
             let admitted = match admitted {
                 // The guest was restarted: what was applied is gone.
                 Err(UpdateError::OtherBoot) if attempt == 1 => {

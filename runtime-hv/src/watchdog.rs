@@ -76,7 +76,8 @@ pub fn watch(pipe: &mut impl Read, qmp: &Path, api: &Path) -> Result<(), Problem
 /// # Errors
 /// [`Problem`].
 pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
-    let failed = |error: String| Problem::failed("rescue-failed", format!("the guest could not be brought back: {error}"));
+    let failed =
+        |error: String| Problem::failed("rescue-failed", format!("the guest could not be brought back: {error}"));
     let half_done = journal.half_done().map_err(|error| failed(error.to_string()))?;
     let planned = journal.planned().map_err(|error| failed(error.to_string()))?;
     let owner_paused = half_done.as_ref().or(planned.as_ref()).is_some_and(|action| action.owner_paused);

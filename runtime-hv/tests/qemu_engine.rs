@@ -234,7 +234,7 @@ fn changed_code_is_executed(engine: &mut QemuEngine) {
 fn the_owners_pause_is_kept(guest: &Guest) {
     monitor(&guest.qmp(), "stop");
     let saved = guest.folder.path().join("saved");
-    monitor(&guest.qmp(), &format!("pmemsave 0x1000000 0x200000 {}", saved.display()));
+    monitor(&guest.qmp(), &format!("pmemsave 0x1000000 0x200000 \"{}\"", saved.display()));
     let mut engine = attach(guest);
     assert!(engine.is_paused().expect("status"));
     let mut read = vec![0; 0x20_0000];

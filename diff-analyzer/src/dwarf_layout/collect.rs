@@ -167,12 +167,10 @@ impl<'t, 'a> Collector<'t, 'a> {
             members: Vec::new(),
             place: self.place(node),
         };
-        if let Some(inner) = self.speller.anonymous(node.ty)?
-            && let Some(keyword) = keyword(self.tree.node(inner))
-        {
+        if let Some((inner, text)) = self.speller.anonymous(node.ty)? {
             member.members = self.members(inner, bit_offset, nesting + 1)?;
-            member.type_text = format!("{keyword} {{ ... }}");
-            member.declaration = format!("{keyword} {{ ... }} {name}").trim_end().to_owned();
+            member.declaration = format!("{text} {name}").trim_end().to_owned();
+            member.type_text = text;
             return Ok(member);
         }
         member.type_text = self.speller.declare(node.ty, "")?;

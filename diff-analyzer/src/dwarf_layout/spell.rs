@@ -235,8 +235,8 @@ impl<'t, 'a> Speller<'t, 'a> {
                 Some(stated) => stated,
                 None => self.align_at(member.ty, depth)?,
             };
-            let misplaced = member.location.is_some_and(|location| location % natural.max(1) != 0);
-            if !misplaced && size % natural.max(1) == 0 {
+            let misplaced = member.location.is_some_and(|location| !location.is_multiple_of(natural.max(1)));
+            if !misplaced && size.is_multiple_of(natural.max(1)) {
                 align = align.max(natural);
             }
         }
@@ -244,13 +244,29 @@ impl<'t, 'a> Speller<'t, 'a> {
         Ok(align)
     }
 
-    /// The anonymous struct or union that a member's type is, seen through nothing but itself.
-    pub(super) fn anonymous(&self, ty: Option<usize>) -> Result<Option<NodeId>, LayoutError> {
-        let Some(offset) = ty else { return Ok(None) };
-        let id = self.tree.at(offset)?;
-        let node = self.tree.node(id);
-        let nested = matches!(node.tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type);
-        Ok((nested && node.name.is_none() && self.typedef_name(id).is_none()).then_some(id))
+    /// The anonymous struct or union that a member's type is, seen through qualifiers, and its text without contents.
+    pub(super) fn anonymous(&self, ty: Option<usize>) -> Result<Option<(NodeId, String)>, LayoutError> {
+        let mut qualifiers = Vec::new();
+        let mut next = ty;
+        for _ in 0..MAX_DEPTH {
+            let Some(offset) = next else { return Ok(None) };
+            let id = self.tree.at(offset)?;
+            let node = self.tree.node(id);
+            match node.tag {
+                dw::DW_TAG_const_type => qualifiers.push("const"),
+                dw::DW_TAG_volatile_type => qualifiers.push("volatile"),
+                dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
+                    if node.name.is_some() || self.typedef_name(id).is_some() {
+                        return Ok(None);
+                    }
+                    let keyword = keyword(node).unwrap_or_default();
+                    return Ok(Some((id, qualified(&qualifiers, format!("{keyword} {{ ... }}")))));
+                }
+                _ => return Ok(None),
+            }
+            next = node.ty;
+        }
+        Err(LayoutError::TooDeep { offset: ty.unwrap_or_default() })
     }
 
     /// Nodes of the named types that a type contains by value: through typedefs, qualifiers, arrays and anonymous members.

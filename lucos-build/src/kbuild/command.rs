@@ -50,8 +50,27 @@ pub enum CommandError {
 }
 
 /// Steps that write notes for make, check something, or are shell words around such steps.
-const WITHOUT_EFFECT: &[&str] =
-    &["echo", "printf", "trap", "set", "rm", "fixdep", "check-local-export", "nm", "grep", "cat", "if", "then", "else", "fi", "{", "}", ":", "[", "test"];
+const WITHOUT_EFFECT: &[&str] = &[
+    "echo",
+    "printf",
+    "trap",
+    "set",
+    "rm",
+    "fixdep",
+    "check-local-export",
+    "nm",
+    "grep",
+    "cat",
+    "if",
+    "then",
+    "else",
+    "fi",
+    "{",
+    "}",
+    ":",
+    "[",
+    "test",
+];
 
 impl UnitCommands {
     /// Finds the commands of one object in what make printed.
@@ -145,7 +164,16 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         let commands = UnitCommands::parse(SAMPLE, "dir/unit.o").expect("known steps only");
         assert_eq!(
             commands.compile,
-            ["cc", "-Wp,-MMD,dir/.unit.o.d", "-I/src/include", "-DNAME=\"dir/unit\"", "-c", "-o", "dir/unit.o", "/src/dir/unit.c"]
+            [
+                "cc",
+                "-Wp,-MMD,dir/.unit.o.d",
+                "-I/src/include",
+                "-DNAME=\"dir/unit\"",
+                "-c",
+                "-o",
+                "dir/unit.o",
+                "/src/dir/unit.c"
+            ]
         );
         assert_eq!(commands.after, [["./tools/objtool/objtool", "--orc", "dir/unit.o"]]);
         assert!(!commands.is_module());
@@ -157,7 +185,10 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
     fn what_is_not_known_is_not_left_out() {
         let stripped = format!("{SAMPLE}objcopy --strip-debug dir/unit.o\n");
         let error = UnitCommands::parse(&stripped, "dir/unit.o").expect_err("an unknown step");
-        assert!(matches!(&error, CommandError::UnknownStep { step, .. } if step == "objcopy --strip-debug dir/unit.o"), "{error}");
+        assert!(
+            matches!(&error, CommandError::UnknownStep { step, .. } if step == "objcopy --strip-debug dir/unit.o"),
+            "{error}"
+        );
         let error = UnitCommands::parse(SAMPLE, "dir/none.o").expect_err("another object");
         assert_eq!(error, CommandError::NotCompiled { object: "dir/none.o".to_owned() });
         let twice = format!("{SAMPLE}cc -m16 -c -o dir/unit.o /src/dir/unit.c\n");

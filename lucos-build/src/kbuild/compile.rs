@@ -5,8 +5,8 @@
 //! objects per unit; or the compiler's words about the patched source.
 
 use super::command::UnitCommands;
-use super::overlay::{self, Files, OverlayError};
 use super::lines;
+use super::overlay::{self, Files, OverlayError};
 use diff_analyzer::source_diff::{ChangeKind, FileChange};
 use nix::sys::resource::{UsageWho, getrusage};
 use rayon::prelude::*;
@@ -107,7 +107,11 @@ impl Compile<'_> {
     ///
     /// # Errors
     /// [`CompileError`]; one of the patched source only when the original compiles.
-    pub fn run(&self, units: &[(PathBuf, UnitCommands)], changes: &[FileChange]) -> Result<Vec<CompiledUnit>, CompileError> {
+    pub fn run(
+        &self,
+        units: &[(PathBuf, UnitCommands)],
+        changes: &[FileChange],
+    ) -> Result<Vec<CompiledUnit>, CompileError> {
         let (mut before, mut after) = (Files::new(), Files::new());
         for change in changes {
             let old = match &change.kind {
@@ -257,7 +261,10 @@ pub fn children_time() -> Duration {
     getrusage(UsageWho::RUSAGE_CHILDREN)
         .map(|usage| {
             let parts = [usage.user_time(), usage.system_time()];
-            parts.iter().map(|t| Duration::from_secs(t.tv_sec() as u64) + Duration::from_micros(t.tv_usec() as u64)).sum()
+            parts
+                .iter()
+                .map(|t| Duration::from_secs(t.tv_sec() as u64) + Duration::from_micros(t.tv_usec() as u64))
+                .sum()
         })
         .unwrap_or_default()
 }

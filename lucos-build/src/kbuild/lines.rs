@@ -116,7 +116,10 @@ mod tests {
 
     #[test]
     fn later_lines_keep_their_numbers() {
-        assert_eq!(kept("int a;\nint b;\nint c;\n", "int a;\nint x;\nint b;\nint c;\n"), "int a;\nint x;\n#line 2\nint b;\nint c;\n");
+        assert_eq!(
+            kept("int a;\nint b;\nint c;\n", "int a;\nint x;\nint b;\nint c;\n"),
+            "int a;\nint x;\n#line 2\nint b;\nint c;\n"
+        );
         assert_eq!(kept("int a;\nint b;\nint c;\n", "int a;\nint c;\n"), "int a;\n#line 3\nint c;\n");
         assert_eq!(kept("int a;\nint b;\n", "int a;\nint d;\n"), "");
     }

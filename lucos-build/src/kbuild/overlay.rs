@@ -51,9 +51,7 @@ fn folder(tree: &Path, overlay: &Path, node: &Node<'_>) -> Result<(), OverlayErr
     };
     fs::create_dir_all(overlay).map_err(at(overlay))?;
     let names: Vec<OsString> = match fs::read_dir(tree) {
-        Ok(entries) => {
-            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>().map_err(at(tree))?
-        }
+        Ok(entries) => entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>().map_err(at(tree))?,
         // A new folder of the diff.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => return Err(at(tree)(error)),
@@ -94,8 +92,14 @@ mod tests {
         ]);
         make(&tree, &overlay, &files).expect("made");
         let read = |path: &str| fs::read_to_string(overlay.join(path)).ok();
-        let expected =
-            [("a/b/x.c", Some("other")), ("a/b/y.h", Some("y")), ("a/z.c", Some("z")), ("c/gone.c", None), ("new/n.h", Some("new")), ("top", Some("top"))];
+        let expected = [
+            ("a/b/x.c", Some("other")),
+            ("a/b/y.h", Some("y")),
+            ("a/z.c", Some("z")),
+            ("c/gone.c", None),
+            ("new/n.h", Some("new")),
+            ("top", Some("top")),
+        ];
         for (path, text) in expected {
             assert_eq!(read(path).as_deref(), text, "{path}");
         }

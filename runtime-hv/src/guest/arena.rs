@@ -27,7 +27,9 @@ const WINDOW_PAGES: u64 = LARGE / PAGE as u64;
 #[derive(Debug, thiserror::Error)]
 pub enum ArenaError {
     /// Not enough pages in a row.
-    #[error("the bundle needs {wanted} pages of guest memory in a row for its {what}; {free} are free in all, {kept} are kept by bundles that were undone")]
+    #[error(
+        "the bundle needs {wanted} pages of guest memory in a row for its {what}; {free} are free in all, {kept} are kept by bundles that were undone"
+    )]
     Full {
         /// Pages wanted.
         wanted: u64,
@@ -198,9 +200,7 @@ pub struct Placed {
 pub fn pool(memory: &dyn ReadMemory, kernel: &Kernel, source: ArenaSource) -> Result<Pool, ArenaError> {
     let page = PAGE as u64;
     match source {
-        ArenaSource::Slot(base, length) => {
-            Ok(Pool { base, pages: (0..(length / page).min(WINDOW_PAGES)).collect() })
-        }
+        ArenaSource::Slot(base, length) => Ok(Pool { base, pages: (0..(length / page).min(WINDOW_PAGES)).collect() }),
         ArenaSource::ReservedLowMemory => {
             let pointer = kernel.image_u64(memory, kernel.symbol("real_mode_header")?).map_err(ArenaError::Guest)?;
             let blob = kernel.symbol("real_mode_blob_end")?.saturating_sub(kernel.symbol("real_mode_blob")?);
@@ -211,9 +211,8 @@ pub fn pool(memory: &dyn ReadMemory, kernel: &Kernel, source: ArenaSource) -> Re
                 let start = kernel.translate(memory, Va(pointer), "the real-mode trampoline")?.0;
                 start..start.saturating_add(blob)
             };
-            let flags = kernel
-                .image_u64(memory, kernel.symbol("vmemmap_base")?)?
-                .wrapping_add(kernel.offset("page.flags")?);
+            let flags =
+                kernel.image_u64(memory, kernel.symbol("vmemmap_base")?)?.wrapping_add(kernel.offset("page.flags")?);
             let (size, reserved) = (kernel.size("page")?, kernel.constant("PG_reserved")?);
             let mut pages = Vec::new();
             for pa in LOW_MEMORY.step_by(PAGE) {
@@ -267,13 +266,15 @@ pub fn take(
                 free: 0,
                 kept: 0,
             })?;
-            let mut window = Window { entry: free_entry(memory, kernel)?, base: pool.base.0, table, original: vec![0; PAGE] };
+            let mut window =
+                Window { entry: free_entry(memory, kernel)?, base: pool.base.0, table, original: vec![0; PAGE] };
             let pa = Pa(window.pa(table));
             memory.read(pa, &mut window.original).map_err(GuestError::Engine)?;
             window
         }
     };
-    let mut used: Vec<Range<u64>> = vec![window.table..window.table + 1];
+    let mut used: Vec<Range<u64>> = Vec::new();
+    used.push(window.table..window.table + 1);
     used.extend(next.allocations.iter().flat_map(|a| &a.runs).map(|run| run.page..run.page + run.pages()));
     let mut allocation = Allocation { bundle: bundle.to_owned(), kept: false, runs: Vec::new() };
     let mut placed = Vec::new();

@@ -43,7 +43,14 @@ pub(crate) fn live(offset: u64) -> u64 {
 /// Variables by name and offset.
 pub(crate) fn variable(name: &str) -> u64 {
     let names = [
-        "vmemmap_base", "real_mode_header", "x86_return_thunk", "__per_cpu_offset", "nr_cpu_ids", "text_mutex", "pv_slot", "static_key",
+        "vmemmap_base",
+        "real_mode_header",
+        "x86_return_thunk",
+        "__per_cpu_offset",
+        "nr_cpu_ids",
+        "text_mutex",
+        "pv_slot",
+        "static_key",
     ];
     VARIABLES + names.iter().position(|known| *known == name).expect("a variable of the fake") as u64 * 16
 }
@@ -56,26 +63,48 @@ pub(crate) fn kernel_id() -> KernelId {
 /// The profile that a bundle for it carries.
 pub(crate) fn profile() -> GuestProfile {
     let mut symbols: BTreeMap<String, u64> = [
-        ("_text", 0), ("_end", END), ("asm_exc_divide_error", DIVIDE), ("__start_notes", NOTES), ("__stop_notes", NOTES + 36),
-        ("init_top_pgt", TOP), ("level2_kernel_pgt", LEVEL2), ("init_task", INIT_TASK), ("boot_cpu_data", VARIABLES + 0x800),
-        ("real_mode_blob", 0x400), ("real_mode_blob_end", 0x400 + 0x1800), ("_paravirt_nop", 0x500), ("its_return_thunk", 0x700),
+        ("_text", 0),
+        ("_end", END),
+        ("asm_exc_divide_error", DIVIDE),
+        ("__start_notes", NOTES),
+        ("__stop_notes", NOTES + 36),
+        ("init_top_pgt", TOP),
+        ("level2_kernel_pgt", LEVEL2),
+        ("init_task", INIT_TASK),
+        ("boot_cpu_data", VARIABLES + 0x800),
+        ("real_mode_blob", 0x400),
+        ("real_mode_blob_end", 0x400 + 0x1800),
+        ("_paravirt_nop", 0x500),
+        ("its_return_thunk", 0x700),
         ("__x86_indirect_thunk_array", 0x2400),
     ]
     .map(|(name, offset)| (name.to_owned(), TEXT + offset))
     .into();
-    for name in ["vmemmap_base", "real_mode_header", "x86_return_thunk", "__per_cpu_offset", "nr_cpu_ids", "text_mutex"] {
+    for name in ["vmemmap_base", "real_mode_header", "x86_return_thunk", "__per_cpu_offset", "nr_cpu_ids", "text_mutex"]
+    {
         symbols.insert(name.to_owned(), TEXT + variable(name));
     }
-    for (name, offset) in [("current_task", 0), ("hardirq_stack_ptr", 8), ("cea_exception_stacks", 16), ("idle_threads", 24)] {
+    for (name, offset) in
+        [("current_task", 0), ("hardirq_stack_ptr", 8), ("cea_exception_stacks", 16), ("idle_threads", 24)]
+    {
         symbols.insert(name.to_owned(), offset);
     }
     let map = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
     GuestProfile {
         symbols,
         offsets: map(&[
-            ("task_struct.tasks", 0), ("task_struct.thread_node", 16), ("task_struct.signal", 32), ("task_struct.stack", 40),
-            ("task_struct.thread", 48), ("thread_struct.sp", 0), ("task_struct.pid", 56), ("task_struct.comm", 64),
-            ("signal_struct.thread_head", 0), ("page.flags", 0), ("mutex.owner", 0), ("cpuinfo_x86.x86_capability", 0),
+            ("task_struct.tasks", 0),
+            ("task_struct.thread_node", 16),
+            ("task_struct.signal", 32),
+            ("task_struct.stack", 40),
+            ("task_struct.thread", 48),
+            ("thread_struct.sp", 0),
+            ("task_struct.pid", 56),
+            ("task_struct.comm", 64),
+            ("signal_struct.thread_head", 0),
+            ("page.flags", 0),
+            ("mutex.owner", 0),
+            ("cpuinfo_x86.x86_capability", 0),
         ]),
         sizes: map(&[("page", 8), ("cpuinfo_x86.x86_capability", 96)]),
         constants: map(&[("THREAD_SIZE", 0x4000), ("PG_reserved", 12), ("X86_FEATURE_RETHUNK", 11 * 32 + 14)]),
@@ -118,13 +147,21 @@ pub(crate) fn image(old: &[u8]) -> Image {
         image.word(PAGES + page * 8, 1 << 12);
     }
     for (name, value) in [
-        ("vmemmap_base", live(PAGES)), ("real_mode_header", DIRECT_MAP + 0x9_8000), ("x86_return_thunk", live(0x600)),
-        ("__per_cpu_offset", live(PERCPU)), ("nr_cpu_ids", 1), ("text_mutex", 0), ("pv_slot", live(0x900)), ("static_key", live(0xa00)),
+        ("vmemmap_base", live(PAGES)),
+        ("real_mode_header", DIRECT_MAP + 0x9_8000),
+        ("x86_return_thunk", live(0x600)),
+        ("__per_cpu_offset", live(PERCPU)),
+        ("nr_cpu_ids", 1),
+        ("text_mutex", 0),
+        ("pv_slot", live(0x900)),
+        ("static_key", live(0xa00)),
     ] {
         image.word(variable(name), value);
     }
     // Per-CPU: current is the first task.
-    for (at, value) in [(0, live(INIT_TASK)), (8, live(IRQ_STACK) + 0x4000 - 8), (16, 0xffff_fe00_0000_1000), (24, live(INIT_TASK))] {
+    for (at, value) in
+        [(0, live(INIT_TASK)), (8, live(IRQ_STACK) + 0x4000 - 8), (16, 0xffff_fe00_0000_1000), (24, live(INIT_TASK))]
+    {
         image.word(PERCPU + at, value);
     }
     // Two tasks; the signal structure of the second holds one thread.

@@ -4,7 +4,7 @@
 //! applied already. Goes out: [`Admitted`], with the live bytes as they were compared. Nothing is written.
 
 use super::UpdateError;
-use super::code::{first_length, NOP5};
+use super::code::{NOP5, first_length};
 use super::sites;
 use crate::engine::{Engine, EngineError, Pa, ReadMemory, Va};
 use crate::guest::facts::{self, Facts};
@@ -37,11 +37,7 @@ impl Admitted {
     /// Identity of the boot.
     #[must_use]
     pub fn boot(&self) -> Boot {
-        Boot {
-            build_id: self.build_id.clone(),
-            slide: self.kernel.slide(),
-            image_delta: self.kernel.image_delta(),
-        }
+        Boot { build_id: self.build_id.clone(), slide: self.kernel.slide(), image_delta: self.kernel.image_delta() }
     }
 }
 
@@ -56,7 +52,9 @@ pub fn admit<E: Engine>(
     id: &str,
 ) -> Result<Admitted, UpdateError> {
     if bundle.manifest.update_type != UpdateType::Type1 {
-        return Err(UpdateError::Unsupported("this version applies Type 1 updates only; the bundle is of Type 2".into()));
+        return Err(UpdateError::Unsupported(
+            "this version applies Type 1 updates only; the bundle is of Type 2".into(),
+        ));
     }
     let registers = engine.registers()?;
     let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;

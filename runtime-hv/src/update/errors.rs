@@ -32,7 +32,9 @@ pub enum UpdateError {
     #[error(transparent)]
     Arena(#[from] ArenaError),
     /// A place that the kernel patches at any time lies under the jump.
-    #[error("the first {length} bytes of `{function}` contain {place}; the jump would collide with the guest's own patching")]
+    #[error(
+        "the first {length} bytes of `{function}` contain {place}; the jump would collide with the guest's own patching"
+    )]
     EntryInUse {
         /// Function.
         function: String,
@@ -85,7 +87,9 @@ pub enum UpdateError {
         state: &'static str,
     },
     /// Somebody changed the entry since.
-    #[error("the entry of a function redirected by `{name}`, at physical address {pa:#x}, was changed by someone else since: expected {expected}, found {found}")]
+    #[error(
+        "the entry of a function redirected by `{name}`, at physical address {pa:#x}, was changed by someone else since: expected {expected}, found {found}"
+    )]
     ChangedSince {
         /// Name.
         name: String,
@@ -136,12 +140,13 @@ impl UpdateError {
             UpdateError::Site(SiteError::Breakpoint { .. }) => {
                 refused("probed").help("remove the kprobe in the guest, then apply again")
             }
-            UpdateError::Site(SiteError::Differs { .. }) => {
-                refused("code-differs").help("something in the guest changed this function; the bundle cannot be proved to fit")
-            }
+            UpdateError::Site(SiteError::Differs { .. }) => refused("code-differs")
+                .help("something in the guest changed this function; the bundle cannot be proved to fit"),
             UpdateError::Link(LinkError::Its { .. }) => refused("its-thunks"),
             UpdateError::Link(_) => refused("cannot-link"),
-            UpdateError::Arena(ArenaError::Full { .. }) => refused("no-arena").help("undo a bundle, or use a smaller one"),
+            UpdateError::Arena(ArenaError::Full { .. }) => {
+                refused("no-arena").help("undo a bundle, or use a smaller one")
+            }
             UpdateError::Arena(_) => refused("no-arena"),
             UpdateError::EntryInUse { .. } => refused("entry-in-use"),
             UpdateError::AlreadyApplied { .. } => refused("already-applied"),

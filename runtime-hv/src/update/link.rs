@@ -60,7 +60,9 @@ pub enum LinkError {
         expected: &'static str,
     },
     /// Retpolines on a guest with ITS thunks.
-    #[error("the guest guards indirect branches by ITS thunks, which only the guest itself can allocate; the new code has an indirect branch at .text+{offset:#x}")]
+    #[error(
+        "the guest guards indirect branches by ITS thunks, which only the guest itself can allocate; the new code has an indirect branch at .text+{offset:#x}"
+    )]
     Its {
         /// Byte offset in `.text`.
         offset: u32,
@@ -130,12 +132,7 @@ pub fn link(payload: &Payload, addresses: &Addresses, facts: &Facts) -> Result<L
     Ok(linked)
 }
 
-fn relocate(
-    payload: &Payload,
-    addresses: &Addresses,
-    facts: &Facts,
-    linked: &mut Linked,
-) -> Result<(), LinkError> {
+fn relocate(payload: &Payload, addresses: &Addresses, facts: &Facts, linked: &mut Linked) -> Result<(), LinkError> {
     for reloc in &payload.relocs {
         let symbol = payload
             .symbols
@@ -256,4 +253,124 @@ fn slice(text: &mut [u8], offset: u32, length: usize) -> Result<&mut [u8], LinkE
     let start = offset as usize;
     text.get_mut(start..start.saturating_add(length))
         .ok_or_else(|| LinkError::Inconsistent(format!("nothing at .text+{start:#x}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lpk_format::{Reloc, Symbol};
+
+    const AT: Addresses =
+        Addresses { text: 0xffff_ffff_8020_1000, rodata: 0xffff_ffff_8020_2000, data: 0xffff_ffff_8020_3000 };
+
+    fn facts() -> Facts {
+        let mut capabilities = vec![0; 22];
+        capabilities[1] = 1 << 3; // feature 35
+        Facts {
+            slide: 0x20_0000,
+            capabilities,
+            return_thunk: Some(0xffff_ffff_8120_0600),
+            rethunk: true,
+            words: [(8, 0xffff_ffff_8120_0a00), (16, 0xffff_ffff_8120_0b00), (24, 0)].into(),
+            paravirt_nop: Some(0xffff_ffff_8120_0b00),
+            ..Facts::default()
+        }
+    }
+
+    fn relocated(kind: RelocKind, place: Place, addend: i64) -> Result<Vec<u8>, LinkError> {
+        let payload = Payload {
+            text: vec![0; 16],
+            data: vec![0; 8],
+            bss_size: 8,
+            symbols: vec![Symbol { name: "s".into(), place, size: 0, function: false }],
+            relocs: vec![Reloc { section: SectionKind::Text, offset: 4, kind, symbol: 0, addend }],
+            ..Payload::default()
+        };
+        link(&payload, &AT, &facts()).map(|linked| linked.text[4..12].to_vec())
+    }
+
+    #[test]
+    fn relocations_are_computed_at_the_final_address() {
+        let low = |value: i64| [&(value as i32).to_le_bytes()[..], &[0; 4]].concat();
+        let bss = Place::Payload { section: SectionKind::Bss, offset: 4 };
+        let rodata = Place::Payload { section: SectionKind::Rodata, offset: 8 };
+        let kernel = Place::Kernel(0xffff_ffff_8100_0000);
+        let cases = [
+            (RelocKind::Abs64, kernel, 1, 0xffff_ffff_8120_0001_u64.to_le_bytes().to_vec()),
+            (RelocKind::Abs32S, rodata, 0, low(0x8020_2008_u32 as i32 as i64)),
+            (RelocKind::Abs32S, bss, 0, low(0x8020_3044_u32 as i32 as i64)),
+            (RelocKind::Pc32, kernel, -4, low(0x8120_0000 - 4 - 0x8020_1004)),
+            (RelocKind::Plt32, rodata, -4, low(0x8020_2008 - 4 - 0x8020_1004)),
+            // A per-CPU offset has no slide; PC-relative it reaches around zero.
+            (RelocKind::Abs32, Place::Absolute(0x1fb80), 0, low(0x1fb80)),
+            (RelocKind::Pc32, Place::Absolute(0x1fb80), -4, low(0x1fb80 - 4 + 0x7fdf_effc)),
+        ];
+        for (kind, place, addend, expected) in cases {
+            assert_eq!(relocated(kind, place, addend), Ok(expected), "{kind:?} {place:?}");
+        }
+        for (kind, place) in [
+            (RelocKind::Abs32, kernel),
+            (RelocKind::Abs32S, Place::Absolute(0x8000_0000)),
+            (RelocKind::Pc32, Place::Absolute(0x9000_0000)),
+        ] {
+            assert!(matches!(relocated(kind, place, 0), Err(LinkError::Overflow { .. })), "{kind:?} {place:?}");
+        }
+    }
+
+    fn fixed(fixups: Vec<Fixup>, text: &[u8], facts: &Facts) -> Result<Vec<u8>, LinkError> {
+        let payload = Payload { text: text.to_vec(), fixups, ..Payload::default() };
+        link(&payload, &AT, facts).map(|linked| linked.text)
+    }
+
+    #[test]
+    fn fixups_repeat_the_guests_choices() {
+        let pv = |slot| vec![Fixup::Paravirt { offset: 0, len: 6, slot }];
+        let call = branch(CALL, AT.text, 0xffff_ffff_8120_0a00).expect("near");
+        let indirect = [0xff, 0x15, 0, 0, 0, 0];
+        assert_eq!(fixed(pv(8), &indirect, &facts()), Ok([&call[..], &[0x90]].concat()));
+        assert_eq!(fixed(pv(16), &indirect, &facts()), Ok(vec![0x66, 0x0f, 0x1f, 0x44, 0, 0]));
+        assert_eq!(fixed(pv(24), &indirect, &facts()), Err(LinkError::Unknown { link: 24 }));
+        assert_eq!(fixed(pv(32), &indirect, &facts()), Err(LinkError::Unknown { link: 32 }));
+
+        let ret = || vec![Fixup::Return { offset: 0 }];
+        let thunk = branch(JMP, AT.text, 0xffff_ffff_8120_0600).expect("near").to_vec();
+        assert_eq!(fixed(ret(), &[JMP, 0, 0, 0, 0], &facts()), Ok(thunk));
+        let plain = Facts { rethunk: false, ..facts() };
+        assert_eq!(fixed(ret(), &[JMP, 0, 0, 0, 0], &plain), Ok(vec![RET, INT3, INT3, INT3, INT3]));
+        assert!(matches!(fixed(ret(), &[0x90; 5], &plain), Err(LinkError::NotAsMarked { .. })));
+
+        let its = Facts { its: true, ..facts() };
+        assert!(fixed(vec![Fixup::Retpoline { offset: 0 }], &[CALL, 0, 0, 0, 0], &facts()).is_ok());
+        assert_eq!(
+            fixed(vec![Fixup::Retpoline { offset: 0 }], &[CALL, 0, 0, 0, 0], &its),
+            Err(LinkError::Its { offset: 0 })
+        );
+    }
+
+    #[test]
+    fn alternatives_are_taken_by_feature() {
+        let alternative = |feature, inverted, replacement_len| {
+            vec![Fixup::Alternative { offset: 0, len: 6, replacement: 8, replacement_len, feature, inverted }]
+        };
+        // Original: six no-ops; replacement behind it.
+        let text = |replacement: &[u8]| [&[0x90; 8][..], replacement].concat();
+        let clac = text(&[0x0f, 0x01, 0xca]);
+        let taken = Ok([&[0x0f, 0x01, 0xca, 0x0f, 0x1f, 0x00, 0x90, 0x90][..], &[0x0f, 0x01, 0xca]].concat());
+        assert_eq!(fixed(alternative(35, false, 3), &clac, &facts()), taken);
+        assert_eq!(fixed(alternative(36, true, 3), &clac, &facts()), taken);
+        assert_eq!(fixed(alternative(36, false, 3), &clac, &facts()), Ok(clac.clone()));
+        assert_eq!(fixed(alternative(35, true, 3), &clac, &facts()), Ok(clac));
+        // A call keeps its target.
+        let call = branch(CALL, AT.text + 8, AT.text + 0x100).expect("near");
+        let moved = branch(CALL, AT.text, AT.text + 0x100).expect("near");
+        let result = fixed(alternative(35, false, 5), &text(&call), &facts()).expect("taken");
+        assert_eq!(result[..6], [&moved[..], &[0x90]].concat());
+        // Other references to its own place are refused.
+        let lea = text(&[0x8b, 0x05, 0, 0, 0, 0]);
+        assert_eq!(fixed(alternative(35, false, 6), &lea, &facts()), Err(LinkError::RelativeAlternative { offset: 0 }));
+        assert_eq!(
+            fixed(alternative(35, false, 6), &text(&[0x0f, 0x84, 0, 1, 0, 0]), &facts()),
+            Err(LinkError::RelativeAlternative { offset: 0 })
+        );
+    }
 }

@@ -161,9 +161,10 @@ pub fn reclaim<E: Engine>(
 pub fn only_stacks_can_refer(bundle: &Bundle) -> bool {
     let payload = &bundle.payload;
     let into_text = |symbol: u32| {
-        payload.symbols.get(symbol as usize).is_none_or(|symbol| {
-            matches!(symbol.place, Place::Payload { section: SectionKind::Text, .. })
-        })
+        payload
+            .symbols
+            .get(symbol as usize)
+            .is_none_or(|symbol| matches!(symbol.place, Place::Payload { section: SectionKind::Text, .. }))
     };
     link::data_size(payload) == 0
         && payload.relocs.iter().all(|reloc| {

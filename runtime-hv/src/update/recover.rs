@@ -30,9 +30,7 @@ impl<E: Engine> Updater<E> {
             Ok(_) => {}
             Err(
                 UpdateError::OtherBoot
-                | UpdateError::Guest(
-                    GuestError::NotBooted(_) | GuestError::Slide { .. } | GuestError::BuildId { .. },
-                ),
+                | UpdateError::Guest(GuestError::NotBooted(_) | GuestError::Slide { .. } | GuestError::BuildId { .. }),
             ) => {
                 return self.forget_boot();
             }

@@ -4,9 +4,7 @@
 //! either equal or a permitted result of what the kernel itself patches (`arch/x86/kernel/alternative.c`). Goes out:
 //! nothing, or the first place that is not accounted for.
 
-use super::code::{
-    CALL, INT3, JMP, NOP2, NOP5, RET, branch_target, decode, equal_up_to_nops, fill_nops,
-};
+use super::code::{CALL, INT3, JMP, NOP2, NOP5, RET, branch_target, decode, equal_up_to_nops, fill_nops};
 use crate::guest::facts::Facts;
 use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
 use lpk_format::{BootSite, BootSiteKind, FunctionPatch, hex};
@@ -33,7 +31,9 @@ pub enum SiteError {
         offset: usize,
     },
     /// Anything else.
-    #[error("`{function}`+{offset:#x} differs from the kernel that the bundle was made for: expected {expected}, found {found} ({place})")]
+    #[error(
+        "`{function}`+{offset:#x} differs from the kernel that the bundle was made for: expected {expected}, found {found} ({place})"
+    )]
     Differs {
         /// Function.
         function: String,
@@ -55,17 +55,27 @@ pub enum SiteError {
 ///
 /// # Errors
 /// [`SiteError`] for the first place that differs.
-pub fn compare(patch: &FunctionPatch, live: &[u8], facts: &Facts, thunk_at: &dyn Fn(u64) -> Option<[u8; 4]>) -> Result<(), SiteError> {
+pub fn compare(
+    patch: &FunctionPatch,
+    live: &[u8],
+    facts: &Facts,
+    thunk_at: &dyn Fn(u64) -> Option<[u8; 4]>,
+) -> Result<(), SiteError> {
     let mut model = patch.expected.clone();
     let base = patch.old_address.wrapping_add(facts.slide);
     let range = |site: &BootSite| site.offset as usize..(site.offset as usize).saturating_add(usize::from(site.len));
     let is_alternative = |site: &&BootSite| matches!(site.kind, BootSiteKind::Alternative { .. });
 
+    // A place that is not accepted counts as different even where its bytes are those of the link: an address that KASLR
+    // did not move, a call of ftrace that was not made a no-op.
+    let mut rejected: Vec<&BootSite> = Vec::new();
     for site in patch.sites.iter().filter(|site| !is_alternative(site)) {
         let (Some(expected), Some(found)) = (patch.expected.get(range(site)), live.get(range(site))) else { continue };
         let at = base.wrapping_add(u64::from(site.offset));
         if accepts(&site.kind, expected, found, at, facts, thunk_at) {
             model[range(site)].copy_from_slice(found);
+        } else {
+            rejected.push(site);
         }
     }
     let mut alternatives: Vec<&BootSite> = patch.sites.iter().filter(is_alternative).collect();
@@ -76,12 +86,19 @@ pub fn compare(patch: &FunctionPatch, live: &[u8], facts: &Facts, thunk_at: &dyn
         // Branches of a form are as at the link address; both sides move by the slide, so the bytes stay.
         let link = patch.old_address.wrapping_add(u64::from(site.offset));
         let same = |form: &[u8]| equal_up_to_nops(form, found, link);
-        if same(original) || forms.iter().any(|form| same(form)) {
+        if forms.iter().any(|form| same(form)) {
+            // Where a form was taken, the places in the original are gone.
+            rejected.retain(|inner| inner.offset < site.offset || range(inner).end > range(site).end);
+            model[range(site)].copy_from_slice(found);
+        } else if same(original) {
             model[range(site)].copy_from_slice(found);
         }
     }
 
-    let Some(offset) = model.iter().zip(live).position(|(a, b)| a != b) else { return Ok(()) };
+    let different = model.iter().zip(live).position(|(a, b)| a != b);
+    let Some(offset) = different.into_iter().chain(rejected.iter().map(|site| site.offset as usize)).min() else {
+        return Ok(());
+    };
     let function = patch.name.clone();
     let inside = patch.sites.iter().filter(|site| range(site).contains(&offset)).min_by_key(|site| site.len);
     let shown = inside.map_or(offset..(offset + 8).min(model.len()), range);
@@ -182,11 +199,13 @@ fn static_call(expected: &[u8], found: &[u8], at: u64, function: u64, facts: &Fa
     if found == expected {
         return true;
     }
-    let conditional = |bytes: &[u8]| matches!(bytes, [0x0f, condition @ 0x80..=0x8f, ..] if expected.get(1) == Some(condition));
+    let conditional =
+        |bytes: &[u8]| matches!(bytes, [0x0f, condition @ 0x80..=0x8f, ..] if expected.get(1) == Some(condition));
     match expected {
         [CALL, ..] => {
             // `cs cs cs xor %eax, %eax` stands for a function that returns 0.
-            let zero = found == [0x2e, 0x2e, 0x2e, 0x31, 0xc0] && facts.static_call_return0.is_none_or(|f| f == function);
+            let zero =
+                found == [0x2e, 0x2e, 0x2e, 0x31, 0xc0] && facts.static_call_return0.is_none_or(|f| f == function);
             (function == 0 && found == NOP5)
                 || (found.first() == Some(&CALL) && branch_target(found, at) == Some(function))
                 || zero
@@ -201,13 +220,7 @@ fn static_call(expected: &[u8], found: &[u8], at: u64, function: u64, facts: &Fa
 }
 
 /// `patch_retpoline`: `[lfence] call/jmp *%reg` padded, or a call or jump to an ITS thunk of the register.
-fn indirect(
-    expected: &[u8],
-    found: &[u8],
-    at: u64,
-    facts: &Facts,
-    thunk_at: &dyn Fn(u64) -> Option<[u8; 4]>,
-) -> bool {
+fn indirect(expected: &[u8], found: &[u8], at: u64, facts: &Facts, thunk_at: &dyn Fn(u64) -> Option<[u8; 4]>) -> bool {
     // The distance between branch and thunk array does not move with the slide.
     let Some(target) = branch_target(expected, at) else { return false };
     // `RETPOLINE_THUNK_SIZE` is 32 (`arch/x86/include/asm/nospec-branch.h`).
@@ -239,4 +252,145 @@ fn indirect(
         }
     }
     branches == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::code::branch;
+    use super::*;
+    use BootSiteKind as Kind;
+
+    const SLIDE: u64 = 0x20_0000;
+    const LINK: u64 = 0xffff_ffff_8100_1000;
+    const THUNK: u64 = 0xffff_ffff_8120_0600;
+    const FUNCTION: u64 = 0xffff_ffff_8120_0a00;
+    const ARRAY: u64 = 0xffff_ffff_8120_2000;
+    const KEY: u64 = 0xffff_ffff_8180_0000;
+
+    fn facts() -> Facts {
+        Facts {
+            slide: SLIDE,
+            return_thunk: Some(THUNK),
+            words: [(KEY, FUNCTION), (KEY + 8, 0), (KEY + 16, FUNCTION + 0x10)].into(),
+            paravirt_nop: Some(FUNCTION + 0x10),
+            thunk_array: Some(ARRAY),
+            ..Facts::default()
+        }
+    }
+
+    fn try_site(kind: Kind, expected: &[u8], live: &[u8]) -> Result<(), SiteError> {
+        let site = BootSite { offset: 2, len: expected.len() as u8, kind };
+        try_sites(vec![site], expected, live)
+    }
+
+    fn try_sites(sites: Vec<BootSite>, expected: &[u8], live: &[u8]) -> Result<(), SiteError> {
+        let wrap = |inner: &[u8]| [&[0x31, 0xc0], inner, &[0x5b]].concat();
+        let patch = FunctionPatch {
+            name: "f".into(),
+            unit: "f.c".into(),
+            old_address: LINK - 2,
+            jump_offset: 0,
+            expected: wrap(expected),
+            sites,
+            new_offset: 0,
+            new_size: 0,
+        };
+        let thunk_at = |at: u64| match at {
+            0xffff_ffff_8120_0b00 => Some([0xff, 0xe0, 0xcc, 0xcc]),
+            0xffff_ffff_8120_0b40 => Some([0x41, 0xff, 0xe3, 0xcc]),
+            _ => None,
+        };
+        compare(&patch, &wrap(live), &facts(), &thunk_at)
+    }
+
+    fn to(opcode: u8, target: u64) -> Vec<u8> {
+        branch(opcode, LINK + SLIDE, target).expect("near").to_vec()
+    }
+
+    #[test]
+    fn every_kind_of_place_accepts_what_the_kernel_writes_and_nothing_else() {
+        let call = to(CALL, FUNCTION + 0x100);
+        let thunk = |register: u64| to(CALL, ARRAY + 32 * register);
+        let indirect_jmp = to(JMP, ARRAY + 32 * 3);
+        let address = 0x8100_2000_u32;
+        let moved = (address + SLIDE as u32).to_le_bytes();
+        let pv = [&[0xff, 0x14, 0x25, 1, 2, 3, 4][..6], &[0x90]].concat();
+        let cases: Vec<(Kind, Vec<u8>, Vec<u8>, bool)> = vec![
+            (Kind::Slide32, address.to_le_bytes().into(), moved.into(), true),
+            (Kind::Slide32, address.to_le_bytes().into(), address.to_le_bytes().into(), false),
+            (Kind::Slide64, (LINK).to_le_bytes().into(), (LINK + SLIDE).to_le_bytes().into(), true),
+            (Kind::Slide64, (LINK).to_le_bytes().into(), (LINK + SLIDE + 1).to_le_bytes().into(), false),
+            (Kind::SlideNegative32, moved.into(), address.to_le_bytes().into(), true),
+            (Kind::SlideNegative32, moved.into(), moved.into(), false),
+            (Kind::Ftrace, call.clone(), NOP5.into(), true),
+            (Kind::Ftrace, call.clone(), to(CALL, FUNCTION), false),
+            (Kind::Paravirt { slot: KEY }, pv.clone(), [to(CALL, FUNCTION), vec![0x66, 0x90]].concat(), true),
+            (Kind::Paravirt { slot: KEY }, pv.clone(), [to(CALL, FUNCTION + 1), vec![0x66, 0x90]].concat(), false),
+            (Kind::Paravirt { slot: KEY }, pv.clone(), [to(CALL, FUNCTION), vec![0x31, 0xc0]].concat(), false),
+            (Kind::Paravirt { slot: KEY + 16 }, pv.clone(), vec![0x0f, 0x1f, 0x80, 0, 0, 0, 0], true),
+            (Kind::Paravirt { slot: KEY }, pv, vec![0x0f, 0x1f, 0x80, 0, 0, 0, 0], false),
+            (Kind::Retpoline, thunk(0), thunk(0), true),
+            (Kind::Retpoline, thunk(0), vec![0xff, 0xd0, 0x0f, 0x1f, 0x00], true),
+            (Kind::Retpoline, thunk(11), vec![0x41, 0xff, 0xd3, 0x66, 0x90], true),
+            (Kind::Retpoline, thunk(0), vec![0x0f, 0xae, 0xe8, 0xff, 0xd0], true),
+            (Kind::Retpoline, indirect_jmp.clone(), vec![0xff, 0xe3, 0xcc, 0x66, 0x90], true),
+            (Kind::Retpoline, thunk(0), vec![0xff, 0xd3, 0x0f, 0x1f, 0x00], false),
+            (Kind::Retpoline, thunk(3), vec![0xff, 0xe3, 0xcc, 0x66, 0x90], false),
+            (Kind::Retpoline, thunk(0), vec![0xff, 0xd0, 0x31, 0xc0, 0x90], false),
+            (Kind::Retpoline, thunk(0), to(CALL, FUNCTION + 0x180), false),
+            (Kind::Retpoline, thunk(0), to(CALL, 0xffff_ffff_8120_0b00), true),
+            (Kind::Retpoline, thunk(11), to(CALL, 0xffff_ffff_8120_0b40), true),
+            (Kind::Retpoline, thunk(3), to(CALL, 0xffff_ffff_8120_0b00), false),
+            (Kind::Return, to(JMP, THUNK + 8), to(JMP, THUNK), true),
+            (Kind::Return, to(JMP, THUNK + 8), vec![RET, INT3, INT3, INT3, INT3], true),
+            (Kind::Return, to(JMP, THUNK + 8), vec![RET, 0x90, INT3, INT3, INT3], false),
+            (Kind::Return, to(JMP, THUNK + 8), to(JMP, THUNK + 16), false),
+            (Kind::StaticCall { key: KEY }, call.clone(), call.clone(), true),
+            (Kind::StaticCall { key: KEY }, call.clone(), to(CALL, FUNCTION), true),
+            (Kind::StaticCall { key: KEY }, call.clone(), to(JMP, FUNCTION), false),
+            (Kind::StaticCall { key: KEY }, call.clone(), NOP5.into(), false),
+            (Kind::StaticCall { key: KEY }, call.clone(), vec![0x2e, 0x2e, 0x2e, 0x31, 0xc0], true),
+            (Kind::StaticCall { key: KEY + 8 }, call.clone(), NOP5.into(), true),
+            (Kind::StaticCall { key: KEY + 8 }, to(JMP, FUNCTION + 1), to(JMP, THUNK), true),
+            (Kind::StaticCall { key: KEY + 8 }, to(JMP, FUNCTION + 1), vec![RET, INT3, INT3, INT3, INT3], true),
+            (Kind::StaticCall { key: KEY }, to(JMP, FUNCTION + 1), vec![RET, INT3, INT3, INT3, INT3], false),
+            (Kind::JumpLabel { target: LINK + 0x40 }, NOP2.into(), vec![0xeb, 0x3e], true),
+            (Kind::JumpLabel { target: LINK + 0x40 }, vec![0xeb, 0x3e], NOP2.into(), true),
+            (Kind::JumpLabel { target: LINK + 0x40 }, NOP2.into(), vec![0xeb, 0x3f], false),
+            (Kind::JumpLabel { target: LINK + 0x400 }, NOP5.into(), to(JMP, LINK + SLIDE + 0x400), true),
+            (Kind::JumpLabel { target: LINK + 0x400 }, NOP5.into(), to(JMP, LINK + SLIDE + 0x401), false),
+            (Kind::SmpLock, vec![0xf0], vec![0x3e], true),
+            (Kind::SmpLock, vec![0xf0], vec![0x90], false),
+        ];
+        for (index, (kind, expected, live, good)) in cases.into_iter().enumerate() {
+            let result = try_site(kind.clone(), &expected, &live);
+            assert_eq!(result.is_ok(), good, "case {index}, {kind:?}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn alternatives_are_compared_up_to_no_ops_with_what_is_inside_them() {
+        let form = vec![0x0f, 0x01, 0xca, 0x90, 0x90, 0x90];
+        let kind = || Kind::Alternative { forms: vec![form.clone()] };
+        let original = [0xff, 0x15, 1, 2, 3, 4];
+        let inner = BootSite { offset: 2, len: 6, kind: Kind::Paravirt { slot: KEY } };
+        let sites = || vec![BootSite { offset: 2, len: 6, kind: kind() }, inner.clone()];
+        try_sites(sites(), &original, &[0x0f, 0x01, 0xca, 0x0f, 0x1f, 0x00]).expect("the form");
+        try_sites(sites(), &original, &[to(CALL, FUNCTION), vec![0x90]].concat()).expect("the original, patched");
+        assert!(try_sites(sites(), &original, &[to(CALL, FUNCTION + 1), vec![0x90]].concat()).is_err());
+        assert!(try_sites(sites(), &original, &[0x0f, 0x01, 0xcb, 0x0f, 0x1f, 0x00]).is_err(), "stac, not clac");
+        // A long jump may have become a short one.
+        let jump = Kind::Alternative { forms: vec![vec![0xe9, 0x10, 0, 0, 0]] };
+        let original = [0x90, 0x90, 0x90, 0x90, 0x90];
+        try_site(jump.clone(), &original, &[0xeb, 0x13, 0x0f, 0x1f, 0x00]).expect("the same target");
+        assert!(try_site(jump, &original, &[0xeb, 0x12, 0x0f, 0x1f, 0x00]).is_err());
+    }
+
+    #[test]
+    fn the_difference_is_named() {
+        let error = try_site(Kind::SmpLock, &[0xf0], &[0xcc]).expect_err("a breakpoint");
+        assert_eq!(error, SiteError::Breakpoint { function: "f".into(), offset: 2 });
+        let text = try_sites(vec![], &[1, 2, 3], &[1, 9, 3]).expect_err("changed").to_string();
+        assert!(text.contains("`f`+0x3") && text.contains("plain code"), "{text}");
+    }
 }

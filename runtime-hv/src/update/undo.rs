@@ -143,11 +143,8 @@ impl<E: Engine> Updater<E> {
             }
             Ok::<_, UpdateError>(busy)
         });
-        let (result, time) = match outcome {
-            Ok(done) => done,
-            // The guest stands still: the action stays in the journal.
-            Err(error) => return Err(error.into()),
-        };
+        // On error the guest stands still: the action stays in the journal.
+        let (result, time) = outcome?;
         times.add("paused", time);
         let committed = matches!(result, Ok(None));
         if !committed && !result.as_ref().is_err_and(UpdateError::is_stuck) {
@@ -173,11 +170,8 @@ impl<E: Engine> Updater<E> {
     pub(super) fn same_boot(&mut self, bundle: &Bundle) -> Result<(Kernel, Boot), UpdateError> {
         let registers = self.engine.registers()?;
         let kernel = identity::locate(&self.engine, &registers, &bundle.kernel, &bundle.profile)?;
-        let boot = Boot {
-            build_id: bundle.kernel.build_id.clone(),
-            slide: kernel.slide(),
-            image_delta: kernel.image_delta(),
-        };
+        let boot =
+            Boot { build_id: bundle.kernel.build_id.clone(), slide: kernel.slide(), image_delta: kernel.image_delta() };
         if self.document.boot.as_ref() != Some(&boot) {
             return Err(UpdateError::OtherBoot);
         }

@@ -1,0 +1,180 @@
+//! `lucos-build` on a real kernel, one folder of `testdata/build` per case; the folder's name says what is expected.
+//!
+//! `edit.json` says how the diff and the inputs are made, `expect.json` what the report must say. `cargo xtask bless`
+//! (LUCOS_BLESS=1) rewrites the latter.
+
+use lucos_tests::commands;
+use lucos_tests::kernels::Kernel;
+use lucos_tests::patches::{self, Edit};
+use lucos_tests::require;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+/// A change of a text that is not a source file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    find: String,
+    replace: String,
+}
+
+/// How the inputs of a case are made.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    /// What the case shows, for people.
+    #[serde(rename = "about")]
+    _about: String,
+    /// Edits of the source, of which the diff is made.
+    edits: Vec<Edit>,
+    /// A change of the diff itself.
+    diff: Option<Change>,
+    /// Changes of the configuration.
+    #[serde(default)]
+    config: Vec<Change>,
+    /// Changes of System.map.
+    #[serde(default)]
+    system_map: Vec<Change>,
+    /// First line of what the compiler says of itself.
+    compiler: Option<String>,
+    /// `newer`: the source tree of the next release.
+    source: Option<String>,
+}
+
+/// What the report must say.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Expect {
+    status: i32,
+    verdict: String,
+    functions: BTreeSet<String>,
+    rules: BTreeSet<String>,
+    bundle_written: bool,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+#[test]
+fn every_case_ends_as_its_folder_says() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let Some(newer) = require::newer_kernel() else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/build");
+    let only = std::env::var("LUCOS_CASE").ok();
+    let mut cases: Vec<PathBuf> =
+        std::fs::read_dir(&root).expect("testdata/build").map(|entry| entry.expect("a case").path()).collect();
+    cases.sort();
+    assert!(!cases.is_empty(), "{} has no cases", root.display());
+    let mut failures = Vec::new();
+    for case in cases {
+        let name = case.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            continue;
+        }
+        match run(&case, &name, &kernel, &newer) {
+            Ok(wall_ms) => eprintln!("{name}: ok, {wall_ms} ms"),
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(failures.is_empty(), "{} cases failed\n{}", failures.len(), failures.join("\n\n"));
+}
+
+fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, Failure> {
+    let case: Case = serde_json::from_slice(&std::fs::read(dir.join("edit.json"))?)?;
+    let work = tempfile::tempdir()?;
+    let mut diff = patches::diff(&kernel.source(), &case.edits)?;
+    if let Some(Change { find, replace }) = &case.diff {
+        diff = patches::replace_once("the diff", &diff, find, replace)?;
+    }
+    let diff_file = work.path().join("case.diff");
+    std::fs::write(&diff_file, diff)?;
+    let bundle = work.path().join("case.lpk");
+    let mut args: Vec<OsString> =
+        vec![diff_file.into(), "--vmlinux".into(), kernel.vmlinux().into(), "-o".into(), bundle.clone().into()];
+    for (flag, original, changes) in [
+        ("--config", kernel.config(), &case.config),
+        ("--system-map", kernel.system_map(), &case.system_map),
+    ] {
+        if !changes.is_empty() {
+            args.extend([flag.into(), changed(work.path(), &original, changes)?.into()]);
+        }
+    }
+    if let Some(version) = &case.compiler {
+        args.extend(["--cc".into(), wrapper(work.path(), version)?.into()]);
+    }
+    match case.source.as_deref() {
+        None => {}
+        Some("newer") => args.extend(["--source".into(), newer.source().into()]),
+        Some(other) => return Err(format!("edit.json: source is `{other}`, expected `newer`").into()),
+    }
+    let outcome = commands::lucos_build(&args)?;
+    let names = |pointer: &str, key: &str| -> BTreeSet<String> {
+        outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
+    };
+    let found = Expect {
+        status: outcome.status,
+        verdict: outcome.text("/verdict").to_owned(),
+        functions: names("/functions", "name"),
+        rules: names("/reasons", "rule"),
+        bundle_written: bundle.exists(),
+    };
+    let file = dir.join("expect.json");
+    if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {
+        std::fs::write(&file, serde_json::to_string_pretty(&found)? + "\n")?;
+    }
+    let expected: Expect = serde_json::from_slice(&std::fs::read(&file)?)?;
+    agrees_with_name(name, &expected)?;
+    if found == expected {
+        return Ok(outcome.wall_ms);
+    }
+    let diff = patches::unified("expect.json", &serde_json::to_string_pretty(&expected)?, &serde_json::to_string_pretty(&found)?);
+    Err(format!("{diff}\n{}", outcome.describe()).into())
+}
+
+/// The folder's name is the expectation: `type1-…` and `no-effect-…` succeed, `refused-…` is refused with a rule, and
+/// only type 1 leaves a bundle.
+fn agrees_with_name(name: &str, expect: &Expect) -> Result<(), Failure> {
+    let wanted = if name.starts_with("refused-type2-") {
+        (3, "type2", false)
+    } else if name.starts_with("refused-") {
+        (3, "refused", false)
+    } else if name.starts_with("type1-") {
+        (0, "type1", true)
+    } else if name.starts_with("no-effect-") {
+        (0, "no-effect", false)
+    } else {
+        return Err("the name begins with none of type1-, no-effect-, refused-, refused-type2-".into());
+    };
+    let found = (expect.status, expect.verdict.as_str(), expect.bundle_written);
+    if found != wanted {
+        return Err(format!("the name promises {wanted:?}, expect.json says {found:?}").into());
+    }
+    if wanted.0 == 3 && expect.rules.is_empty() {
+        return Err("refused without a rule".into());
+    }
+    Ok(())
+}
+
+fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, Failure> {
+    let mut text = std::fs::read_to_string(original)?;
+    let name = original.file_name().ok_or("a file without a name")?;
+    for Change { find, replace } in changes {
+        text = patches::replace_once(&name.to_string_lossy(), &text, find, replace)?;
+    }
+    let path = dir.join(name);
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// A compiler that is gcc in everything but what it says of itself.
+fn wrapper(dir: &Path, version: &str) -> Result<PathBuf, Failure> {
+    let path = dir.join("gcc");
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then\n  echo '{version}'\n  exit 0\nfi\nPATH=\"{}\" exec gcc \"$@\"\n",
+        std::env::var("PATH")?
+    );
+    std::fs::write(&path, script)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
