@@ -1,11 +1,13 @@
 //! Which datum of the patched object is which datum of the original.
 //!
-//! Comes in: two objects in pieces. Decided: pairs of data and functions. Global names pair by name. Static locals carry a
-//! number that the compiler hands out in order of appearance (`state.12`), so their names pair without it; where several
-//! remain, the functions that refer to them decide, and what these leave open stays open. Goes out: [`Correlation`].
+//! Comes in: two objects in pieces. Decided: pairs of data and functions. Names pair, whatever their binding. Static
+//! locals carry a number that the compiler hands out in order of appearance (`state.12`), so their names pair without it,
+//! and only with one of the same function; where several remain, functions whose code has kept its shape decide. What
+//! stays open is ambiguous: it may be the live datum of the kernel or a new one. Goes out: [`Correlation`].
 
-use crate::pieces::{PieceIndex, PieceKind, Pieces, Target};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
+use crate::special::SectionRole;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// Pairs of pieces, by the patched one.
 #[derive(Debug, Default)]
@@ -31,8 +33,12 @@ impl Correlation {
     }
 }
 
-/// Names of data that belong to one place in the code and have no state worth keeping: always fresh copies.
-pub fn is_fresh(name: &str) -> bool {
+/// Whether a piece is data that belongs to one place in the code and has no state worth keeping: always a fresh copy.
+pub fn is_fresh(piece: &Piece) -> bool {
+    !piece.global && piece.kind == PieceKind::Datum && is_fresh_name(&piece.name, piece.role == SectionRole::ReadOnly)
+}
+
+fn is_fresh_name(name: &str, read_only: bool) -> bool {
     const FRESH: [&str; 14] = [
         "__func__",
         "__FUNCTION__",
@@ -50,13 +56,26 @@ pub fn is_fresh(name: &str) -> bool {
         "CSWTCH",
     ];
     let stem = without_number(name);
-    FRESH.contains(&stem) || stem.starts_with("__UNIQUE_ID_") || stem.starts_with("__compound_literal") || stem.starts_with(".L")
+    // Without a number it is no static local, but a datum of the file that happens to have that name.
+    (FRESH.contains(&stem) && stem != name)
+        || stem.starts_with("__UNIQUE_ID_")
+        || stem.starts_with(".L")
+        // A compound literal that can be written has state like any other datum.
+        || (read_only && stem.starts_with("__compound_literal"))
 }
 
 /// A name without the compiler's number: `state.12` is `state`.
 pub fn without_number(name: &str) -> &str {
     match name.rsplit_once('.') {
         Some((stem, number)) if !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => name,
+    }
+}
+
+/// The function of the source that a function of the object was made from: `foo` of `foo.isra.0.cold`.
+fn source_name(name: &str) -> &str {
+    match name.find('.') {
+        Some(end) if end > 0 => &name[..end],
         _ => name,
     }
 }
@@ -69,33 +88,70 @@ pub fn correlate(original: &Pieces<'_>, patched: &Pieces<'_>) -> Correlation {
     for (key, new_members) in &new {
         let Some(old_members) = old.get(key) else { continue };
         match (old_members.as_slice(), new_members.as_slice()) {
-            ([old], [new]) => {
+            ([old], [new]) if !key.numbered => {
                 this.pairs.insert(*new, *old);
             }
             _ => open.push((old_members, new_members)),
         }
     }
+    pair_aliases(&mut this, original, patched);
     let evidence = evidence(original, patched, &this);
+    let users = (users(original), users(patched));
     for (old_members, new_members) in open {
-        settle(&mut this, &evidence, old_members, new_members);
+        settle(&mut this, &evidence, &users, (old_members, new_members));
     }
+    doubt_what_moved(&mut this, original, patched);
     this
 }
 
-type Key = (bool, bool, String);
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    function: bool,
+    /// Whether it is a static local, whose name has a number.
+    numbered: bool,
+    name: String,
+}
 
+/// Named pieces that can be the same thing.
 fn groups(pieces: &Pieces<'_>) -> BTreeMap<Key, Vec<PieceIndex>> {
     let mut groups: BTreeMap<Key, Vec<PieceIndex>> = BTreeMap::new();
     for (index, piece) in pieces.iter() {
         let function = match piece.kind {
             PieceKind::Function => true,
-            PieceKind::Datum if !is_fresh(&piece.name) => false,
+            PieceKind::Datum if !is_fresh(piece) => false,
             _ => continue,
         };
         let name = if piece.global || function { &piece.name } else { without_number(&piece.name) };
-        groups.entry((function, piece.global, name.to_owned())).or_default().push(index);
+        let key = Key { function, numbered: *name != piece.name, name: name.to_owned() };
+        groups.entry(key).or_default().push(index);
     }
     groups
+}
+
+/// Pairs what has several names, of which the first one comes or goes.
+fn pair_aliases(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
+    let taken = this.originals();
+    let mut names: HashMap<(PieceKind, &str), Vec<PieceIndex>> = HashMap::new();
+    for (old, piece) in original.iter().filter(|(old, piece)| !taken.contains(old) && !is_fresh(piece)) {
+        for &symbol in &piece.symbols {
+            names.entry((piece.kind, original.object.symbol(symbol).name.as_str())).or_default().push(old);
+        }
+    }
+    let mut found = BTreeMap::new();
+    for (new, piece) in patched.iter().filter(|(new, piece)| !this.pairs.contains_key(new) && !is_fresh(piece)) {
+        let same = |symbol| names.get(&(piece.kind, patched.object.symbol(symbol).name.as_str()));
+        let numbered = without_number(&piece.name) != piece.name && piece.kind == PieceKind::Datum;
+        if let Some([old]) = piece.symbols.iter().find_map(|&symbol| same(symbol)).map(Vec::as_slice)
+            && !numbered
+        {
+            found.entry(*old).or_insert_with(Vec::new).push(new);
+        }
+    }
+    for (old, new) in found {
+        if let [new] = new.as_slice() {
+            this.pairs.insert(*new, old);
+        }
+    }
 }
 
 /// What functions of the same name, whose code has the same shape, refer to at the same places.
@@ -122,27 +178,68 @@ fn evidence(original: &Pieces<'_>, patched: &Pieces<'_>, known: &Correlation) ->
     evidence
 }
 
+type Users<'p> = HashMap<PieceIndex, BTreeSet<&'p str>>;
+
+/// The functions of the source, and the data, that refer to each piece.
+fn users<'p>(pieces: &'p Pieces<'_>) -> Users<'p> {
+    let mut users = Users::new();
+    for (index, piece) in pieces.iter().filter(|(_, piece)| piece.kind != PieceKind::Anonymous) {
+        for reloc in pieces.relocs(index) {
+            if let Target::Piece(target, _) = pieces.target(reloc)
+                && target != index
+            {
+                users.entry(target).or_default().insert(source_name(&piece.name));
+            }
+        }
+    }
+    users
+}
+
+/// Pairs the members of a group, first by what code of the same shape refers to, then by who refers to them.
 fn settle(
     this: &mut Correlation,
     evidence: &HashMap<PieceIndex, HashSet<PieceIndex>>,
-    old_members: &[PieceIndex],
-    new_members: &[PieceIndex],
+    (old_users, new_users): &(Users<'_>, Users<'_>),
+    (old_members, new_members): (&[PieceIndex], &[PieceIndex]),
 ) {
-    let mut taken = HashSet::new();
-    let mut left = Vec::new();
-    for &new in new_members {
-        let found: Vec<PieceIndex> =
-            old_members.iter().copied().filter(|old| evidence.get(&new).is_some_and(|seen| seen.contains(old))).collect();
-        match found.as_slice() {
-            [old] if taken.insert(*old) => {
-                this.pairs.insert(new, *old);
+    let seen = |old: PieceIndex, new: PieceIndex| evidence.get(&new).is_some_and(|seen| seen.contains(&old));
+    let shared = |old: PieceIndex, new: PieceIndex| match (old_users.get(&old), new_users.get(&new)) {
+        (None, None) => true,
+        (Some(old), Some(new)) => !old.is_disjoint(new),
+        _ => false,
+    };
+    let (mut old_left, mut new_left) = (old_members.to_vec(), new_members.to_vec());
+    let by: [&dyn Fn(PieceIndex, PieceIndex) -> bool; 2] = [&seen, &shared];
+    for fits in by {
+        let mut pairs = Vec::new();
+        for &new in &new_left {
+            let mine: Vec<PieceIndex> = old_left.iter().copied().filter(|&old| fits(old, new)).collect();
+            if let [old] = mine.as_slice()
+                && new_left.iter().filter(|&&other| fits(*old, other)).count() == 1
+            {
+                pairs.push((*old, new));
             }
-            _ => left.push(new),
         }
+        old_left.retain(|old| pairs.iter().all(|(paired, _)| paired != old));
+        new_left.retain(|new| pairs.iter().all(|(_, paired)| paired != new));
+        this.pairs.extend(pairs.into_iter().map(|(old, new)| (new, old)));
     }
-    let free = old_members.iter().filter(|old| !taken.contains(old)).count();
-    if free > 0 {
-        this.ambiguous.extend(left);
+}
+
+/// A datum without original may still be one that the original object calls the same: it went to another function, or
+/// to the file. Where it has state, nobody may guess.
+fn doubt_what_moved(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
+    let taken = this.originals();
+    let state = |piece: &Piece| piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece);
+    let gone: HashSet<&str> = original
+        .iter()
+        .filter(|(old, piece)| state(piece) && !taken.contains(old))
+        .map(|(_, piece)| without_number(&piece.name))
+        .collect();
+    for (new, piece) in patched.iter() {
+        if state(piece) && !this.pairs.contains_key(&new) && gone.contains(without_number(&piece.name)) {
+            this.ambiguous.insert(new);
+        }
     }
 }
 
@@ -156,6 +253,13 @@ mod tests {
         assert_eq!(without_number("foo.isra.0"), "foo.isra");
         assert_eq!(without_number("foo.cold"), "foo.cold");
         assert_eq!(without_number(".12"), ".12");
-        assert!(is_fresh("__func__.7") && is_fresh("__UNIQUE_ID_ddebug123.4") && !is_fresh("state.3"));
+        assert_eq!(source_name("foo.isra.0.cold"), "foo");
+    }
+
+    #[test]
+    fn only_static_locals_without_state_are_fresh() {
+        assert!(is_fresh_name("__func__.7", true) && is_fresh_name("__UNIQUE_ID_ddebug123.4", false));
+        assert!(!is_fresh_name("state.3", false) && !is_fresh_name("descriptor", false));
+        assert!(is_fresh_name("__compound_literal.1", true) && !is_fresh_name("__compound_literal.1", false));
     }
 }

@@ -45,6 +45,24 @@ pub struct Section {
     pub relocs: Vec<Reloc>,
 }
 
+impl Section {
+    /// Whether it holds instructions.
+    pub fn is_code(&self) -> bool {
+        self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+    }
+
+    /// Size of the elements that a linker may merge with equal ones, if that is what it consists of.
+    pub fn mergeable(&self) -> Option<u64> {
+        let merge = self.flags & u64::from(elf::SHF_MERGE.0) != 0;
+        (merge && self.entry_size > 0).then_some(self.entry_size)
+    }
+
+    /// Whether its elements end with a zero, instead of all having one size.
+    pub fn has_strings(&self) -> bool {
+        self.flags & u64::from(elf::SHF_STRINGS.0) != 0
+    }
+}
+
 /// A relocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reloc {
@@ -58,6 +76,8 @@ pub struct Reloc {
     pub addend: i64,
     /// In code: bytes of the instruction behind the field (an immediate), which a PC-relative addend takes off as well.
     pub tail: u8,
+    /// Whether the field is part of an instruction.
+    pub code: bool,
 }
 
 /// Where a symbol is defined.
@@ -161,7 +181,8 @@ impl Object {
                 let RelocationTarget::Symbol(target) = reloc.target() else { return Err(missing()) };
                 let RelocationFlags::Elf { r_type } = reloc.flags() else { return Err(missing()) };
                 let &symbol = symbol_of.get(&target).ok_or_else(missing)?;
-                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0 });
+                let code = sections[index].is_code();
+                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0, code });
             }
             relocs.sort_by_key(|reloc| reloc.offset);
             sections[index].relocs = relocs;
@@ -180,7 +201,7 @@ impl Object {
             }
         }
         for (section, mut starts) in self.sections.iter_mut().zip(starts) {
-            if section.flags & u64::from(elf::SHF_EXECINSTR.0) == 0 || section.relocs.is_empty() {
+            if !section.is_code() || section.relocs.is_empty() {
                 continue;
             }
             starts.push(0);

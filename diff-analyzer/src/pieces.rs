@@ -1,9 +1,10 @@
 //! An object cut into pieces: one function, one datum, or one run of anonymous contents each.
 //!
 //! Comes in: an [`Object`] compiled with function and data sections. Decided: which bytes belong to which symbol, and
-//! which piece a relocation means (assemblers name local targets by section and offset). Goes out: [`Pieces`].
+//! which piece a relocation means (assemblers name local targets by section and offset). Strings and constants that a
+//! linker may merge are pieces of their own. Goes out: [`Pieces`].
 
-use crate::object::{Definition, Object, Reloc, SectionIndex, SymbolIndex};
+use crate::object::{Definition, Object, Reloc, Section, SectionIndex, SymbolIndex};
 use crate::special::{SectionRole, Table, role};
 use object::elf;
 use std::collections::BTreeMap;
@@ -14,13 +15,13 @@ use std::ops::Range;
 pub struct PieceIndex(pub usize);
 
 /// What a piece is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PieceKind {
     /// A function, with a name.
     Function,
     /// A datum, with a name.
     Datum,
-    /// Contents without a name: strings, constants, replacement code.
+    /// Contents without a name: a string, a constant, replacement code.
     Anonymous,
 }
 
@@ -98,6 +99,14 @@ pub enum PiecesError {
         /// Size of an entry in this kernel, if it is known.
         entry_size: Option<u64>,
     },
+    /// An entry that does not begin with the place in the code that it is about.
+    #[error("section {section}: the entry at {offset:#x} belongs to no code of this object")]
+    Place {
+        /// Name of the section.
+        section: String,
+        /// Byte offset of the entry.
+        offset: u64,
+    },
 }
 
 /// Whether a relocation is relative to its own place (psABI 1.0, table 4.9).
@@ -107,7 +116,7 @@ pub fn is_pc_relative(kind: u32) -> bool {
 
 /// What the addend of a PC-relative field takes off, because the processor counts from the end of the instruction.
 pub fn bias(reloc: &Reloc) -> i64 {
-    if is_pc_relative(reloc.kind) { field_width(reloc.kind) as i64 + i64::from(reloc.tail) } else { 0 }
+    if reloc.code && is_pc_relative(reloc.kind) { field_width(reloc.kind) as i64 + i64::from(reloc.tail) } else { 0 }
 }
 
 /// Width of the field of a relocation in bytes.
@@ -140,7 +149,7 @@ impl<'o> Pieces<'o> {
 
     fn cut_section(&mut self, index: SectionIndex, starts: BTreeMap<u64, Vec<SymbolIndex>>) -> Vec<PieceIndex> {
         let section = self.object.section(index);
-        let role = role(&section.name, section.flags & u64::from(elf::SHF_EXECINSTR.0) != 0);
+        let role = role(&section.name, section.is_code());
         if matches!(role, SectionRole::NotLoaded | SectionRole::Table(_) | SectionRole::LeftOut(_)) {
             return Vec::new();
         }
@@ -150,6 +159,12 @@ impl<'o> Pieces<'o> {
             indices.push(PieceIndex(self.pieces.len()));
             self.pieces.push(Piece { name: name.to_owned(), kind, role, section: index, range, symbols, global });
         };
+        if let Some(unit) = section.mergeable().filter(|_| starts.is_empty()) {
+            for range in elements(section, unit) {
+                push(&section.name, PieceKind::Anonymous, range, Vec::new());
+            }
+            return indices;
+        }
         let mut at = 0;
         for (start, symbols) in starts {
             let first = self.object.symbol(symbols[0]);
@@ -183,13 +198,13 @@ impl<'o> Pieces<'o> {
             };
             for offset in (0..section.size).step_by(size as usize) {
                 let first = section.relocs.partition_point(|reloc| reloc.offset < offset);
-                let Some(reloc) = section.relocs.get(first).filter(|reloc| reloc.offset == offset) else { continue };
-                // The field names the place itself: nothing follows it, so there is no bias to take off.
-                if let Target::Piece(piece, place) = self.resolve(reloc.symbol, reloc.addend) {
-                    let place = place.max(0) as u64;
-                    let entry = Entry { table, section: SectionIndex(index), offset, size, place };
-                    self.entries.entry(piece).or_default().push(entry);
-                }
+                let reloc = section.relocs.get(first).filter(|reloc| reloc.offset == offset);
+                let Some(Target::Piece(piece, place)) = reloc.map(|reloc| self.target(reloc)) else {
+                    return Err(PiecesError::Place { section: section.name.clone(), offset });
+                };
+                let place = place.max(0) as u64;
+                let entry = Entry { table, section: SectionIndex(index), offset, size, place };
+                self.entries.entry(piece).or_default().push(entry);
             }
         }
         Ok(())
@@ -251,6 +266,28 @@ impl<'o> Pieces<'o> {
             None => Target::External(index),
         }
     }
+}
+
+/// The strings or constants of a mergeable section.
+fn elements(section: &Section, unit: u64) -> Vec<Range<u64>> {
+    let unit = unit.min(section.size.max(1));
+    let mut elements = Vec::new();
+    let mut start = 0;
+    while start < section.size {
+        let mut end = (start + unit).min(section.size);
+        if section.has_strings() {
+            let ends = |end: u64| section.data.get((end - unit) as usize..end as usize).is_none_or(|last| last.iter().all(|&b| b == 0));
+            while end + unit <= section.size && !ends(end) {
+                end += unit;
+            }
+            if section.size - end < unit {
+                end = section.size;
+            }
+        }
+        elements.push(start..end);
+        start = end;
+    }
+    elements
 }
 
 /// Whether a gap between two symbols holds more than padding (zeros, `int3` or no-ops).

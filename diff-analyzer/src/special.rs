@@ -17,7 +17,7 @@ pub enum SectionRole {
     Data,
     /// Data that is not written after boot (`.rodata`, `.data..ro_after_init`).
     ReadOnly,
-    /// Mergeable strings.
+    /// Mergeable strings of characters of any width.
     Strings,
     /// Per-CPU data.
     PerCpu,
@@ -159,8 +159,7 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
             SectionRole::LeftOut("modules loaded later link to the old function, whose entry leads to the new one")
         }
         ".export_symbol" => SectionRole::LeftOut("modules loaded later link to the old function"),
-        // `.rodata.str1.8`, and `.rodata.FUNCTION.str1.8` with data sections.
-        _ if in_family(name, ".rodata") && name.contains(".str1.") => SectionRole::Strings,
+        _ if in_family(name, ".rodata") && is_strings(name) => SectionRole::Strings,
         _ if in_family(name, ".rodata") || in_family(name, ".data.rel.ro") => SectionRole::ReadOnly,
         _ if name.starts_with(".data..ro_after_init") => SectionRole::ReadOnly,
         _ if name.starts_with(".data..percpu") || name.starts_with(".bss..percpu") => SectionRole::PerCpu,
@@ -168,6 +167,13 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
         _ if in_family(name, ".data") || in_family(name, ".bss") => SectionRole::Data,
         _ => SectionRole::Unknown,
     }
+}
+
+/// `.rodata.str1.8`, or `.rodata.FUNCTION.str1.8` with data sections: `.str`, width of a character, alignment.
+fn is_strings(name: &str) -> bool {
+    let mut parts = name.rsplit('.');
+    let alignment = parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
+    alignment && parts.next().and_then(|part| part.strip_prefix("str")).is_some_and(|width| width.parse::<u64>().is_ok())
 }
 
 /// `name` is `family` itself or `family.something`.
@@ -190,7 +196,9 @@ mod tests {
             (".altinstructions", false, SectionRole::Table(Table::Alternatives)),
             (".rodata.str1.8", false, SectionRole::Strings),
             (".rodata.foo.str1.1", false, SectionRole::Strings),
+            (".rodata.str2.2", false, SectionRole::Strings),
             (".rodata.foo", false, SectionRole::ReadOnly),
+            (".rodata.str1.foo", false, SectionRole::ReadOnly),
             (".data..read_mostly", false, SectionRole::Data),
             (".data..percpu..shared_aligned", false, SectionRole::PerCpu),
             (".data..ro_after_init", false, SectionRole::ReadOnly),

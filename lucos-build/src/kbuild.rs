@@ -68,7 +68,7 @@ pub enum KbuildError {
     #[error("make {what} failed{hint}; the whole output is in {}:\n{tail}", log.display())]
     Make {
         /// What it was asked for.
-        what: &'static str,
+        what: String,
         /// What to do, if it is known.
         hint: String,
         /// Its output.
@@ -123,7 +123,7 @@ impl BuildFolder {
             let config = path.join(".config");
             fs::write(&config, &request.config).map_err(io(&config))?;
             let log = root.join(format!("{key}.log"));
-            make_logged(request, &path, &log)?;
+            make_logged(request, &path, &log, &["olddefconfig", "prepare"])?;
             let ready = path.join(READY);
             fs::write(&ready, "").map_err(io(&ready))?;
         }
@@ -171,6 +171,17 @@ impl BuildFolder {
             }
         }
         Ok(units.iter().filter_map(|unit| Some((unit.clone(), known.get(unit.as_path())?.clone()))).collect())
+    }
+}
+
+impl BuildFolder {
+    /// Has make build a unit, so that the files are there that the build generates beside it (`security/selinux/flask.h`).
+    ///
+    /// # Errors
+    /// [`KbuildError::Make`] with the end of the log.
+    pub fn generate(&self, request: &Request, unit: &Path) -> Result<(), KbuildError> {
+        let object = unit.with_extension("o").display().to_string();
+        make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &[KCFLAGS, &object])
     }
 }
 
@@ -245,12 +256,12 @@ fn make(request: &Request, folder: &Path) -> Command {
     command
 }
 
-fn make_logged(request: &Request, folder: &Path, log: &Path) -> Result<(), KbuildError> {
+fn make_logged(request: &Request, folder: &Path, log: &Path, goals: &[&str]) -> Result<(), KbuildError> {
     let output = File::create(log).map_err(io(log))?;
     let errors = output.try_clone().map_err(io(log))?;
     let status = make(request, folder)
         .arg(format!("-j{}", request.jobs))
-        .args(["olddefconfig", "prepare"])
+        .args(goals)
         .stdout(output)
         .stderr(errors)
         .status()
@@ -273,7 +284,7 @@ fn make_logged(request: &Request, folder: &Path, log: &Path) -> Result<(), Kbuil
         hints.iter().find(|(word, _)| text.contains(word)).map(|(_, hint)| (*hint).to_owned()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-    Err(KbuildError::Make { what: "olddefconfig prepare", hint, log: log.to_owned(), tail })
+    Err(KbuildError::Make { what: goals.join(" "), hint, log: log.to_owned(), tail })
 }
 
 fn check_tools(config: &Config<'_>) -> Result<(), KbuildError> {

@@ -155,10 +155,22 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let before = children_time();
     progress.phase(format!("compiling {} units twice", list.len()));
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    let compile = Compile { source: &request.source, build: &folder.path, work: work.path(), jobs: request.jobs };
-    let compiled = compile.run(&commands, &changes).map_err(|error| of_compile(error, &changes))?;
+    let compile = Compile {
+        source: &request.source,
+        build: &folder.path,
+        work: work.path(),
+        jobs: request.jobs,
+        files: &scope.files,
+    };
+    let mut compiled = compile.run(&commands, &changes);
+    if let Err(CompileError::Original { unit, .. }) = &compiled {
+        progress.phase(format!("generating what {} needs", unit.display()));
+        folder.generate(&request, unit).map_err(Stop::failed)?;
+        compiled = compile.run(&commands, &changes);
+    }
     report.timings_ms.compile = millis(clock.elapsed());
     report.timings_ms.compiler = millis(children_time().saturating_sub(before));
+    let compiled = compiled.map_err(|error| of_compile(error, &changes))?;
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
     let judge = Judge { request: &request, image: &image, units: &units, changes: &changes, name: args.name() };
@@ -254,6 +266,10 @@ fn module(unit: &Path) -> Reason {
 
 /// The compiler's first error, at its place in the diff.
 fn of_compile(error: CompileError, changes: &[FileChange]) -> Stop {
+    if let CompileError::Unused { path } = &error {
+        let reason = Reason::new("change-not-compiled", error.to_string()).at(path.display().to_string(), None);
+        return Stop::refused(reason.help("leave this file out of the diff"));
+    }
     let CompileError::Patched { unit, output } = &error else { return Stop::failed(error) };
     let first = output.lines().find(|line| line.contains(" error: ") || line.contains("fatal error: "));
     let mut reason =

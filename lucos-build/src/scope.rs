@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 pub struct Scope {
     /// Units to compile, sorted.
     pub units: BTreeSet<PathBuf>,
+    /// Changed files that are compiled, by themselves or as a part of a unit.
+    pub files: BTreeSet<PathBuf>,
     /// What cannot be done.
     pub reasons: Vec<Reason>,
     /// Files without effect on this kernel, and why.
@@ -168,6 +170,7 @@ impl Scope {
                             "leave this file out of the diff",
                         );
                     } else {
+                        self.files.insert(change.path.clone());
                         self.units.insert(change.path.clone());
                     }
                 }
@@ -184,6 +187,7 @@ impl Scope {
                     for id in including {
                         let unit = &units.unit(id).name;
                         self.notes.push(format!("{path}: is compiled as a part of {unit}"));
+                        self.files.insert(change.path.clone());
                         self.units.insert(PathBuf::from(unit));
                     }
                 }

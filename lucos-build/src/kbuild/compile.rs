@@ -10,6 +10,7 @@ use super::overlay::{self, Files, OverlayError};
 use diff_analyzer::source_diff::{ChangeKind, FileChange};
 use nix::sys::resource::{UsageWho, getrusage};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,6 +41,14 @@ pub enum CompileError {
         /// Why.
         source: std::io::Error,
     },
+    /// A list of files that the compiler wrote cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A program could not be started.
     #[error("cannot start `{program}`")]
     Start {
@@ -64,6 +73,12 @@ pub enum CompileError {
         /// What the compiler said.
         output: String,
     },
+    /// A changed file that no unit took in.
+    #[error("{}: none of the compiled units took in the changed file", path.display())]
+    Unused {
+        /// The file.
+        path: PathBuf,
+    },
     /// No threads.
     #[error("cannot start {jobs} threads: {message}")]
     Threads {
@@ -84,6 +99,8 @@ pub struct Compile<'a> {
     pub work: &'a Path,
     /// How many at a time.
     pub jobs: usize,
+    /// Changed files that the units must take in.
+    pub files: &'a BTreeSet<PathBuf>,
 }
 
 /// The two ways.
@@ -130,6 +147,25 @@ impl Compile<'_> {
             before.insert(change.path.clone(), old);
             after.insert(change.path.clone(), new);
         }
+        // The folders of all units are real ones, so that `../` in their includes stays in the overlay.
+        for (unit, _) in units {
+            if after.contains_key(unit) {
+                continue;
+            }
+            let path = self.source.join(unit);
+            let text = fs::read(&path).map_err(|source| OverlayError { path, source })?;
+            before.insert(unit.clone(), Some(text.clone()));
+            after.insert(unit.clone(), Some(text));
+        }
+        for side in [Side::Original, Side::Patched] {
+            let path = self.overlay(side);
+            match fs::remove_dir_all(&path) {
+                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(OverlayError { path, source }.into());
+                }
+                _ => {}
+            }
+        }
         overlay::make(self.source, &self.overlay(Side::Original), &before)?;
         overlay::make(self.source, &self.overlay(Side::Patched), &after)?;
         for (unit, _) in units {
@@ -154,12 +190,31 @@ impl Compile<'_> {
             Some(error) => Err(error),
             None => Ok(()),
         }?;
+        self.check_used(units)?;
         let compiled = |unit: &PathBuf| CompiledUnit {
             unit: unit.clone(),
             original: self.object(unit, Side::Original),
             patched: self.object(unit, Side::Patched),
         };
         Ok(units.iter().map(|(unit, _)| compiled(unit)).collect())
+    }
+
+    /// Every changed file must be among those that the compiler read for the patched objects; else the change would be
+    /// left out without a word.
+    fn check_used(&self, units: &[(PathBuf, UnitCommands)]) -> Result<(), CompileError> {
+        let mut used = BTreeSet::new();
+        for (unit, _) in units {
+            let path = PathBuf::from(format!("{}.d", self.object(unit, Side::Patched).display()));
+            let text = fs::read_to_string(&path).map_err(|source| CompileError::Read { path, source })?;
+            let words = text.split_ascii_whitespace().filter(|word| word.starts_with('/'));
+            used.extend(words.filter_map(|word| Path::new(word).canonicalize().ok()));
+        }
+        let overlay = self.overlay(Side::Patched);
+        let overlay = overlay.canonicalize().unwrap_or(overlay);
+        match self.files.iter().find(|file| !used.contains(&overlay.join(file))) {
+            Some(path) => Err(CompileError::Unused { path: path.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// A unit failed: compile it again without `#line`, so that the compiler shows the lines that are there; if it
@@ -275,23 +330,39 @@ mod tests {
 
     /// A tree of two files and the commands for one unit, with the system's compiler.
     fn compile(new: &str) -> Result<(String, String), CompileError> {
+        compile_with("d/u.c", new)
+    }
+
+    fn compile_with(touched: &str, new: &str) -> Result<(String, String), CompileError> {
         let root = tempfile::tempdir().expect("a temporary folder");
         let root = root.path().canonicalize().expect("there");
         let (source, build, work) = (root.join("src"), root.join("build"), root.join("work"));
-        for folder in [source.join("d"), build.clone(), work.clone()] {
+        for folder in [source.join("d"), source.join("e"), build.clone(), work.clone()] {
             fs::create_dir_all(folder).expect("made");
         }
         let old = "#include \"h.h\"\nint a = 1;\n\nint b = __LINE__ + H;\nconst char *f = __FILE__;\n";
         fs::write(source.join("d/u.c"), old).expect("written");
-        fs::write(source.join("d/h.h"), "#define H 0\n").expect("written");
-        let diff = similar::TextDiff::from_lines(old, new).unified_diff().header("a/d/u.c", "b/d/u.c").to_string();
+        fs::write(source.join("d/h.h"), "#define H 0\n#include \"../e/part.c\"\n").expect("written");
+        fs::write(source.join("e/part.c"), "int part = 1;\n").expect("written");
+        fs::write(source.join("e/other.c"), "int other = 1;\n").expect("written");
+        let old = fs::read_to_string(source.join(touched)).expect("there");
+        let diff = similar::TextDiff::from_lines(old.as_str(), new)
+            .unified_diff()
+            .header(&format!("a/{touched}"), &format!("b/{touched}"))
+            .to_string();
         let changes = diff_analyzer::source_diff::read(diff.as_bytes(), &source).expect("applies");
         let line = format!(
             "cc -Wp,-MMD,d/.u.o.d -fmacro-prefix-map={0}/= -I{0} -S -c -o d/u.o {0}/d/u.c ; true",
             source.display()
         );
         let commands = UnitCommands::parse(&line, "d/u.o").expect("a command");
-        let compile = Compile { source: &source, build: &build, work: &work, jobs: 2 };
+        let compile = Compile {
+            source: &source,
+            build: &build,
+            work: &work,
+            jobs: 2,
+            files: &BTreeSet::from([PathBuf::from(touched)]),
+        };
         let done = compile.run(&[(PathBuf::from("d/u.c"), commands)], &changes)?;
         assert_eq!(fs::read_dir(&build).expect("there").count(), 0, "nothing is written to the build folder");
         let read = |path: &Path| fs::read_to_string(path).expect("compiled");
@@ -307,6 +378,18 @@ mod tests {
             assert!(text.contains("\"d/u.c\""), "{text}");
         }
         assert!(patched.contains(".long\t7\n") && !original.contains(".long\t7\n"));
+    }
+
+    #[test]
+    fn a_file_of_another_folder_is_taken_from_the_overlay() {
+        let (original, patched) = compile_with("e/part.c", "int part = 77;\n").expect("both compile");
+        assert!(patched.contains(".long\t77\n") && !original.contains(".long\t77\n"), "{patched}");
+    }
+
+    #[test]
+    fn a_change_that_no_unit_takes_in_is_an_error() {
+        let error = compile_with("e/other.c", "int other = 77;\n").expect_err("nothing includes it");
+        assert!(matches!(&error, CompileError::Unused { path } if path == Path::new("e/other.c")), "{error}");
     }
 
     #[test]

@@ -273,9 +273,8 @@ pub fn take(
             window
         }
     };
-    let mut used: Vec<Range<u64>> = Vec::new();
-    used.push(window.table..window.table + 1);
-    used.extend(next.allocations.iter().flat_map(|a| &a.runs).map(|run| run.page..run.page + run.pages()));
+    let in_use = next.allocations.iter().flat_map(|a| &a.runs).map(|run| run.page..run.page + run.pages());
+    let mut used: Vec<Range<u64>> = in_use.chain(std::iter::once(window.table..window.table + 1)).collect();
     let mut allocation = Allocation { bundle: bundle.to_owned(), kept: false, runs: Vec::new() };
     let mut placed = Vec::new();
     for (protection, size) in sizes {

@@ -1,0 +1,3 @@
+static int count;
+int next(int n) { count += n; return count; }
+int peek(void) { return count; }

@@ -1,0 +1,1 @@
+int next(int n) { static int count; count += n; return count; }

@@ -1,0 +1,4 @@
+__attribute__((noinline)) static int one(void) { return 1; }
+__attribute__((noinline)) static int two(void) { return 2; }
+__attribute__((section("__handlers"), used)) static int (*handler)(void) = one;
+int both(void) { return one() + 10 * two(); }

@@ -1,0 +1,2 @@
+__attribute__((section(".data..read_mostly"))) int counter;
+int next(void) { return counter++; }

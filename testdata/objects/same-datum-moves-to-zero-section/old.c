@@ -1,0 +1,2 @@
+int counter;
+int next(void) { return counter++; }

@@ -1,0 +1,2 @@
+void print(const char *);
+void second(void) { print("bb\n"); }

@@ -1,0 +1,2 @@
+#define WARN(flags) asm volatile("1: ud2\n\t.pushsection __bug_table, \"aw\"\n2: .long 1b - .\n\t.long %c0 - .\n\t.word 12\n\t.word %c1\n\t.popsection" : : "i" ("file.c"), "i" (flags))
+void check(int n) { if (n) WARN(3); }

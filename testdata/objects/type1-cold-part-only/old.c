@@ -1,0 +1,7 @@
+__attribute__((cold)) void complain(int);
+int check(int n)
+{
+	if (n < 0)
+		complain(1);
+	return n + 3;
+}

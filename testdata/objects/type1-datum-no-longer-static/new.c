@@ -1,0 +1,3 @@
+int counter = 3;
+int next(void) { return counter++; }
+int other(int n) { return n + 1; }

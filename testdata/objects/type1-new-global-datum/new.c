@@ -1,0 +1,2 @@
+int check(int n) { return n; }
+int added = 5;

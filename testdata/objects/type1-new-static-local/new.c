@@ -1,0 +1,5 @@
+int next(void)
+{
+	static int state = 40;
+	return state++;
+}

@@ -1,0 +1,1 @@
+int next(void) { return 1; }

@@ -1,0 +1,3 @@
+__attribute__((weak)) int arch_hook(void) { return 2; }
+int real(int n) { return n + arch_hook(); }
+int other(int n) __attribute__((alias("real")));

@@ -1,0 +1,2 @@
+int slots[8];
+int slot(int n) { return slots[n]; }

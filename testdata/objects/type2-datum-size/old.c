@@ -1,0 +1,2 @@
+int slots[4];
+int slot(int n) { return slots[n]; }

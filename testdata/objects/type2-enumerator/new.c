@@ -1,0 +1,3 @@
+enum state { IDLE, WAITING, BUSY };
+struct item { enum state state; };
+int busy(struct item *i) { return i->state == BUSY; }

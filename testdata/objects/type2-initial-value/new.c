@@ -1,0 +1,2 @@
+int limit = 5;
+int check(int n) { return n < limit; }

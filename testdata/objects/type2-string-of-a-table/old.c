@@ -1,0 +1,2 @@
+static const char *const names[] = { "read", "write" };
+const char *name(int n) { return names[n]; }

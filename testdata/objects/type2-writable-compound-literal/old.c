@@ -1,0 +1,3 @@
+struct item { int n; };
+struct item *current = &(struct item){ 3 };
+int next(void) { return current->n++; }
