@@ -5,10 +5,11 @@
 //! a difference that is only a line number is none. Goes out: [`ObjectDiff`].
 
 use crate::correlate::{Correlation, correlate, is_fresh, without_number};
-use crate::object::Reloc;
+use crate::object::{Definition, Object, Reloc, Section};
 use crate::pieces::{Entry, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
 use object::elf;
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
@@ -73,6 +74,8 @@ pub struct ObjectDiff {
     pub unknown_sections: Vec<String>,
     /// Symbols that the patched object exports to modules and the original does not.
     pub new_exports: Vec<String>,
+    /// Whether the patched object brings data that other units can see.
+    pub new_global_data: bool,
     /// Which piece is which.
     pub correlation: Correlation,
 }
@@ -97,18 +100,19 @@ impl ObjectDiff {
             && self.changed_data().next().is_none()
             && self.unknown_sections.is_empty()
             && self.new_exports.is_empty()
+            && !self.new_global_data
     }
 }
 
 /// Compares an original and a patched unit.
 pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
     let correlation = correlate(original, patched);
-    let comparison = Comparison { original, patched, correlation: &correlation };
+    let comparison = Comparison { original, patched, correlation: &correlation, under_way: RefCell::default() };
     let (mut functions, mut data) = (Vec::new(), Vec::new());
     for (index, piece) in patched.iter() {
         let list = match piece.kind {
             PieceKind::Function => &mut functions,
-            PieceKind::Datum if !is_fresh(&piece.name) => &mut data,
+            PieceKind::Datum if !is_fresh(piece) => &mut data,
             _ => continue,
         };
         let original = correlation.original(index);
@@ -119,16 +123,18 @@ pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
         list.push(Compared { patched: index, original, change });
     }
     join_families(patched, &mut functions);
+    join_callers_of_clones(patched, &mut functions);
     let kept = correlation.originals();
     let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
     let removed = original
         .iter()
-        .filter(|(index, piece)| named(piece.kind) && !is_fresh(&piece.name) && !kept.contains(index))
+        .filter(|(index, piece)| named(piece.kind) && !is_fresh(piece) && !kept.contains(index))
         .map(|(index, _)| index)
         .collect();
-    let unknown_sections = changed_unknown_sections(original, patched);
+    let unknown_sections = comparison.unknown_sections();
     let new_exports = exports(patched).difference(&exports(original)).cloned().collect();
-    ObjectDiff { functions, data, removed, unknown_sections, new_exports, correlation }
+    let new_global_data = data.iter().any(|datum| datum.change == Change::New && patched.piece(datum.patched).global);
+    ObjectDiff { functions, data, removed, unknown_sections, new_exports, new_global_data, correlation }
 }
 
 /// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).
@@ -137,27 +143,16 @@ fn exports(pieces: &Pieces<'_>) -> BTreeSet<String> {
     sections.filter_map(|section| section.name.split_once('+').map(|(_, name)| name.to_owned())).collect()
 }
 
-/// Sections without a known role whose contents differ; names of external targets count, places in the object do not.
-fn changed_unknown_sections(original: &Pieces<'_>, patched: &Pieces<'_>) -> Vec<String> {
-    let contents = |pieces: &Pieces<'_>| {
-        let mut contents: BTreeMap<String, Vec<(Vec<u8>, Vec<Option<String>>)>> = BTreeMap::new();
-        for section in &pieces.object.sections {
-            let code = section.flags & u64::from(elf::SHF_EXECINSTR.0) != 0;
-            if role(&section.name, code) != SectionRole::Unknown || section.size == 0 || section.flags & u64::from(elf::SHF_ALLOC.0) == 0 {
-                continue;
-            }
-            let mut bytes = section.data.clone();
-            blank(&mut bytes, &section.relocs, 0);
-            let name = |reloc: &Reloc| match pieces.resolve(reloc.symbol, reloc.addend) {
-                Target::External(symbol) => Some(pieces.object.symbol(symbol).name.clone()),
-                Target::Piece(..) => None,
-            };
-            contents.entry(section.name.clone()).or_default().push((bytes, section.relocs.iter().map(name).collect()));
+/// Sections without a known role, by name.
+fn unknown_sections(object: &Object) -> BTreeMap<&str, Vec<&Section>> {
+    let mut sections: BTreeMap<&str, Vec<&Section>> = BTreeMap::new();
+    for section in &object.sections {
+        let loaded = section.size > 0 && section.flags & u64::from(elf::SHF_ALLOC.0) != 0;
+        if loaded && role(&section.name, section.is_code()) == SectionRole::Unknown {
+            sections.entry(&section.name).or_default().push(section);
         }
-        contents
-    };
-    let (old, new) = (contents(original), contents(patched));
-    new.into_iter().filter(|(name, sections)| old.get(name) != Some(sections)).map(|(name, _)| name).collect()
+    }
+    sections
 }
 
 /// A function and its `.cold` part jump into each other's middle: they change together.
@@ -175,13 +170,77 @@ fn join_families(patched: &Pieces<'_>, functions: &mut [Compared]) {
     }
 }
 
+/// Whether the compiler made a function for some of the calls of another one, with other parameters or less code.
+pub fn is_clone(name: &str) -> bool {
+    [".isra.", ".constprop.", ".part."].iter().any(|mark| name.contains(mark))
+}
+
+/// What calls a changed clone changes with it: a call of the old clone passes what the old clone takes, so its entry
+/// cannot lead to the new one. What is gone after boot may go on calling the old clone.
+fn join_callers_of_clones(patched: &Pieces<'_>, functions: &mut [Compared]) {
+    let gone = |function: &Compared| {
+        let section = &patched.object.section(patched.piece(function.patched).section).name;
+        section.starts_with(".init.") || section.starts_with(".exit.")
+    };
+    loop {
+        let clones: HashSet<PieceIndex> = (functions.iter())
+            .filter(|function| function.change != Change::Same && is_clone(&patched.piece(function.patched).name))
+            .map(|function| function.patched)
+            .collect();
+        let calls = |function: &Compared| {
+            let relocs = patched.relocs(function.patched).iter();
+            let mut targets = relocs.map(|reloc| (reloc, patched.target(reloc)));
+            targets.find_map(|(reloc, target)| match target {
+                Target::Piece(piece, _) if clones.contains(&piece) => {
+                    Some(reloc.offset - patched.piece(function.patched).range.start)
+                }
+                _ => None,
+            })
+        };
+        let mut joined = false;
+        for function in functions.iter_mut().filter(|function| function.change == Change::Same && !gone(function)) {
+            if let Some(at) = calls(function) {
+                function.change = Change::Changed(Difference::Reference(at));
+                joined = true;
+            }
+        }
+        if !joined {
+            return;
+        }
+        join_families(patched, functions);
+    }
+}
+
 struct Comparison<'a, 'o> {
     original: &'a Pieces<'o>,
     patched: &'a Pieces<'o>,
     correlation: &'a Correlation,
+    /// Pairs that are being compared, which may refer to themselves.
+    under_way: RefCell<HashSet<(PieceIndex, PieceIndex)>>,
 }
 
 impl Comparison<'_, '_> {
+    /// Sections without a known role that differ, by name; also those that come or go.
+    fn unknown_sections(&self) -> Vec<String> {
+        let (old, new) = (unknown_sections(self.original.object), unknown_sections(self.patched.object));
+        let names: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
+        let same = |name: &str| match (old.get(name), new.get(name)) {
+            (Some(old), Some(new)) => old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.same_section(old, new)),
+            _ => false,
+        };
+        names.into_iter().filter(|name| !same(name)).map(str::to_owned).collect()
+    }
+
+    fn same_section(&self, old: &Section, new: &Section) -> bool {
+        let (mut old_bytes, mut new_bytes) = (old.data.clone(), new.data.clone());
+        blank(&mut old_bytes, &old.relocs, 0);
+        blank(&mut new_bytes, &new.relocs, 0);
+        old.size == new.size
+            && old_bytes == new_bytes
+            && old.relocs.len() == new.relocs.len()
+            && old.relocs.iter().zip(&new.relocs).all(|(old, new)| self.same_reference(old, 0, new, 0))
+    }
+
     fn piece(&self, old: PieceIndex, new: PieceIndex) -> Option<Difference> {
         let (old_piece, new_piece) = (self.original.piece(old), self.patched.piece(new));
         if old_piece.size() != new_piece.size() {
@@ -191,20 +250,36 @@ impl Comparison<'_, '_> {
             let name = |pieces: &Pieces<'_>, piece: PieceIndex| pieces.object.section(pieces.piece(piece).section).name.clone();
             return Some(Difference::Section(name(self.original, old), name(self.patched, new)));
         }
-        self.contents((old, old_piece.range.clone()), (new, new_piece.range.clone())).or_else(|| self.tables(old, new))
+        if !self.under_way.borrow_mut().insert((old, new)) {
+            // Equal as far as this reference goes: whoever began to compare these two decides.
+            return None;
+        }
+        let found = self
+            .contents((old, old_piece.range.clone()), (new, new_piece.range.clone()))
+            .or_else(|| self.tables(old, new));
+        self.under_way.borrow_mut().remove(&(old, new));
+        found
     }
 
     /// Compares two ranges of sections: bytes outside relocated fields, and what the fields refer to.
-    fn contents(&self, (old, old_range): (PieceIndex, Range<u64>), (new, new_range): (PieceIndex, Range<u64>)) -> Option<Difference> {
+    fn contents(&self, old: (PieceIndex, Range<u64>), new: (PieceIndex, Range<u64>)) -> Option<Difference> {
+        let (mut old_bytes, mut new_bytes) = (bytes_of(self.original, old.0, &old.1), bytes_of(self.patched, new.0, &new.1));
+        blank(&mut old_bytes, self.original.relocs_in(self.original.piece(old.0).section, old.1.clone()), old.1.start);
+        blank(&mut new_bytes, self.patched.relocs_in(self.patched.piece(new.0).section, new.1.clone()), new.1.start);
+        // A section of zeros may have no contents in the file.
+        let len = old_bytes.len().max(new_bytes.len());
+        for (bytes, range) in [(&mut old_bytes, &old.1), (&mut new_bytes, &new.1)] {
+            if bytes.is_empty() && range.end - range.start == len as u64 {
+                bytes.resize(len, 0);
+            }
+        }
+        first_difference(&old_bytes, &new_bytes).map(Difference::Bytes).or_else(|| self.references(old, new))
+    }
+
+    /// Compares what the fields of two ranges refer to.
+    fn references(&self, (old, old_range): (PieceIndex, Range<u64>), (new, new_range): (PieceIndex, Range<u64>)) -> Option<Difference> {
         let old_relocs = self.original.relocs_in(self.original.piece(old).section, old_range.clone());
         let new_relocs = self.patched.relocs_in(self.patched.piece(new).section, new_range.clone());
-        let mut old_bytes = bytes_of(self.original, old, &old_range);
-        let mut new_bytes = bytes_of(self.patched, new, &new_range);
-        blank(&mut old_bytes, old_relocs, old_range.start);
-        blank(&mut new_bytes, new_relocs, new_range.start);
-        if let Some(at) = first_difference(&old_bytes, &new_bytes) {
-            return Some(Difference::Bytes(at));
-        }
         let mut pairs = old_relocs.iter().zip(new_relocs);
         if let Some((_, new)) = pairs.find(|(old, new)| !self.same_reference(old, old_range.start, new, new_range.start)) {
             return Some(Difference::Reference(new.offset - new_range.start));
@@ -225,7 +300,8 @@ impl Comparison<'_, '_> {
         match (old, new) {
             (Target::External(a), Target::External(b)) => {
                 let (a, b) = (self.original.object.symbol(a), self.patched.object.symbol(b));
-                a.name == b.name && a.definition == b.definition && same_addend
+                let same_value = a.definition != Definition::Absolute || a.value == b.value;
+                a.name == b.name && a.definition == b.definition && same_value && same_addend
             }
             (Target::Piece(a, x), Target::Piece(b, y)) => self.same_place(a, x, b, y),
             _ => false,
@@ -234,38 +310,26 @@ impl Comparison<'_, '_> {
 
     fn same_place(&self, old: PieceIndex, x: i64, new: PieceIndex, y: i64) -> bool {
         let (old_piece, new_piece) = (self.original.piece(old), self.patched.piece(new));
-        if old_piece.role == SectionRole::Strings && new_piece.role == SectionRole::Strings {
-            let (a, b) = (string_at(self.original, old, x), string_at(self.patched, new, y));
-            return a.is_some() && a == b;
-        }
         if let Some(original) = self.correlation.original(new) {
             return original == old && x == y;
         }
-        if old_piece.kind != new_piece.kind {
+        if old_piece.kind != new_piece.kind || x != y {
             return false;
         }
         match new_piece.kind {
             // A function or a datum with state of its own that has no original is new.
             PieceKind::Function => false,
-            PieceKind::Datum if !is_fresh(&new_piece.name) => false,
+            PieceKind::Datum if !is_fresh(new_piece) => false,
             PieceKind::Datum => {
-                without_number(&old_piece.name) == without_number(&new_piece.name)
-                    && x == y
-                    && (may_hold_line(&new_piece.name) || self.piece(old, new).is_none())
+                let same_name = without_number(&old_piece.name) == without_number(&new_piece.name);
+                let difference = if may_hold_line(&new_piece.name) && old_piece.size() == new_piece.size() {
+                    self.references((old, old_piece.range.clone()), (new, new_piece.range.clone()))
+                } else {
+                    self.piece(old, new)
+                };
+                same_name && difference.is_none()
             }
-            PieceKind::Anonymous => {
-                let size = self.patched.object.section(new_piece.section).entry_size.max(1) as i64;
-                if size > 1 {
-                    // Mergeable constants: compare the one that is meant.
-                    let constant = |piece: &crate::pieces::Piece, at: i64| {
-                        let start = piece.range.start + (at - at.rem_euclid(size)).max(0) as u64;
-                        start..start + size as u64
-                    };
-                    return x.rem_euclid(size) == y.rem_euclid(size)
-                        && self.contents((old, constant(old_piece, x)), (new, constant(new_piece, y))).is_none();
-                }
-                x == y && self.piece(old, new).is_none()
-            }
+            PieceKind::Anonymous => self.piece(old, new).is_none(),
         }
     }
 
@@ -306,9 +370,7 @@ impl Comparison<'_, '_> {
         old_bytes == new_bytes
             && old_relocs.len() == new_relocs.len()
             && old_relocs.iter().zip(new_relocs).skip(1).all(|(a, b)| {
-                // Fields of tables do not end instructions: no bias.
-                let (x, y) = (self.original.resolve(a.symbol, a.addend), self.patched.resolve(b.symbol, b.addend));
-                a.kind == b.kind && a.offset - old.offset == b.offset - new.offset && self.same_target(x, y, a.addend == b.addend)
+                self.same_reference(a, old.offset, b, new.offset)
             })
     }
 
@@ -316,7 +378,6 @@ impl Comparison<'_, '_> {
     fn same_replacement(&self, old: &Entry, old_relocs: &[Reloc], new: &Entry, new_relocs: &[Reloc]) -> bool {
         let ([_, old_reloc], [_, new_reloc]) = (old_relocs, new_relocs) else { return false };
         let place = |pieces: &Pieces<'_>, reloc: &Reloc| match pieces.resolve(reloc.symbol, reloc.addend) {
-            // The second field is 4 bytes into the entry and relative to itself: no bias.
             Target::Piece(piece, at) => Some((piece, pieces.piece(piece).range.start + at.max(0) as u64)),
             Target::External(_) => None,
         };
@@ -343,13 +404,6 @@ impl Comparison<'_, '_> {
 fn may_hold_line(name: &str) -> bool {
     let stem = without_number(name);
     stem == "descriptor" || stem.starts_with("__UNIQUE_ID_") || stem == "_entry"
-}
-
-/// The zero-terminated string that a place in a string section means.
-pub fn string_at<'o>(pieces: &Pieces<'o>, piece: PieceIndex, offset: i64) -> Option<&'o [u8]> {
-    let rest = pieces.bytes(piece).get(usize::try_from(offset).ok()?..)?;
-    let end = rest.iter().position(|&byte| byte == 0)?;
-    Some(&rest[..end])
 }
 
 fn bytes_of(pieces: &Pieces<'_>, piece: PieceIndex, range: &Range<u64>) -> Vec<u8> {

@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 41] = [
+const SYMBOLS: [&str; 45] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -36,6 +36,10 @@ const SYMBOLS: [&str; 41] = [
     "__x86_return_thunk",
     "its_return_thunk",
     "pv_ops",
+    "_paravirt_nop",
+    "paravirt_BUG",
+    "__static_call_return0",
+    "__x86_indirect_thunk_array",
     "__fentry__",
     // tasks and stacks
     "init_task",
