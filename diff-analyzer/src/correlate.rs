@@ -67,7 +67,11 @@ fn is_fresh_name(name: &str, read_only: bool) -> bool {
 /// A name without the compiler's number: `state.12` is `state`.
 pub fn without_number(name: &str) -> &str {
     match name.rsplit_once('.') {
-        Some((stem, number)) if !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        Some((stem, number))
+            if !stem.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            stem
+        }
         _ => name,
     }
 }
@@ -155,7 +159,11 @@ fn pair_aliases(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<
 }
 
 /// What functions of the same name, whose code has the same shape, refer to at the same places.
-fn evidence(original: &Pieces<'_>, patched: &Pieces<'_>, known: &Correlation) -> HashMap<PieceIndex, HashSet<PieceIndex>> {
+fn evidence(
+    original: &Pieces<'_>,
+    patched: &Pieces<'_>,
+    known: &Correlation,
+) -> HashMap<PieceIndex, HashSet<PieceIndex>> {
     let mut evidence: HashMap<PieceIndex, HashSet<PieceIndex>> = HashMap::new();
     for (new, piece) in patched.iter().filter(|(_, piece)| piece.kind == PieceKind::Function) {
         let Some(old) = known.original(new) else { continue };
@@ -163,12 +171,16 @@ fn evidence(original: &Pieces<'_>, patched: &Pieces<'_>, known: &Correlation) ->
         let (old_start, new_start) = (original.piece(old).range.start, piece.range.start);
         let same_shape = original.piece(old).size() == piece.size()
             && old_relocs.len() == new_relocs.len()
-            && old_relocs.iter().zip(new_relocs).all(|(a, b)| a.kind == b.kind && a.offset - old_start == b.offset - new_start);
+            && old_relocs
+                .iter()
+                .zip(new_relocs)
+                .all(|(a, b)| a.kind == b.kind && a.offset - old_start == b.offset - new_start);
         if !same_shape {
             continue;
         }
         for (a, b) in old_relocs.iter().zip(new_relocs) {
-            if let (Target::Piece(old_target, x), Target::Piece(new_target, y)) = (original.target(a), patched.target(b))
+            if let (Target::Piece(old_target, x), Target::Piece(new_target, y)) =
+                (original.target(a), patched.target(b))
                 && x == y
             {
                 evidence.entry(new_target).or_default().insert(old_target);
@@ -230,7 +242,8 @@ fn settle(
 /// to the file. Where it has state, nobody may guess.
 fn doubt_what_moved(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
     let taken = this.originals();
-    let state = |piece: &Piece| piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece);
+    let state =
+        |piece: &Piece| piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece);
     let gone: HashSet<&str> = original
         .iter()
         .filter(|(old, piece)| state(piece) && !taken.contains(old))

@@ -6,7 +6,9 @@
 use iced_x86::{Decoder, DecoderOptions};
 use object::elf;
 use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionFlags, SymbolFlags};
+use object::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionFlags, SymbolFlags,
+};
 use std::collections::HashMap;
 
 /// Index into [`Object::sections`].
@@ -214,7 +216,8 @@ impl Object {
                 let mut next = section.relocs.partition_point(|reloc| reloc.offset < start as u64);
                 while decoder.can_decode() {
                     let instruction_end = decoder.decode().next_ip();
-                    while let Some(reloc) = section.relocs.get_mut(next).filter(|reloc| reloc.offset < instruction_end) {
+                    while let Some(reloc) = section.relocs.get_mut(next).filter(|reloc| reloc.offset < instruction_end)
+                    {
                         reloc.tail = instruction_end.saturating_sub(reloc.offset + 4).min(15) as u8;
                         next += 1;
                     }

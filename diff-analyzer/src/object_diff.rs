@@ -225,7 +225,9 @@ impl Comparison<'_, '_> {
         let (old, new) = (unknown_sections(self.original.object), unknown_sections(self.patched.object));
         let names: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
         let same = |name: &str| match (old.get(name), new.get(name)) {
-            (Some(old), Some(new)) => old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.same_section(old, new)),
+            (Some(old), Some(new)) => {
+                old.len() == new.len() && old.iter().zip(new).all(|(old, new)| self.same_section(old, new))
+            }
             _ => false,
         };
         names.into_iter().filter(|name| !same(name)).map(str::to_owned).collect()
@@ -247,7 +249,9 @@ impl Comparison<'_, '_> {
             return Some(Difference::Size(old_piece.size(), new_piece.size()));
         }
         if old_piece.role != new_piece.role {
-            let name = |pieces: &Pieces<'_>, piece: PieceIndex| pieces.object.section(pieces.piece(piece).section).name.clone();
+            let name = |pieces: &Pieces<'_>, piece: PieceIndex| {
+                pieces.object.section(pieces.piece(piece).section).name.clone()
+            };
             return Some(Difference::Section(name(self.original, old), name(self.patched, new)));
         }
         if !self.under_way.borrow_mut().insert((old, new)) {
@@ -263,7 +267,8 @@ impl Comparison<'_, '_> {
 
     /// Compares two ranges of sections: bytes outside relocated fields, and what the fields refer to.
     fn contents(&self, old: (PieceIndex, Range<u64>), new: (PieceIndex, Range<u64>)) -> Option<Difference> {
-        let (mut old_bytes, mut new_bytes) = (bytes_of(self.original, old.0, &old.1), bytes_of(self.patched, new.0, &new.1));
+        let (mut old_bytes, mut new_bytes) =
+            (bytes_of(self.original, old.0, &old.1), bytes_of(self.patched, new.0, &new.1));
         blank(&mut old_bytes, self.original.relocs_in(self.original.piece(old.0).section, old.1.clone()), old.1.start);
         blank(&mut new_bytes, self.patched.relocs_in(self.patched.piece(new.0).section, new.1.clone()), new.1.start);
         // A section of zeros may have no contents in the file.
@@ -277,11 +282,17 @@ impl Comparison<'_, '_> {
     }
 
     /// Compares what the fields of two ranges refer to.
-    fn references(&self, (old, old_range): (PieceIndex, Range<u64>), (new, new_range): (PieceIndex, Range<u64>)) -> Option<Difference> {
+    fn references(
+        &self,
+        (old, old_range): (PieceIndex, Range<u64>),
+        (new, new_range): (PieceIndex, Range<u64>),
+    ) -> Option<Difference> {
         let old_relocs = self.original.relocs_in(self.original.piece(old).section, old_range.clone());
         let new_relocs = self.patched.relocs_in(self.patched.piece(new).section, new_range.clone());
         let mut pairs = old_relocs.iter().zip(new_relocs);
-        if let Some((_, new)) = pairs.find(|(old, new)| !self.same_reference(old, old_range.start, new, new_range.start)) {
+        if let Some((_, new)) =
+            pairs.find(|(old, new)| !self.same_reference(old, old_range.start, new, new_range.start))
+        {
             return Some(Difference::Reference(new.offset - new_range.start));
         }
         let shorter = old_relocs.len().min(new_relocs.len());
@@ -369,9 +380,7 @@ impl Comparison<'_, '_> {
         }
         old_bytes == new_bytes
             && old_relocs.len() == new_relocs.len()
-            && old_relocs.iter().zip(new_relocs).skip(1).all(|(a, b)| {
-                self.same_reference(a, old.offset, b, new.offset)
-            })
+            && old_relocs.iter().zip(new_relocs).skip(1).all(|(a, b)| self.same_reference(a, old.offset, b, new.offset))
     }
 
     /// Replacement code is anonymous and packed: compare what each of the two entries means.
@@ -386,6 +395,9 @@ impl Comparison<'_, '_> {
             let data = &pieces.object.section(entry.section).data;
             data.get((entry.offset + entry.size - 1) as usize).copied().map(u64::from)
         };
+        if (len(self.original, old), len(self.patched, new)) == (Some(0), Some(0)) {
+            return true;
+        }
         match (
             place(self.original, old_reloc),
             len(self.original, old),

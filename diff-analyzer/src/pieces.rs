@@ -276,7 +276,9 @@ fn elements(section: &Section, unit: u64) -> Vec<Range<u64>> {
     while start < section.size {
         let mut end = (start + unit).min(section.size);
         if section.has_strings() {
-            let ends = |end: u64| section.data.get((end - unit) as usize..end as usize).is_none_or(|last| last.iter().all(|&b| b == 0));
+            let ends = |end: u64| {
+                section.data.get((end - unit) as usize..end as usize).is_none_or(|last| last.iter().all(|&b| b == 0))
+            };
             while end + unit <= section.size && !ends(end) {
                 end += unit;
             }

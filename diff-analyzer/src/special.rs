@@ -173,7 +173,8 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
 fn is_strings(name: &str) -> bool {
     let mut parts = name.rsplit('.');
     let alignment = parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
-    alignment && parts.next().and_then(|part| part.strip_prefix("str")).is_some_and(|width| width.parse::<u64>().is_ok())
+    alignment
+        && parts.next().and_then(|part| part.strip_prefix("str")).is_some_and(|width| width.parse::<u64>().is_ok())
 }
 
 /// `name` is `family` itself or `family.something`.

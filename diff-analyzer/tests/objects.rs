@@ -38,7 +38,8 @@ fn entry_sizes() -> BTreeMap<String, u64> {
 /// Compiles a copy that is called `unit.c` whatever the case, for the sake of `__FILE__`.
 fn compile(source: &Path, into: &Path) -> Outcome<Vec<u8>> {
     std::fs::copy(source, into.join("unit.c"))?;
-    let output = Command::new("gcc").current_dir(into).args(OPTIONS.split_whitespace()).args(["-c", "unit.c"]).output()?;
+    let output =
+        Command::new("gcc").current_dir(into).args(OPTIONS.split_whitespace()).args(["-c", "unit.c"]).output()?;
     if !output.status.success() {
         return Err(format!("gcc {}: {}", source.display(), String::from_utf8_lossy(&output.stderr)).into());
     }
@@ -62,7 +63,9 @@ fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findin
     let rows = |what: &str, list: &[Compared]| {
         let changed = list.iter().filter(|compared| compared.change != Change::Same);
         let mut rows: Vec<String> = changed
-            .map(|compared| format!("{what} {}: {}", patched.piece(compared.patched).name, difference(&compared.change)))
+            .map(|compared| {
+                format!("{what} {}: {}", patched.piece(compared.patched).name, difference(&compared.change))
+            })
             .collect();
         rows.sort();
         rows
@@ -72,7 +75,8 @@ fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findin
         rows.sort();
         rows
     };
-    let ambiguous = patched.iter().map(|(index, _)| index).filter(|&index| diff.correlation.is_ambiguous(index)).collect();
+    let ambiguous =
+        patched.iter().map(|(index, _)| index).filter(|&index| diff.correlation.is_ambiguous(index)).collect();
     let lines = [
         rows("function", &diff.functions),
         rows("data", &diff.data),
@@ -138,7 +142,11 @@ fn every_case_is_as_its_folder_says() -> Outcome {
         let expected = std::fs::read_to_string(&expected).unwrap_or_default();
         if expected != text {
             let diff = similar::TextDiff::from_lines(&expected, &text);
-            writeln!(wrong, "{name}: run with LUCOS_BLESS=1 if this is right\n{}", diff.unified_diff().header("expect.txt", "now"))?;
+            writeln!(
+                wrong,
+                "{name}: run with LUCOS_BLESS=1 if this is right\n{}",
+                diff.unified_diff().header("expect.txt", "now")
+            )?;
         }
     }
     assert!(wrong.is_empty(), "{wrong}");

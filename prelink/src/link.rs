@@ -4,12 +4,15 @@
 //! what goes into the bundle (changed and new functions, new data, strings and constants they use), and where every
 //! reference leads. Goes out: [`Linked`], or all reasons why it cannot be done.
 //!
-//! 1. [`Linker::select`]: which functions are carried, and which of these replace an old one
+//! 1. [`Linker::select`]: which functions are carried, and which of these replace an old one; link/select.rs
 //! 2. [`Linker::place_functions`]: their place in `.text`
-//! 3. [`Linker::relocate_functions`]: their references, which bring data, strings and replacement code along
+//! 3. [`Linker::relocate_functions`]: their references, which bring data, strings and replacement code along;
+//!    link/refer.rs, link/tables.rs
 //! 4. [`Linker::replace`]: the old functions, their bytes as proved, their boot sites
 
+mod entry;
 mod refer;
+mod select;
 mod tables;
 
 use crate::prove::Proof;
@@ -17,11 +20,12 @@ use crate::refusal::Refusal;
 use crate::sites::BootTables;
 use crate::vmlinux::KernelImage;
 use diff_analyzer::correlate::without_number;
-use diff_analyzer::object_diff::{Change, ObjectDiff};
+use diff_analyzer::object_diff::ObjectDiff;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
+    BootSiteKind, FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind,
+    Symbol,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -83,11 +87,12 @@ struct Linker<'a, 'o> {
     carried: Vec<Carried>,
     /// Carried functions that have an old version, whose entry will lead to the new one.
     replacing: BTreeSet<Key>,
-    /// Functions and data of the bundle by name, for references between units.
+    /// Functions and data of the units by name, for references between them.
     globals: HashMap<String, Key>,
     /// Where pieces lie in the payload.
     placed: HashMap<Key, (SectionKind, u32)>,
-    strings: HashMap<Vec<u8>, u32>,
+    /// Places of strings, by width of a character and contents.
+    strings: HashMap<(u64, Vec<u8>), u32>,
     symbols: BTreeMap<(String, u8, u64), u32>,
     linked: Linked,
     refusals: BTreeSet<Refusal>,
@@ -113,51 +118,6 @@ impl<'a, 'o> Linker<'a, 'o> {
         let unit = &self.units[unit];
         let subject = unit.patched.piece(piece).name.clone();
         self.refusals.insert(Refusal { rule, unit: unit.name.to_owned(), subject, message, help: help.to_owned() });
-    }
-
-    fn select(&mut self) {
-        for (unit_index, unit) in self.units.iter().enumerate() {
-            self.refuse_sections(unit);
-            for function in unit.diff.changed_functions() {
-                let key = (unit_index, function.patched);
-                let piece = unit.patched.piece(function.patched);
-                if let SectionRole::SpecialCode(why) = piece.role {
-                    let section = &unit.patched.object.section(piece.section).name;
-                    let message = format!("`{}` is in section {section}: {why}", piece.name);
-                    self.refuse("special-code", key, message, "leave it out of the diff, or reboot into the new kernel");
-                    continue;
-                }
-                let original = function.original.filter(|_| matches!(function.change, Change::Changed(_)));
-                if original.is_some() && !is_cold(&piece.name) {
-                    self.replacing.insert(key);
-                }
-                if piece.global {
-                    self.globals.insert(piece.name.clone(), key);
-                }
-                self.carried.push(Carried { key, original });
-            }
-            for datum in unit.diff.data.iter().filter(|datum| datum.change == Change::New) {
-                let piece = unit.patched.piece(datum.patched);
-                if piece.global {
-                    self.globals.insert(piece.name.clone(), (unit_index, datum.patched));
-                }
-            }
-        }
-    }
-
-    fn refuse_sections(&mut self, unit: &Unit<'_, '_>) {
-        let mut refuse = |rule, subject: &String, message: String, help: &str| {
-            let (unit, subject) = (unit.name.to_owned(), subject.clone());
-            self.refusals.insert(Refusal { rule, unit, subject, message, help: help.to_owned() });
-        };
-        for section in &unit.diff.unknown_sections {
-            let message = format!("the change alters section {section}, which a running kernel has read already or this version does not know");
-            refuse("unknown-section", section, message, "leave that part out of the diff, or reboot into the new kernel");
-        }
-        for name in &unit.diff.new_exports {
-            let message = format!("`{name}` is newly exported; a running kernel's list of exports cannot grow yet");
-            refuse("new-export", name, message, "leave the export out of the diff: modules that are loaded later cannot use it");
-        }
     }
 
     fn place_functions(&mut self) {
@@ -237,6 +197,21 @@ impl<'a, 'o> Linker<'a, 'o> {
             return;
         }
         let sites = tables.of_function(address, &expected);
+        let traced = sites.iter().any(|site| site.offset as usize == jump_offset && site.kind == BootSiteKind::Ftrace);
+        // Code that is traced begins with a call of five bytes: nothing can lead into it.
+        if !traced && let Some(at) = self.jump_into_entry(key.0, original, address, jump_offset + JUMP_LEN, &sites) {
+            let message = format!(
+                "the instruction at {at:#x} of `{}` jumps to where the jump to the new code would be",
+                piece.name
+            );
+            self.refuse("jump-target", key, message, "change its callers instead");
+            return;
+        }
+        if self.linked.functions.iter().any(|other| other.old_address == address) {
+            let message = format!("`{}` is at {address:#x}, as is another function of the diff", piece.name);
+            self.refuse("alias-splits", key, message, "change its callers instead");
+            return;
+        }
         self.linked.functions.push(FunctionPatch {
             name: piece.name.clone(),
             unit: unit.name.to_owned(),
@@ -254,11 +229,14 @@ impl<'a, 'o> Linker<'a, 'o> {
         let carried: BTreeSet<Key> = self.carried.iter().map(|carried| carried.key).collect();
         for (unit_index, unit) in self.units.iter().enumerate() {
             for section in &unit.patched.object.sections {
-                let SectionRole::LeftOut(consequence) = diff_analyzer::special::role(&section.name, false) else { continue };
-                let speaks = section.relocs.iter().any(|reloc| match unit.patched.resolve(reloc.symbol, reloc.addend) {
-                    diff_analyzer::pieces::Target::Piece(piece, _) => carried.contains(&(unit_index, piece)),
-                    diff_analyzer::pieces::Target::External(_) => false,
-                });
+                let SectionRole::LeftOut(consequence) = diff_analyzer::special::role(&section.name, false) else {
+                    continue;
+                };
+                let speaks =
+                    section.relocs.iter().any(|reloc| match unit.patched.resolve(reloc.symbol, reloc.addend) {
+                        diff_analyzer::pieces::Target::Piece(piece, _) => carried.contains(&(unit_index, piece)),
+                        diff_analyzer::pieces::Target::External(_) => false,
+                    });
                 if speaks {
                     let left_out = LeftOut {
                         section: section.name.clone(),

@@ -7,10 +7,11 @@
 
 use crate::vmlinux::KernelImage;
 use diff_analyzer::object::Reloc;
-use diff_analyzer::object_diff::{blank, string_at};
+use diff_analyzer::object_diff::blank;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target, bias, field_width, is_pc_relative};
 use diff_analyzer::special::SectionRole;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Formatter, IntelFormatter};
+use object::elf;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -149,7 +150,13 @@ fn find(
     matches.pop().ok_or_else(|| first_mismatch.unwrap_or(Mismatch::Missing { name: piece.name.clone() }))
 }
 
-fn equal(image: &KernelImage, original: &Pieces<'_>, index: PieceIndex, address: u64, size: u64) -> Result<Bindings, Mismatch> {
+fn equal(
+    image: &KernelImage,
+    original: &Pieces<'_>,
+    index: PieceIndex,
+    address: u64,
+    size: u64,
+) -> Result<Bindings, Mismatch> {
     let piece = original.piece(index);
     let name = || piece.name.clone();
     if size != piece.size() {
@@ -159,7 +166,9 @@ fn equal(image: &KernelImage, original: &Pieces<'_>, index: PieceIndex, address:
     let Some(live) = image.bytes(address, compiled.len()) else { return Err(Mismatch::Missing { name: name() }) };
     let relocs = original.relocs(index);
     let in_field = |at: u64| {
-        relocs.iter().any(|reloc| (reloc.offset - piece.range.start..reloc.offset - piece.range.start + field_width(reloc.kind)).contains(&at))
+        relocs.iter().any(|reloc| {
+            (reloc.offset - piece.range.start..reloc.offset - piece.range.start + field_width(reloc.kind)).contains(&at)
+        })
     };
     if let Some((at, _)) = (0u64..).zip(compiled.iter().zip(live)).find(|(at, (a, b))| a != b && !in_field(*at)) {
         let (expected, found) = (instruction_at(live, address, at), instruction_at(compiled, address, at));
@@ -174,14 +183,13 @@ fn equal(image: &KernelImage, original: &Pieces<'_>, index: PieceIndex, address:
         let kept = kept.binary_search_by_key(&field, |kept| kept.address).ok().map(|at| kept[at]);
         named += usize::from(kept.is_some());
         let target = kept.map(|kept| kept.target).or_else(|| implied_target(live, reloc, offset, field));
-        let reference = |expected: String| Mismatch::Reference {
-            name: name(),
-            offset,
-            expected,
-            found: describe(original, reloc),
+        let reference = |expected: String| {
+            let found = describe(original, reloc);
+            let found = if found == expected { format!("{found} with other contents") } else { found };
+            Mismatch::Reference { name: name(), offset, expected, found }
         };
         let Some(target) = target else { return Err(reference("a fixed value".to_owned())) };
-        if kept.is_some_and(|kept| is_pc_relative(kept.kind) != is_pc_relative(reloc.kind)) {
+        if kept.is_some_and(|kept| !same_field(kept.kind, reloc.kind)) {
             return Err(reference(format!("{target:#x} by a field of another kind")));
         }
         if !bind(image, original, (index, address), reloc, target, &mut bindings) {
@@ -189,8 +197,11 @@ fn equal(image: &KernelImage, original: &Pieces<'_>, index: PieceIndex, address:
         }
     }
     if named != kept.len() {
-        let extra = kept.iter().find(|kept| !relocs.iter().any(|reloc| address + reloc.offset - piece.range.start == kept.address));
-        let (offset, expected) = extra.map_or((0, String::new()), |extra| (extra.address - address, describe_address(image, extra.target)));
+        let extra = kept
+            .iter()
+            .find(|kept| !relocs.iter().any(|reloc| address + reloc.offset - piece.range.start == kept.address));
+        let (offset, expected) =
+            extra.map_or((0, String::new()), |extra| (extra.address - address, describe_address(image, extra.target)));
         return Err(Mismatch::Reference { name: name(), offset, expected, found: "a fixed value".to_owned() });
     }
     Ok(bindings)
@@ -225,9 +236,6 @@ fn bind(
             let piece = original.piece(index);
             let meant = target.wrapping_add_signed(bias(reloc));
             let base = meant.wrapping_sub(offset as u64);
-            if piece.role == SectionRole::Strings {
-                return string_at(original, index, offset).is_some_and(|text| image.c_string(meant) == Some(text));
-            }
             if piece.name == ".altinstr_aux" {
                 return slow_path_equal(image, original, function, (index, offset), meant);
             }
@@ -236,17 +244,35 @@ fn bind(
                 image.symbols().at(base).any(|candidate| stem(&candidate.name) == name)
             });
             let same = match piece.kind {
+                // A string or constant, which the linker may have put anywhere.
                 PieceKind::Anonymous => {
-                    let entry = original.object.section(piece.section).entry_size as usize;
-                    let (skip, len) = if entry > 1 { (offset.max(0) as usize / entry * entry, entry) } else { (0, piece.size() as usize) };
-                    let bytes = original.bytes(index).get(skip..skip + len);
-                    return original.relocs(index).is_empty() && bytes.is_some() && image.bytes(base + skip as u64, len) == bytes;
+                    return original.relocs(index).is_empty() && same_contents(image, original, index, base);
+                }
+                PieceKind::Datum if piece.role == SectionRole::ReadOnly => {
+                    named && same_contents(image, original, index, base)
                 }
                 PieceKind::Function | PieceKind::Datum => named,
             };
             same && bindings.insert(index, base).is_none_or(|before| before == base)
         }
     }
+}
+
+/// Whether two relocation types make the same field: a call is as good by `R_X86_64_PLT32` as by `R_X86_64_PC32`.
+fn same_field(a: u32, b: u32) -> bool {
+    let plain = |kind| if kind == elf::R_X86_64_PLT32.0 { elf::R_X86_64_PC32.0 } else { kind };
+    plain(a) == plain(b)
+}
+
+/// Whether the image has the contents of a piece at an address, relocated fields aside.
+fn same_contents(image: &KernelImage, original: &Pieces<'_>, index: PieceIndex, address: u64) -> bool {
+    let (piece, relocs) = (original.piece(index), original.relocs(index));
+    let mut compiled = original.bytes(index).to_vec();
+    let Some(live) = image.bytes(address, compiled.len()) else { return false };
+    let mut live = live.to_vec();
+    blank(&mut compiled, relocs, piece.range.start);
+    blank(&mut live, relocs, piece.range.start);
+    compiled.len() as u64 == piece.size() && compiled == live
 }
 
 /// Whether the slow path of `static_cpu_has` at `offset` of `.altinstr_aux` is the one at `address` of the image: equal
@@ -259,7 +285,9 @@ fn slow_path_equal(
     address: u64,
 ) -> bool {
     let section = original.piece(aux);
-    let Some(code) = usize::try_from(offset).ok().and_then(|offset| original.bytes(aux).get(offset..)) else { return false };
+    let Some(code) = usize::try_from(offset).ok().and_then(|offset| original.bytes(aux).get(offset..)) else {
+        return false;
+    };
     let Some(len) = straight_line(code) else { return false };
     let Some(live) = image.bytes(address, len) else { return false };
     let from = section.range.start + offset as u64;
@@ -272,9 +300,8 @@ fn slow_path_equal(
             let field = address + (reloc.offset - from);
             let kept = image.relocs(field, 1).first();
             match original.target(reloc) {
-                Target::Piece(piece, at) if piece == function => {
-                    kept.is_some_and(|kept| kept.target.wrapping_add_signed(bias(reloc)) == start.wrapping_add_signed(at))
-                }
+                Target::Piece(piece, at) if piece == function => kept
+                    .is_some_and(|kept| kept.target.wrapping_add_signed(bias(reloc)) == start.wrapping_add_signed(at)),
                 Target::External(symbol) => kept.is_some_and(|kept| {
                     let base = kept.target.wrapping_sub(reloc.addend as u64);
                     image.symbols().at(base).any(|found| found.name == original.object.symbol(symbol).name)
@@ -316,10 +343,12 @@ pub fn instruction_at(code: &[u8], address: u64, offset: u64) -> String {
 fn describe(original: &Pieces<'_>, reloc: &Reloc) -> String {
     match original.target(reloc) {
         Target::External(symbol) => format!("`{}`", original.object.symbol(symbol).name),
-        Target::Piece(index, offset) => match string_at(original, index, offset) {
-            Some(text) if original.piece(index).role == SectionRole::Strings => format!("\"{}\"", String::from_utf8_lossy(text)),
-            _ => format!("`{}`{offset:+#x}", original.piece(index).name),
-        },
+        Target::Piece(index, _) if original.piece(index).role == SectionRole::Strings => {
+            let text = original.bytes(index);
+            format!("{:?}", String::from_utf8_lossy(text.strip_suffix(&[0]).unwrap_or(text)))
+        }
+        Target::Piece(index, 0) => format!("`{}`", original.piece(index).name),
+        Target::Piece(index, offset) => format!("`{}`{offset:+#x}", original.piece(index).name),
     }
 }
 
@@ -327,8 +356,12 @@ fn describe_address(image: &KernelImage, address: u64) -> String {
     match image.symbols().at(address).next() {
         Some(symbol) => format!("`{}`", symbol.name),
         None => match image.c_string(address) {
-            Some(text) if !text.is_empty() && text.len() < 80 && text.iter().all(|b| b.is_ascii_graphic() || *b == b' ') => {
-                format!("\"{}\"", String::from_utf8_lossy(text))
+            Some(text)
+                if !text.is_empty()
+                    && text.len() < 80
+                    && text.iter().all(|&b| b.is_ascii_graphic() || b" \n\t\x01".contains(&b)) =>
+            {
+                format!("{:?}", String::from_utf8_lossy(text))
             }
             _ => format!("{address:#x}"),
         },

@@ -37,7 +37,9 @@ struct Alternative {
 #[derive(Debug, thiserror::Error)]
 pub enum SitesError {
     /// The size of its entries is not one this program knows.
-    #[error("`struct {name}` has {size:?} bytes in this kernel; known are {known}. This kernel version is not supported yet")]
+    #[error(
+        "`struct {name}` has {size:?} bytes in this kernel; known are {known}. This kernel version is not supported yet"
+    )]
     EntrySize {
         /// Kernel type.
         name: &'static str,
@@ -171,7 +173,9 @@ impl<'i> BootTables<'i> {
 
     /// What a site holds when this alternative is taken: the replacement moved to the site, padded with no-ops.
     fn form(&self, alternative: &Alternative, len: u8) -> Option<Vec<u8>> {
-        let code = self.image.bytes(alternative.replacement, usize::from(alternative.replacement_len))?;
+        // An empty replacement may lie at the end of its section: then there is nothing to read.
+        let len_in_file = usize::from(alternative.replacement_len);
+        let code = if len_in_file == 0 { &[] } else { self.image.bytes(alternative.replacement, len_in_file)? };
         let mut form = move_code(code, alternative.replacement, alternative.site)?;
         if form.len() > usize::from(len) {
             return None;

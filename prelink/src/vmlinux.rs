@@ -126,7 +126,7 @@ impl KernelImage {
             let (address, size) = (header.sh_addr, header.sh_size);
             sections.push(ImageSection { name, address, size, file_offset: offset, has_contents, allocated });
         }
-        let per_cpu = sections.iter().position(|section| section.name == ".data..percpu");
+        let per_cpu = sections.iter().enumerate().find(|(_, section)| section.name == ".data..percpu");
         let (entries, symbols) = read_symbols(&elf, per_cpu);
         if symbols.is_empty() {
             return Err(not("it has no symbol table; a stripped image cannot be used"));
@@ -218,7 +218,10 @@ impl KernelImage {
 
     /// Whether the image was linked with `--emit-relocs`.
     pub fn has_relocs(&self) -> bool {
-        self.sections.iter().position(|section| section.name == ".text").is_some_and(|index| self.rela.contains_key(&index))
+        self.sections
+            .iter()
+            .position(|section| section.name == ".text")
+            .is_some_and(|index| self.rela.contains_key(&index))
     }
 
     fn contents(&self, section: &ImageSection) -> &[u8] {
@@ -246,7 +249,11 @@ impl KernelImage {
             let name = self.sections[*index].name.as_str();
             name.ends_with("text") || name.starts_with(".altinstr")
         };
-        self.rela.iter().filter(|(index, _)| self.sections.len() > **index && code(index)).map(|(&index, &raw)| (index, self.read_relocs(raw))).collect()
+        self.rela
+            .iter()
+            .filter(|(index, _)| self.sections.len() > **index && code(index))
+            .map(|(&index, &raw)| (index, self.read_relocs(raw)))
+            .collect()
     }
 
     fn read_relocs(&self, (offset, size): (usize, usize)) -> Vec<ImageReloc> {
@@ -277,14 +284,26 @@ impl KernelImage {
     }
 }
 
-fn read_symbols(elf: &Elf<'_>, per_cpu: Option<usize>) -> (Vec<(u64, AddressKind)>, Vec<KernelSymbol>) {
+fn read_symbols(
+    elf: &Elf<'_>,
+    per_cpu: Option<(usize, &ImageSection)>,
+) -> (Vec<(u64, AddressKind)>, Vec<KernelSymbol>) {
     let mut entries = Vec::with_capacity(elf.syms.len());
     let mut symbols = Vec::with_capacity(elf.syms.len());
     let mut file = None;
     for symbol in &elf.syms {
         let address_kind = match symbol.st_shndx {
             section if section == SHN_ABS as usize => AddressKind::Absolute,
-            section if Some(section) == per_cpu => AddressKind::PerCpu,
+            // The linker says of `__init_begin` and `__per_cpu_load` that they are in this section, but they are addresses
+            // behind it (`is_percpu_sym` of arch/x86/tools/relocs.c).
+            section
+                if per_cpu.is_some_and(|(index, area)| {
+                    section == index
+                        && (area.address..=area.address.saturating_add(area.size)).contains(&symbol.st_value)
+                }) =>
+            {
+                AddressKind::PerCpu
+            }
             _ => AddressKind::Image,
         };
         entries.push((symbol.st_value, address_kind));

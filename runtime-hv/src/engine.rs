@@ -6,6 +6,8 @@
 pub mod mock;
 pub mod qemu;
 
+use std::time::Duration;
+
 /// A virtual address of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Va(pub u64);
@@ -71,6 +73,9 @@ pub enum EngineError {
         /// What came.
         answer: String,
     },
+    /// The guest neither runs nor was it stopped by its owner: it has ended, sleeps, or is moving to another host.
+    #[error("the guest is in the state `{0}`; expected it running, or stopped by its owner")]
+    State(&'static str),
     /// The operation needs a stopped guest.
     #[error("the guest is running; {0} needs it stopped")]
     Running(&'static str),
@@ -116,6 +121,15 @@ pub trait Pause {
     /// # Errors
     /// [`EngineError::Connection`] when the hypervisor does not answer in time.
     fn is_paused(&mut self) -> Result<bool, EngineError>;
+
+    /// How long the processors stood in the last pause that has ended, as far as the engine can tell: without what it does
+    /// before it stops them and after they run again.
+    fn last_pause(&self) -> Duration;
+
+    /// How many resets of the guest the engine has heard of since it was attached, up to the hypervisor's last answer.
+    /// After a reset nothing of what was done before is in effect, whatever the memory still holds. An engine that may miss
+    /// one says so by missing it: callers look into the guest as well.
+    fn resets(&self) -> u64;
 }
 
 /// Looks at the processors of a guest.

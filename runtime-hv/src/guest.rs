@@ -8,6 +8,7 @@ pub mod arena;
 pub mod facts;
 pub mod identity;
 pub mod paging;
+pub mod snapshot;
 pub mod stacks;
 pub mod tasks;
 

@@ -21,6 +21,9 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+/// More than the description of a bundle takes in the document, for each action.
+const DESCRIPTION: usize = 64 << 10;
+
 /// A file of the journal could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
@@ -118,12 +121,16 @@ impl Journal {
         Ok(read_json(&self.path(".journal"))?.unwrap_or_default())
     }
 
-    /// Writes down what is about to be done.
+    /// Writes down what is about to be done, and makes sure that the document that follows will find room on the disk.
     ///
     /// # Errors
     /// [`JournalError`].
-    pub fn begin(&self, action: &Action) -> Result<(), JournalError> {
-        write_json(&self.path(".action"), action)
+    pub fn begin(&self, action: &Action, before: &Document) -> Result<(), JournalError> {
+        let (action, before) = (to_json(action), to_json(before));
+        write(&self.path(".action"), &action)?;
+        // An action adds to the document what it writes, and the description of a bundle.
+        let room = before.len() + 2 * action.len() + DESCRIPTION;
+        reserve(&self.path(".journal"), room)
     }
 
     /// From now on, writes may have been done.
@@ -140,7 +147,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub fn finish(&self, document: &Document) -> Result<(), JournalError> {
-        write_json(&self.path(".journal"), document)?;
+        write(&self.path(".journal"), &to_json(document))?;
         self.forget_action()
     }
 
@@ -149,7 +156,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub fn forget_action(&self) -> Result<(), JournalError> {
-        for path in [self.path(".action"), self.path(".committing")] {
+        for path in [self.path(".action"), self.path(".committing"), new(&self.path(".journal"))] {
             remove(&path)?;
         }
         Ok(())
@@ -233,19 +240,74 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, Jou
         .map_err(|error| JournalError::Damaged { path: path.display().to_string(), reason: error.to_string() })
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<(), JournalError> {
-    let bytes = serde_json::to_vec(value)
-        .map_err(|error| JournalError::Damaged { path: path.display().to_string(), reason: error.to_string() })?;
-    write(path, &bytes)
+fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("plain values with string keys are always JSON")
+}
+
+/// Name of the file that is going to replace another.
+fn new(path: &Path) -> PathBuf {
+    let mut name = path.to_owned().into_os_string();
+    name.push(".new");
+    name.into()
+}
+
+/// A file that [`write`] will fill, with room for `length` bytes.
+fn reserve(path: &Path, length: usize) -> Result<(), JournalError> {
+    let new = new(path);
+    remove(&new)?;
+    let mut file = options().create_new(true).open(&new).map_err(file_error(&new))?;
+    io::Write::write_all(&mut file, &vec![b' '; length]).map_err(file_error(&new))
+}
+
+fn options() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+    options
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), JournalError> {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".new");
-    let new = PathBuf::from(name);
-    remove(&new)?;
-    let mut file =
-        fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new).map_err(file_error(&new))?;
-    io::Write::write_all(&mut file, bytes).map_err(file_error(&new))?;
+    let new = new(path);
+    let written = options().create(true).truncate(false).open(&new).and_then(|mut file| {
+        io::Write::write_all(&mut file, bytes)?;
+        file.set_len(bytes.len() as u64)
+    });
+    if let Err(source) = written {
+        let _ = remove(&new); // what is half written only takes room
+        return Err(file_error(&new)(source));
+    }
     fs::rename(&new, path).map_err(file_error(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finished_action_finds_the_room_it_was_promised() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let journal = Journal::beside(&folder.path().join("api"));
+        let action = Action {
+            sequence: 1,
+            boot: Boot { build_id: vec![1], slide: 0, image_delta: 0 },
+            bundle: "b".into(),
+            owner_paused: false,
+            writes: vec![Write { pa: 1, old: vec![0; 5000], new: vec![1; 5000] }],
+        };
+        journal.begin(&action, &Document::default()).expect("written");
+        let reserved = folder.path().join("api.journal.new");
+        let length = fs::metadata(&reserved).expect("reserved").len();
+        assert!(length > 40_000, "{length}");
+        assert_eq!(journal.planned().expect("read"), Some(action.clone()));
+        journal.committing().expect("renamed");
+        assert_eq!(journal.half_done().expect("read"), Some(action.clone()));
+        let document = Document { sequence: 1, ..Document::default() };
+        journal.finish(&document).expect("finished");
+        assert_eq!(journal.load().expect("whole, without what was reserved"), document);
+        assert_eq!((journal.half_done().expect("read"), journal.planned().expect("read")), (None, None));
+        // What is not done gives the room back.
+        journal.begin(&action, &document).expect("written");
+        journal.forget_action().expect("forgotten");
+        assert!(!reserved.exists());
+        assert_eq!(journal.load().expect("as before"), document);
+    }
 }

@@ -13,3 +13,5 @@ pub mod protocol;
 pub mod service;
 pub mod update;
 pub mod watchdog;
+
+mod timed;

@@ -54,7 +54,7 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
     let watchdog = Watchdog::start(&qmp, &run.api)?;
     let engine = QemuEngine::attach(&qmp, Earlier::Unknown).map_err(|error| Problem::failed("engine-failed", error))?;
     let mut updater = Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
-    let gone = || end.load(Ordering::Relaxed) || !matches!(guest.0.try_wait(), Ok(None));
+    let gone = |_: &QemuEngine| end.load(Ordering::Relaxed) || !matches!(guest.0.try_wait(), Ok(None));
     let ended = serve(&mut updater, &socket, &stop, gone).map_err(|error| Problem::failed("service", error))?;
     drop(watchdog);
     drop(updater);
@@ -111,7 +111,7 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
     let watchdog = Watchdog::start(qmp, api)?;
     let mut updater = Updater::open(engine, journal, Patience::default()).map_err(|error| error.problem())?;
     eprintln!("lucos-hv: serving the VM at {} on {}", qmp.display(), api.display());
-    let ended = serve(&mut updater, &socket, &stop, || false).map_err(|error| Problem::failed("service", error))?;
+    let ended = serve(&mut updater, &socket, &stop, QemuEngine::is_gone).map_err(|error| Problem::failed("service", error))?;
     let detached = updater.into_engine().detach();
     drop(watchdog);
     match ended {

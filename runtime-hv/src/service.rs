@@ -7,10 +7,11 @@ use crate::engine::Engine;
 use crate::protocol::{
     Answer, BundleState, LINE_LIMIT, Problem, Reply, Request, Status, read_bundle, read_line, write_line,
 };
+use crate::timed::Timed;
 use crate::update::{UpdateError, Updater};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs;
-use std::io::{self, BufReader};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -21,6 +22,8 @@ use std::time::Duration;
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether the guest still is.
 const LOOK_MS: u16 = 500;
+/// So many looks without an answer mean that it is gone, though its process may be there.
+const SILENT_LIMIT: u32 = 10;
 
 /// The control socket; the file goes when this is dropped.
 #[derive(Debug)]
@@ -90,7 +93,7 @@ pub fn serve<E: Engine>(
     updater: &mut Updater<E>,
     socket: &ControlSocket,
     stop: &impl AsFd,
-    mut gone: impl FnMut() -> bool,
+    mut gone: impl FnMut(&E) -> bool,
 ) -> io::Result<Ended> {
     let mut silent = 0;
     loop {
@@ -103,45 +106,47 @@ pub fn serve<E: Engine>(
         if files[1].any().unwrap_or(false) {
             return Ok(Ended::Asked);
         }
-        if gone() {
+        if gone(&updater.engine) {
             return Ok(Ended::GuestGone);
         }
         if files[0].any().unwrap_or(false) {
             match socket.listener.accept() {
                 // What goes wrong with one client is that client's problem.
-                Ok((client, _)) => drop(answer_client(updater, &client)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
+                Ok((client, _)) => drop(answer_client(updater, client)),
+                // A client that gave up, or too many open files for a while: no reason to leave the guest alone.
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         } else {
-            // One lost answer is no dead guest.
+            updater.settle();
+            // A lost answer, or a hypervisor that is stopped for a while, is no dead guest.
             silent = if updater.engine.is_paused().is_ok() { 0 } else { silent + 1 };
-            if silent >= 2 {
+            if silent >= SILENT_LIMIT {
                 return Ok(Ended::GuestGone);
             }
         }
     }
 }
 
-fn answer_client<E: Engine>(updater: &mut Updater<E>, client: &UnixStream) -> io::Result<()> {
+fn answer_client<E: Engine>(updater: &mut Updater<E>, client: UnixStream) -> io::Result<()> {
     client.set_nonblocking(false)?;
-    client.set_read_timeout(Some(CLIENT_PATIENCE))?;
-    client.set_write_timeout(Some(CLIENT_PATIENCE))?;
-    let mut from = BufReader::new(client);
-    let answer = match read_line::<Request>(&mut from, LINE_LIMIT) {
+    // One deadline for the whole request, however slowly it drips in; another for the answer.
+    let mut client = Timed::new(client);
+    client.begin(CLIENT_PATIENCE);
+    let answer = match read_line::<Request>(&mut client, LINE_LIMIT) {
         Err(error) => Answer::Error(Problem::failed("bad-request", error)),
-        Ok(request) => match answer(updater, request, &mut from) {
+        Ok(request) => match answer(updater, request, &mut client) {
             Ok(reply) => Answer::Ok(reply),
             Err(problem) => Answer::Error(problem),
         },
     };
-    write_line(&mut &*client, &answer)
+    client.begin(CLIENT_PATIENCE);
+    write_line(&mut client, &answer)
 }
 
 fn answer<E: Engine>(
     updater: &mut Updater<E>,
     request: Request,
-    from: &mut BufReader<&UnixStream>,
+    from: &mut Timed,
 ) -> Result<Reply, Problem> {
     let problem = |error: UpdateError| error.problem();
     let one = |info| Reply::Bundle(Box::new(info));
@@ -150,14 +155,23 @@ fn answer<E: Engine>(
             let bytes = read_bundle(from, size).map_err(|error| Problem::refused("corrupted-bundle", error))?;
             updater.apply(&bytes).map(one).map_err(problem)
         }
-        Request::List => Ok(Reply::Bundles(updater.list())),
-        Request::Show { name } => updater.show(&name).map(one).map_err(problem),
+        Request::List => {
+            updater.look().map_err(problem)?;
+            Ok(Reply::Bundles(updater.list()))
+        }
+        Request::Show { name } => {
+            updater.look().map_err(problem)?;
+            updater.show(&name).map(one).map_err(problem)
+        }
         Request::Undo { name } => updater.undo(&name).map(one).map_err(problem),
-        Request::Status => Ok(Reply::Status(Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            engine: updater.engine.name().to_owned(),
-            paused: updater.engine.is_paused().map_err(|error| Problem::failed("engine-failed", error))?,
-            applied: updater.list().iter().filter(|info| info.state == BundleState::Applied).count(),
-        })),
+        Request::Status => {
+            updater.look().map_err(problem)?;
+            Ok(Reply::Status(Status {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                engine: updater.engine.name().to_owned(),
+                paused: updater.engine.is_paused().map_err(|error| Problem::failed("engine-failed", error))?,
+                applied: updater.list().iter().filter(|info| info.state == BundleState::Applied).count(),
+            }))
+        }
     }
 }

@@ -59,6 +59,10 @@ pub struct Updater<E> {
     document: Document,
     bundles: BTreeMap<String, Bundle>,
     patience: Patience,
+    /// Resets of the guest that the document knows of.
+    resets: u64,
+    /// An action ended with the guest in an unknown state: its journal comes first.
+    unsettled: bool,
 }
 
 impl<E: Engine> Updater<E> {
@@ -68,7 +72,9 @@ impl<E: Engine> Updater<E> {
     /// [`UpdateError`].
     pub fn open(engine: E, journal: Journal, patience: Patience) -> Result<Updater<E>, UpdateError> {
         let document = journal.load()?;
-        let mut updater = Updater { engine, journal, document, bundles: BTreeMap::new(), patience };
+        let resets = engine.resets();
+        let bundles = BTreeMap::new();
+        let mut updater = Updater { engine, journal, document, bundles, patience, resets, unsettled: false };
         updater.recover()?;
         Ok(updater)
     }
@@ -118,6 +124,7 @@ impl<E: Engine> Updater<E> {
         let mut attempt = 0;
         loop {
             attempt += 1;
+            self.look()?;
             let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, &bundle, &id));
             let admitted = match admitted {
                 // The guest was restarted: what was applied is gone.
@@ -129,10 +136,10 @@ impl<E: Engine> Updater<E> {
             };
             let plan = times.measure("plan", || plan::apply(&self.engine, &admitted, &self.document, &bundle, &id))?;
             self.journal.save_bundle(&id, bytes)?;
-            let (check, paused) = self.commit(&admitted, &plan, &id, &mut times)?;
-            match check {
+            let committed = self.commit(&admitted, &plan, &id, &mut times);
+            self.unsettled = committed.is_err();
+            match committed? {
                 Check::Ready => {
-                    times.add("paused", paused);
                     times.add("total", start.elapsed());
                     let info = describe(&bundle, &id, &admitted, &plan, times);
                     self.document.bundles.retain(|record| record.info.id != id);
@@ -168,7 +175,7 @@ impl<E: Engine> Updater<E> {
         plan: &Plan,
         id: &str,
         times: &mut Times,
-    ) -> Result<(Check, Duration), UpdateError> {
+    ) -> Result<Check, UpdateError> {
         let action = Action {
             sequence: self.document.sequence + 1,
             boot: admitted.boot(),
@@ -176,7 +183,7 @@ impl<E: Engine> Updater<E> {
             owner_paused: self.engine.is_paused()?,
             writes: plan.writes.iter().chain(&plan.jumps).cloned().collect(),
         };
-        self.journal.begin(&action)?;
+        self.journal.begin(&action, &self.document)?;
         let journal = &self.journal;
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
@@ -191,8 +198,10 @@ impl<E: Engine> Updater<E> {
             Ok::<_, UpdateError>(check)
         });
         let result = match outcome {
-            Ok((Ok(check), paused)) => Ok((check, paused)),
-            Ok((Err(error), _)) => Err(error),
+            Ok((result, paused)) => {
+                times.add("paused", paused);
+                result
+            }
             // The guest stands still: the action stays in the journal.
             Err(error) => return Err(error.into()),
         };

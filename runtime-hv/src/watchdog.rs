@@ -80,7 +80,8 @@ pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
         |error: String| Problem::failed("rescue-failed", format!("the guest could not be brought back: {error}"));
     let half_done = journal.half_done().map_err(|error| failed(error.to_string()))?;
     let planned = journal.planned().map_err(|error| failed(error.to_string()))?;
-    let owner_paused = half_done.as_ref().or(planned.as_ref()).is_some_and(|action| action.owner_paused);
+    // Only an action stops the guest: where there is none, whoever stopped it was not us.
+    let owner_paused = half_done.as_ref().or(planned.as_ref()).is_none_or(|action| action.owner_paused);
     let writes = half_done.as_ref().map(old_bytes).unwrap_or_default();
     match rescue(qmp, &writes, owner_paused).map_err(|error| failed(error.to_string()))? {
         Rescued::Restored { .. } => journal.forget_action().map_err(|error| failed(error.to_string())),

@@ -1,11 +1,10 @@
 //! Memory of a running guest that the guest itself does not change: kernel text, read-only data, the kernel's own page
 //! table, low memory.
 //!
-//! Comes in: the test's own QMP socket, `System.map`. Decided: where the kernel lies in physical memory, by a way of our
+//! Comes in: the test's own QMP socket, the guest's symbol table. Decided: where the kernel lies in physical memory, by a way of our
 //! own (interrupt gate 0 of a processor). Goes out: [`Snapshot`], compared byte by byte and by SHA-256.
 
-use crate::guest::Guest;
-use crate::kernels::Kernel;
+use crate::guest::{Guest, GuestError};
 use qapi::{Qmp, Stream, qmp};
 use sha2::{Digest as _, Sha256};
 use std::io::BufReader;
@@ -34,9 +33,17 @@ pub enum DigestError {
         /// What was expected.
         expected: &'static str,
     },
-    /// The symbol table of the kernel.
+    /// Two ways to find the kernel disagree.
+    #[error("interrupt gate 0 leads to {live:#x}, the guest's symbol table says {symbol:#x}")]
+    Gate {
+        /// What the processor would do.
+        live: u64,
+        /// What the guest says.
+        symbol: u64,
+    },
+    /// The guest.
     #[error(transparent)]
-    Kernel(#[from] crate::kernels::KernelError),
+    Guest(#[from] Box<GuestError>),
     /// This guest has no monitor for the test.
     #[error("the guest was not started with a monitor for the test")]
     NoMonitor,
@@ -113,36 +120,46 @@ struct Piece {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     pieces: Vec<Piece>,
-    /// How far address randomisation moved the kernel.
-    pub slide: u64,
 }
 
 /// Low memory that a booted kernel leaves alone, without the page of interrupt vectors at its start.
 const LOW_MEMORY: (u64, u64) = (0x1000, 0x9_e000);
-/// Handler of interrupt 0.
-const GATE: &str = "asm_exc_divide_error";
+/// The handler of interrupt 0, and the bounds of what is compared (arch/x86/kernel/vmlinux.lds.S).
+const SYMBOLS: &[&str] =
+    &["asm_exc_divide_error", "_text", "_etext", "__start_rodata", "__end_rodata", "level2_kernel_pgt"];
 
 impl Snapshot {
-    /// Reads the memory of a running guest.
+    /// Reads the memory of a running guest. Symbols are the guest's own, so that any kernel will do.
     ///
     /// # Errors
-    /// [`DigestError`] when the monitor does not answer as expected.
-    pub fn take(guest: &Guest, kernel: &Kernel) -> Result<Self, DigestError> {
+    /// [`DigestError`] when the guest or its monitor does not answer as expected.
+    pub fn take(guest: &mut Guest) -> Result<Self, DigestError> {
+        let symbols = guest.symbols(SYMBOLS).map_err(Box::new)?;
+        let [gate, text, text_end, rodata, rodata_end, table] = symbols[..] else {
+            return Err(DigestError::Answer {
+                command: "/proc/kallsyms".to_owned(),
+                answer: format!("{symbols:x?}"),
+                expected: "one address per symbol",
+            });
+        };
         let mut monitor = Monitor::connect(guest.monitor().ok_or(DigestError::NoMonitor)?)?;
-        let gate = divide_error_gate(&mut monitor)?;
-        let link_gate = kernel.symbol(GATE)?;
-        let slide = gate.wrapping_sub(link_gate);
+        let live_gate = divide_error_gate(&mut monitor)?;
+        if live_gate != gate {
+            return Err(DigestError::Gate { live: live_gate, symbol: gate });
+        }
+        // Entry code is mapped in every address space, also with page-table isolation.
         let command = format!("gva2gpa {gate:#x}");
         let answer = monitor.human(&command)?;
-        let physical = answer.split("0x").nth(1).and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).ok_or(
-            DigestError::Answer { command, answer: answer.clone(), expected: "gpa: 0x…" },
-        )?;
+        let physical = answer
+            .split("0x")
+            .nth(1)
+            .and_then(|text| u64::from_str_radix(text.trim(), 16).ok())
+            .ok_or(DigestError::Answer { command, answer: answer.clone(), expected: "gpa: 0x…" })?;
         // The image lies in one piece in physical memory (arch/x86/boot/compressed/kaslr.c, choose_random_location).
-        let locate = |link: u64| physical.wrapping_sub(link_gate).wrapping_add(link);
-        let table = kernel.symbol("level2_kernel_pgt")?;
+        let locate = |address: u64| physical.wrapping_sub(gate).wrapping_add(address);
         let ranges = [
-            ("text", locate(kernel.symbol("_text")?), kernel.symbol("_etext")? - kernel.symbol("_text")?),
-            ("read-only data", locate(kernel.symbol("__start_rodata")?), kernel.symbol("__end_rodata")? - kernel.symbol("__start_rodata")?),
+            ("text", locate(text), text_end.saturating_sub(text)),
+            ("read-only data", locate(rodata), rodata_end.saturating_sub(rodata)),
             ("level2_kernel_pgt", locate(table), 4096),
             ("low memory", LOW_MEMORY.0, LOW_MEMORY.1 - LOW_MEMORY.0),
         ];
@@ -150,7 +167,7 @@ impl Snapshot {
         for (name, from, len) in ranges {
             pieces.push(Piece { name, from, bytes: monitor.physical(from, len)? });
         }
-        Ok(Self { pieces, slide })
+        Ok(Self { pieces })
     }
 
     /// SHA-256 of everything, lower-case hexadecimal.
@@ -192,16 +209,13 @@ impl Snapshot {
 fn divide_error_gate(monitor: &mut Monitor) -> Result<u64, DigestError> {
     let registers = monitor.human("info registers")?;
     let hex = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
-    let idt = registers
-        .split("IDT=")
-        .nth(1)
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(hex)
-        .ok_or(DigestError::Answer {
+    let idt = registers.split("IDT=").nth(1).and_then(|rest| rest.split_whitespace().next()).and_then(hex).ok_or(
+        DigestError::Answer {
             command: "info registers".to_owned(),
             answer: registers.clone(),
             expected: "IDT= and an address",
-        })?;
+        },
+    )?;
     let command = format!("x/2gx {idt:#x}");
     let answer = monitor.human(&command)?;
     let words: Vec<u64> = answer.split_whitespace().skip(1).filter_map(hex).collect();

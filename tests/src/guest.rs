@@ -148,11 +148,7 @@ impl Guest {
     /// [`GuestError::Command`] when its status is not 0, [`GuestError::Lost`] when no answer comes.
     pub fn run_ok(&mut self, command: &str) -> Result<String, GuestError> {
         let Answer { status, output } = self.run(command)?;
-        if status == 0 {
-            Ok(output)
-        } else {
-            Err(GuestError::Command { command: command.to_owned(), status, output })
-        }
+        if status == 0 { Ok(output) } else { Err(GuestError::Command { command: command.to_owned(), status, output }) }
     }
 
     /// Control socket of the service.
@@ -275,7 +271,8 @@ mod tests {
 
     #[test]
     fn trouble_is_found_and_normal_lines_are_not() {
-        let log = "[    0.000000] Linux version 6.1.0\n[    9.1] WARNING: CPU: 0 PID: 1 at mm/x.c:1\n[ 9.2] Call Trace:\n";
+        let log =
+            "[    0.000000] Linux version 6.1.0\n[    9.1] WARNING: CPU: 0 PID: 1 at mm/x.c:1\n[ 9.2] Call Trace:\n";
         assert_eq!(warnings(log).len(), 2);
         assert!(warnings("[    0.000000] x86/fpu: Supporting XSAVE\n[    0.1] Freeing unused kernel image").is_empty());
     }

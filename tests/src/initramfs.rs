@@ -39,8 +39,7 @@ pub enum InitramfsError {
 pub fn write(path: &Path) -> Result<(), InitramfsError> {
     let program = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
     let program = program.iter().find(|path| path.exists()).unwrap_or(&program[0]);
-    let busybox =
-        std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
+    let busybox = std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
     if has_interpreter(&busybox) {
         return Err(InitramfsError::Dynamic(program.clone()));
     }

@@ -32,7 +32,9 @@ pub enum PatchError {
         source: std::io::Error,
     },
     /// The text is not there, or more than once.
-    #[error("{file}: the text to replace stands there {found} times, expected once: {find:?}; adapt the edit to this kernel")]
+    #[error(
+        "{file}: the text to replace stands there {found} times, expected once: {find:?}; adapt the edit to this kernel"
+    )]
     Find {
         /// The file.
         file: String,

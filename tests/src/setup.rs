@@ -36,7 +36,9 @@ pub enum SetupError {
         output: String,
     },
     /// The archive does not have what is needed, and the cache neither.
-    #[error("{reason}, and the cache {cache} has no two complete kernels; check the network and /etc/apt, then try again")]
+    #[error(
+        "{reason}, and the cache {cache} has no two complete kernels; check the network and /etc/apt, then try again"
+    )]
     NoKernels {
         /// What is missing.
         reason: String,
@@ -89,7 +91,8 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
             Pair { older, newer }
         }
         Err(reason) => {
-            let pair = cached_pair(&cache).ok_or_else(|| SetupError::NoKernels { reason: reason.clone(), cache: cache.clone() })?;
+            let pair = cached_pair(&cache)
+                .ok_or_else(|| SetupError::NoKernels { reason: reason.clone(), cache: cache.clone() })?;
             say(&format!("{reason}; using kernels of the cache: {}, then {}", pair.older.version, pair.newer.version));
             pair
         }
@@ -124,10 +127,9 @@ fn install_compiler(kernel: &Kernel, apt: &mut apt::Apt, say: &dyn Fn(&str)) -> 
     let Some((name, version)) = recorded.split_once(' ') else { return Ok(()) };
     let version = version.trim_end_matches('"');
     let present = [name, "gcc"].iter().any(|program| {
-        std::process::Command::new(program)
-            .arg("--version")
-            .output()
-            .is_ok_and(|output| String::from_utf8_lossy(&output.stdout).lines().next().is_some_and(|line| line.ends_with(version)))
+        std::process::Command::new(program).arg("--version").output().is_ok_and(|output| {
+            String::from_utf8_lossy(&output.stdout).lines().next().is_some_and(|line| line.ends_with(version))
+        })
     });
     let package = name.strip_prefix("x86_64-linux-gnu-").unwrap_or(name);
     if present { Ok(()) } else { packages::install_missing(&[package], apt, say) }

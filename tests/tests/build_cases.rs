@@ -92,10 +92,9 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let bundle = work.path().join("case.lpk");
     let mut args: Vec<OsString> =
         vec![diff_file.into(), "--vmlinux".into(), kernel.vmlinux().into(), "-o".into(), bundle.clone().into()];
-    for (flag, original, changes) in [
-        ("--config", kernel.config(), &case.config),
-        ("--system-map", kernel.system_map(), &case.system_map),
-    ] {
+    for (flag, original, changes) in
+        [("--config", kernel.config(), &case.config), ("--system-map", kernel.system_map(), &case.system_map)]
+    {
         if !changes.is_empty() {
             args.extend([flag.into(), changed(work.path(), &original, changes)?.into()]);
         }
@@ -128,7 +127,11 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     if found == expected {
         return Ok(outcome.wall_ms);
     }
-    let diff = patches::unified("expect.json", &serde_json::to_string_pretty(&expected)?, &serde_json::to_string_pretty(&found)?);
+    let diff = patches::unified(
+        "expect.json",
+        &serde_json::to_string_pretty(&expected)?,
+        &serde_json::to_string_pretty(&found)?,
+    );
     Err(format!("{diff}\n{}", outcome.describe()).into())
 }
 

@@ -20,11 +20,11 @@ fn a_plain_guest_boots_answers_and_works() {
     let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
     std::thread::sleep(Duration::from_secs(2));
     let before = guest.load_progress(&load).expect("answers");
-    let first = Snapshot::take(&guest, &kernel).expect("memory");
+    let first = Snapshot::take(&mut guest).expect("memory");
     std::thread::sleep(Duration::from_secs(3));
-    let second = Snapshot::take(&guest, &kernel).expect("memory");
+    let second = Snapshot::take(&mut guest).expect("memory");
     let after = guest.load_progress(&load).expect("answers");
-    eprintln!("slide {:#x}, rounds {before:?} then {after:?}", first.slide);
+    eprintln!("rounds {before:?} then {after:?}");
     assert_eq!(first.difference(&second), None, "memory that the guest leaves alone");
     assert!(after.fewest > before.fewest, "every processor works: {before:?} {after:?}");
     assert_eq!(after.wrong, 0);
@@ -57,7 +57,7 @@ fn the_guest_shows_its_own_kernel_code() {
     let Some(kernel) = require::older_kernel() else { return };
     let mut guest = Guest::under_plain_qemu(&Config::new("runner-kcore", &kernel.vmlinuz())).expect("boots");
     let slide = guest.slide(kernel.symbol("_text").expect("System.map")).expect("kallsyms");
-    assert_eq!(slide, Snapshot::take(&guest, &kernel).expect("memory").slide);
+    assert_eq!(slide % 0x20_0000, 0, "the kernel is moved by whole large pages");
     // A traced function begins with the five-byte no-op of ftrace (arch/x86/kernel/ftrace.c).
     let show = kernel.symbol("version_proc_show").expect("System.map");
     let bytes = guest.kernel_bytes(show + slide, 9).expect("kcore");

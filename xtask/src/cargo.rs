@@ -64,7 +64,9 @@ pub(crate) fn fuzz(seconds: u32) -> Result<(), JobError> {
 pub(crate) fn bless() -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
     let mut library = test_command(&pair)?;
-    run(library.args(["--package", "diff-analyzer", "--package", "prelink", "--package", "lucos-build"]).env("LUCOS_BLESS", "1"))?;
+    run(library
+        .args(["--package", "diff-analyzer", "--package", "prelink", "--package", "lucos-build"])
+        .env("LUCOS_BLESS", "1"))?;
     let mut cases = test_command(&pair)?;
     run(cases.args(["--package", "lucos-tests", "--test", "build_cases"]).env("LUCOS_BLESS", "1"))?;
     say("expected results were rewritten where they differed: `git diff testdata` shows how");

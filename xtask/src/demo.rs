@@ -36,7 +36,12 @@ pub(crate) fn run() -> Result<(), JobError> {
     heading("Boot");
     let mut guest = Guest::under_lucos_hv(&Config::new("demo", &kernel.vmlinuz()))?;
     let hv = Hv::new(guest.api());
-    say(&format!("{}, {} processors, at its shell after {} ms", guest.run_ok("uname -r")?.trim(), guest.run_ok("nproc")?.trim(), guest.boot_ms()));
+    say(&format!(
+        "{}, {} processors, at its shell after {} ms",
+        guest.run_ok("uname -r")?.trim(),
+        guest.run_ok("nproc")?.trim(),
+        guest.boot_ms()
+    ));
     let slide = guest.slide(kernel.symbol("_text")?)?;
     say(&format!("address randomisation moved the kernel by {slide:#x}; serial log: {}", guest.log().display()));
     let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS)?;
@@ -86,7 +91,12 @@ fn build_official(dir: &Path, pair: &Pair) -> Result<Built, JobError> {
         let built = Built::new(dir, &format!("official-{stem}"), &candidate.diff, &pair.older)?;
         if built.is_type1() {
             print!("{}", candidate.diff);
-            say(&format!("lucos-build: type1, {} in {} ms; number {} of the tried changes", names(&built), built.outcome.wall_ms, index + 1));
+            say(&format!(
+                "lucos-build: type1, {} in {} ms; number {} of the tried changes",
+                names(&built),
+                built.outcome.wall_ms,
+                index + 1
+            ));
             return Ok(built);
         }
         let reason = built.outcome.items("/reasons").first().and_then(|reason| reason["rule"].as_str()).unwrap_or("");
@@ -142,7 +152,12 @@ fn show_official(guest: &mut Guest, hv: &Hv, kernel: &Kernel, built: Built) -> R
     let before = look(guest, "before")?;
     let applied_us = apply(hv, &built)?;
     let after = look(guest, "after")?;
-    see("code after apply", "a jump in every function", "another instruction", after.iter().all(|entry| is_redirected(entry)))?;
+    see(
+        "code after apply",
+        "a jump in every function",
+        "another instruction",
+        after.iter().all(|entry| is_redirected(entry)),
+    )?;
     listed(hv, &built, true)?;
     let shown = hv.show(&built.name)?;
     see("lucos-hv show", "state applied", &shown.describe(), shown.text("/state") == "applied")?;

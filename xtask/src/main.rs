@@ -47,6 +47,11 @@ enum Job {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Writes an initramfs that gives a shell, for guests of your own
+    Initramfs {
+        /// The file to write
+        file: PathBuf,
+    },
     /// Rewrites the expected results in testdata; look at the difference before you keep it
     Bless,
 }
@@ -62,6 +67,8 @@ enum JobError {
     Command(#[from] CommandError),
     #[error(transparent)]
     Patch(#[from] PatchError),
+    #[error(transparent)]
+    Initramfs(#[from] lucos_tests::initramfs::InitramfsError),
     #[error(transparent)]
     Official(#[from] OfficialError),
     #[error(transparent)]
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
         Job::Ci => cargo::ci(),
         Job::Bench { applies } => bench::run(applies),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
+        Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Bless => cargo::bless(),
     };
     match result {

@@ -2,17 +2,24 @@
 //!
 //! Comes in: a relocation of a carried piece. Decided: its target. A direct call goes to the new version of a replaced
 //! function; a stored or taken address goes to the old entry, which is still good after undo. Data that exists in the
-//! kernel stays there; strings, constants and new data come along. Goes out: a payload relocation.
+//! kernel stays there; strings, constants and new data come along. Goes out: a payload relocation, or a refusal where
+//! the reference could mean more than one thing.
 
 use super::{Key, Linker, append, describe};
-use crate::symbol_db::{AddressKind, KernelSymbol};
+use crate::prove::Mismatch;
+use crate::symbol_db::{AddressKind, KernelSymbol, SymbolKind};
 use diff_analyzer::correlate::{is_fresh, without_number};
-use diff_analyzer::object::{Reloc, SymbolIndex};
-use diff_analyzer::object_diff::string_at;
+use diff_analyzer::object::{Definition, Reloc, SymbolIndex};
 use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Target, bias, is_pc_relative};
 use diff_analyzer::special::SectionRole;
 use lpk_format::{ManifestDatum, Place, RelocKind, SectionKind};
 use object::elf;
+
+/// Alignment of the payload's data sections in memory, in bytes.
+const MAX_ALIGN: u64 = 64;
+
+/// Where the kernel's image and modules are mapped (Documentation/x86/x86_64/mm.rst).
+const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 
 impl Linker<'_, '_> {
     /// Adds the payload relocation for `reloc`, whose field lies at `offset` of `section`.
@@ -28,6 +35,18 @@ impl Linker<'_, '_> {
         let found = match self.units[from.0].patched.target(reloc) {
             Target::External(symbol) => self.external(from, symbol, call).map(|symbol| (symbol, reloc.addend)),
             Target::Piece(piece, at) => {
+                if self.is_vague(from, reloc, piece) {
+                    let name = &self.piece((from.0, piece)).1.name;
+                    let message = format!(
+                        "it refers to `{name}`, or to a place before or behind a neighbour of it in its section"
+                    );
+                    return self.refuse(
+                        "vague-reference",
+                        from,
+                        message,
+                        "give new data of the file no section attribute",
+                    );
+                }
                 let addend = at - bias(reloc);
                 self.local(from, piece, at, call).map(|(symbol, base)| (symbol, base + addend))
             }
@@ -43,30 +62,68 @@ impl Linker<'_, '_> {
         let before = |count: u32| offset.checked_sub(count).and_then(|at| text.get(at as usize)).copied();
         is_pc_relative(reloc.kind)
             && reloc.tail == 0
-            && (matches!(before(1), Some(0xe8 | 0xe9)) || matches!((before(2), before(1)), (Some(0x0f), Some(0x80..=0x8f))))
+            && (matches!(before(1), Some(0xe8 | 0xe9))
+                || matches!((before(2), before(1)), (Some(0x0f), Some(0x80..=0x8f))))
+    }
+
+    /// Whether an address by section and offset may be that of the neighbour of a datum: the end of an array is where the
+    /// next datum begins. That makes no difference as long as the whole section stays as it was.
+    fn is_vague(&self, from: Key, reloc: &Reloc, target: PieceIndex) -> bool {
+        let unit = &self.units[from.0];
+        let piece = unit.patched.piece(target);
+        // A PC-relative field is an access, which stays inside its datum.
+        let by_section =
+            unit.patched.object.symbol(reloc.symbol).kind == elf::STT_SECTION.0 && !is_pc_relative(reloc.kind);
+        if !by_section || piece.kind != PieceKind::Datum {
+            return false;
+        }
+        let mut distances =
+            unit.patched.iter().filter(|(_, other)| other.section == piece.section).map(|(index, other)| {
+                let original = unit.diff.correlation.original(index)?;
+                let original = unit.original.piece(original);
+                Some((original.section, other.range.start.wrapping_sub(original.range.start)))
+            });
+        let first = distances.next();
+        let rest: Vec<_> = distances.collect();
+        !rest.is_empty() && (first == Some(None) || rest.iter().any(|other| Some(*other) != first))
     }
 
     /// A symbol that another unit defines.
     fn external(&mut self, from: Key, index: SymbolIndex, call: bool) -> Option<u32> {
-        let name = self.units[from.0].patched.object.symbol(index).name.clone();
-        if let Some(&key) = self.globals.get(&name)
-            && (call || !self.replacing.contains(&key))
-        {
-            return self.payload_symbol(key);
+        let symbol = self.units[from.0].patched.object.symbol(index);
+        let name = symbol.name.clone();
+        if symbol.definition == Definition::Absolute {
+            let message = format!("`{name}` is a plain value, not a place");
+            self.refuse("absolute-symbol", from, message, "report the function");
+            return None;
+        }
+        if let Some(&key) = self.globals.get(&name) {
+            return self.named(from, key, 0, call);
         }
         let all: Vec<&KernelSymbol> = self.image.symbols().lookup(&name).collect();
         let global: Vec<&KernelSymbol> = all.iter().copied().filter(|symbol| symbol.global).collect();
         let candidates = if global.is_empty() { all } else { global };
         match one_address(&candidates) {
-            Ok(symbol) => Some(self.kernel_symbol(&symbol.clone())),
+            Ok(symbol) => self.kernel_symbol(from, &symbol.clone()),
             Err(true) => {
-                let message = format!("`{name}` names {} places of the kernel: {}", candidates.len(), list(&candidates));
-                self.refuse("ambiguous-symbol", from, message, "name a symbol that occurs once, or patch the file that defines it");
+                let message =
+                    format!("`{name}` names {} places of the kernel: {}", candidates.len(), list(&candidates));
+                self.refuse(
+                    "ambiguous-symbol",
+                    from,
+                    message,
+                    "name a symbol that occurs once, or patch the file that defines it",
+                );
                 None
             }
             Err(false) => {
                 let message = format!("`{name}` is neither in the kernel image nor in the diff");
-                self.refuse("unresolved-symbol", from, message, "if a loadable module defines it: patches of modules are not supported yet");
+                self.refuse(
+                    "unresolved-symbol",
+                    from,
+                    message,
+                    "if a loadable module defines it: patches of modules are not supported yet",
+                );
                 None
             }
         }
@@ -77,30 +134,32 @@ impl Linker<'_, '_> {
         let key = (from.0, index);
         let (pieces, piece) = self.piece(key);
         if piece.role == SectionRole::Strings {
-            let Some(text) = string_at(pieces, index, at) else {
-                self.refuse("broken-string", from, format!("a reference to {} leads to no string", piece.name), "report it");
-                return None;
-            };
             // The caller adds `at`; the symbol stands for the start of `.rodata`.
-            let place = self.string(text);
-            return Some((self.section_symbol(SectionKind::Rodata), i64::from(place) - at));
+            let place = self.string(pieces.bytes(index), pieces.object.section(piece.section).entry_size);
+            return Some((self.section_symbol(SectionKind::Rodata), i64::from(place)));
         }
         match piece.kind {
-            PieceKind::Function => {
-                let carried = self.placed.contains_key(&key);
-                // A reference into the middle comes from the other half of the same function.
-                if carried && (call || at != 0 || !self.replacing.contains(&key)) {
-                    return self.payload_symbol(key).map(|symbol| (symbol, 0));
-                }
-                self.existing(from, key).map(|symbol| (symbol, 0))
+            PieceKind::Function | PieceKind::Datum => self.named(from, key, at, call).map(|symbol| (symbol, 0)),
+            PieceKind::Anonymous if piece.name == ".altinstr_aux" => {
+                self.aux(from, key, at).map(|symbol| (symbol, -at))
             }
-            PieceKind::Datum if !is_fresh(&piece.name) && self.is_existing(key) => {
-                self.existing(from, key).map(|symbol| (symbol, 0))
-            }
-            PieceKind::Datum => self.payload_symbol_of_data(from, key).map(|symbol| (symbol, 0)),
-            PieceKind::Anonymous if piece.name == ".altinstr_aux" => self.aux(from, key, at).map(|symbol| (symbol, -at)),
             PieceKind::Anonymous => self.payload_symbol_of_data(from, key).map(|symbol| (symbol, 0)),
         }
+    }
+
+    /// A function or datum of a unit of the diff.
+    fn named(&mut self, from: Key, key: Key, at: i64, call: bool) -> Option<u32> {
+        let (_, piece) = self.piece(key);
+        if piece.kind == PieceKind::Datum {
+            let stays = !is_fresh(piece) && self.is_existing(key);
+            return if stays { self.existing(from, key) } else { self.payload_symbol_of_data(from, key) };
+        }
+        let carried = self.placed.contains_key(&key);
+        // A reference into the middle comes from the other half of the same function.
+        if carried && (call || at != 0 || !self.replacing.contains(&key)) {
+            return self.payload_symbol(key);
+        }
+        self.existing(from, key)
     }
 
     fn is_existing(&self, (unit, piece): Key) -> bool {
@@ -116,26 +175,49 @@ impl Linker<'_, '_> {
         let bound = original.and_then(|original| unit.proof.address(original));
         let candidates = self.candidates(unit.name, piece);
         if let Some(address) = bound {
-            let found = candidates.into_iter().find(|symbol| symbol.address == address);
+            // The proof has found a symbol of that name there, if the compiler's number is left aside.
+            let same = |symbol: &&KernelSymbol| {
+                let stem = without_number(&symbol.name);
+                piece.symbols.iter().any(|&name| without_number(&unit.patched.object.symbol(name).name) == stem)
+            };
+            let found = candidates.iter().find(|symbol| symbol.address == address).cloned();
+            let found = found.or_else(|| self.image.symbols().at(address).find(same).cloned());
             if let Some(symbol) = found {
-                return Some(self.kernel_symbol(&symbol));
+                return self.kernel_symbol(from, &symbol);
             }
-            let name = piece.name.clone();
-            return Some(self.symbol(&name, Place::Kernel(address), piece.size(), piece.kind == PieceKind::Function));
         }
         let refs: Vec<&KernelSymbol> = candidates.iter().collect();
+        let missing = original.and_then(|original| unit.proof.mismatches.get(&original));
+        let missing = !piece.global && matches!(missing, Some(Mismatch::Missing { .. }));
         match one_address(&refs) {
-            Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => Some(self.kernel_symbol(&symbol.clone())),
+            Ok(_) if missing => {
+                let message = format!(
+                    "the kernel image has no function `{}` of this unit, only of other files of that name",
+                    piece.name
+                );
+                self.refuse(
+                    "unresolved-symbol",
+                    from,
+                    message,
+                    "the source, configuration and compiler must be the kernel's own",
+                );
+                None
+            }
+            Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => self.kernel_symbol(from, &symbol.clone()),
             Err(false) => {
                 let message = format!("the {} `{}` is not in the kernel image", describe(piece.kind), piece.name);
-                self.refuse("unresolved-symbol", from, message, "the compiler kept it out of the image; change the patch so that it is not needed");
+                self.refuse(
+                    "unresolved-symbol",
+                    from,
+                    message,
+                    "the compiler kept it out of the image; change the patch so that it is not needed",
+                );
                 None
             }
             _ => {
                 let message = format!(
-                    "`{}` could be any of {} places of the kernel, and no proved code tells which: {}",
+                    "no proved code tells whether `{}` is new or which place of the kernel it is: {}",
                     piece.name,
-                    refs.len(),
                     list(&refs)
                 );
                 self.refuse("ambiguous-symbol", from, message, "give the new function another way to reach it");
@@ -160,12 +242,26 @@ impl Linker<'_, '_> {
         self.image.symbols().iter().filter(numbered).filter(visible).filter(same_size).cloned().collect()
     }
 
-    fn kernel_symbol(&mut self, symbol: &KernelSymbol) -> u32 {
+    fn kernel_symbol(&mut self, from: Key, symbol: &KernelSymbol) -> Option<u32> {
         let place = match symbol.address_kind {
+            AddressKind::Absolute if symbol.address >= KERNEL_MAP => {
+                // `init_per_cpu__*` of the linker script: an address of the image by value, a plain value by kind.
+                let message = format!("`{}` is a value that the linker script computes from addresses", symbol.name);
+                self.refuse("absolute-symbol", from, message, "new code cannot refer to it");
+                return None;
+            }
             AddressKind::Image => Place::Kernel(symbol.address),
             AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(symbol.address),
         };
-        self.symbol(&symbol.name, place, symbol.size, symbol.kind == crate::symbol_db::SymbolKind::Function)
+        let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
+        let gone = symbol.address_kind == AddressKind::Image
+            && (section.starts_with(".init.") || section.starts_with(".exit."));
+        if gone && symbol.kind != SymbolKind::Label {
+            let message = format!("it refers to `{}` in {section}, which the kernel has freed after boot", symbol.name);
+            self.refuse("init-reference", from, message, "new code cannot use what exists at boot only");
+            return None;
+        }
+        Some(self.symbol(&symbol.name, place, symbol.size, symbol.kind == SymbolKind::Function))
     }
 
     fn payload_symbol(&mut self, key: Key) -> Option<u32> {
@@ -188,14 +284,13 @@ impl Linker<'_, '_> {
         self.symbol(name, Place::Payload { section, offset: 0 }, 0, false)
     }
 
-    fn string(&mut self, text: &[u8]) -> u32 {
-        if let Some(&offset) = self.strings.get(text) {
+    /// A string with its terminating zero, whose characters have `width` bytes.
+    fn string(&mut self, text: &[u8], width: u64) -> u32 {
+        if let Some(&offset) = self.strings.get(&(width, text.to_vec())) {
             return offset;
         }
-        let mut bytes = text.to_vec();
-        bytes.push(0);
-        let offset = append(&mut self.linked.payload.rodata, &bytes, 1, 0);
-        self.strings.insert(text.to_vec(), offset);
+        let offset = append(&mut self.linked.payload.rodata, text, width.clamp(1, MAX_ALIGN) as usize, 0);
+        self.strings.insert((width, text.to_vec()), offset);
         offset
     }
 
@@ -209,7 +304,30 @@ impl Linker<'_, '_> {
         let (pieces, piece) = self.piece(key);
         let name = pieces.object.section(piece.section).name.clone();
         let bytes = pieces.bytes(key.1);
-        let align = pieces.object.section(piece.section).align.min(64) as usize;
+        let align = pieces.object.section(piece.section).align;
+        if self.units[key.0].diff.correlation.is_ambiguous(key.1) {
+            // Only a datum of another unit comes here: its own unit asks for the existing one.
+            let message = format!("`{}` may be a datum of the kernel or a new one", piece.name);
+            self.refuse(
+                "ambiguous-symbol",
+                from,
+                message,
+                "give a new datum another name than one that the diff removes",
+            );
+            return None;
+        }
+        if align > MAX_ALIGN {
+            let message =
+                format!("`{}` has an alignment of {align} bytes, more than the {MAX_ALIGN} of new data", piece.name);
+            self.refuse("alignment", from, message, "allocate it instead");
+            return None;
+        }
+        if piece.kind == PieceKind::Anonymous && piece.role == SectionRole::Data {
+            let message = format!("it refers to data without a name in section {name}, which may be in use");
+            self.refuse("anonymous-data", from, message, "give the data a name");
+            return None;
+        }
+        let align = align as usize;
         let (section, offset) = match piece.role {
             SectionRole::ReadOnly => (SectionKind::Rodata, append(&mut self.linked.payload.rodata, bytes, align, 0)),
             SectionRole::Data if bytes.is_empty() => {
@@ -219,13 +337,19 @@ impl Linker<'_, '_> {
             }
             SectionRole::Data => (SectionKind::Data, append(&mut self.linked.payload.data, bytes, align, 0)),
             SectionRole::PerCpu => {
-                let message = format!("`{}` is new per-CPU data, which cannot be added to a running kernel yet", piece.name);
+                let message =
+                    format!("`{}` is new per-CPU data, which cannot be added to a running kernel yet", piece.name);
                 self.refuse("per-cpu-data", from, message, "use an array indexed by processor");
                 return None;
             }
             _ => {
                 let message = format!("it refers to section {name}, which new code cannot bring along yet");
-                self.refuse("unknown-section", from, message, "avoid what puts data there (tracepoints, parameters, …)");
+                self.refuse(
+                    "unknown-section",
+                    from,
+                    message,
+                    "avoid what puts data there (tracepoints, parameters, …)",
+                );
                 return None;
             }
         };
@@ -253,9 +377,8 @@ fn one_address<'s>(candidates: &[&'s KernelSymbol]) -> Result<&'s KernelSymbol, 
 }
 
 fn list(candidates: &[&KernelSymbol]) -> String {
-    let describe = |symbol: &&KernelSymbol| {
-        format!("{:#x} ({})", symbol.address, symbol.file.as_deref().unwrap_or("global"))
-    };
+    let describe =
+        |symbol: &&KernelSymbol| format!("{:#x} ({})", symbol.address, symbol.file.as_deref().unwrap_or("global"));
     let mut text: Vec<String> = candidates.iter().map(describe).collect();
     text.dedup();
     text.join(", ")

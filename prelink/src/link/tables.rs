@@ -16,6 +16,9 @@ use std::collections::BTreeSet;
 /// The five-byte no-op that ftrace leaves at the entry of a function (`arch/x86/include/asm/text-patching.h`, `BYTES_NOP5`).
 const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
 
+/// `call rel32` (Intel SDM vol. 2, CALL).
+const CALL: u8 = 0xe8;
+
 /// `ALTINSTR_FLAG_INV` of Linux before 6.3 (arch/x86/include/asm/alternative.h).
 const ALT_INVERTED_6_1: u16 = 1 << 15;
 
@@ -24,15 +27,31 @@ impl Linker<'_, '_> {
     /// that need no relocation.
     pub(super) fn apply_tables(&mut self, key: Key, offset: u32) -> BTreeSet<u64> {
         let mut dropped = BTreeSet::new();
-        let (pieces, _) = self.piece(key);
+        let (pieces, piece) = self.piece(key);
         for entry in pieces.entries(key.1) {
+            if entry.place >= piece.size() {
+                let message = format!(
+                    "an entry of {} is about {:#x}, behind the end of the function",
+                    entry.table.section(),
+                    entry.place
+                );
+                self.refuse("table-unsupported", key, message, "report the function");
+                continue;
+            }
             let at = offset + entry.place as u32;
             match entry.table {
                 Table::Mcount => {
                     let start = at as usize;
-                    if let Some(field) = self.linked.payload.text.get_mut(start..start + NOP5.len()) {
-                        field.copy_from_slice(&NOP5);
-                        dropped.insert(entry.place + 1);
+                    match self.linked.payload.text.get_mut(start..start + NOP5.len()) {
+                        Some(field) if field[0] == CALL || field == NOP5 => {
+                            field.copy_from_slice(&NOP5);
+                            dropped.insert(entry.place + 1);
+                        }
+                        _ => {
+                            let message =
+                                "its place for tracing is neither a call nor a no-op of five bytes".to_owned();
+                            self.refuse("table-unsupported", key, message, "this kernel version is not supported yet");
+                        }
                     }
                 }
                 Table::Paravirt => self.paravirt(key, entry, at),
@@ -72,7 +91,11 @@ impl Linker<'_, '_> {
             return self.refuse("table-unsupported", key, message, "the configuration is not the kernel's");
         };
         if let (Some(operation), Some(len)) = (operation, len) {
-            self.linked.payload.fixups.push(Fixup::Paravirt { offset: at, len, slot: pv_ops + 8 * u64::from(operation) });
+            self.linked.payload.fixups.push(Fixup::Paravirt {
+                offset: at,
+                len,
+                slot: pv_ops + 8 * u64::from(operation),
+            });
         }
     }
 
@@ -88,7 +111,9 @@ impl Linker<'_, '_> {
         };
         let cpuid = u16::from_le_bytes([bytes[8], bytes[9]]);
         let (len, replacement_len) = (bytes[10], bytes[11]);
-        let Some(replacement) = self.replacement(key, reloc, replacement_len) else { return };
+        // Nothing but no-ops needs no code; the place itself stands for it.
+        let found = if replacement_len == 0 { Some(at) } else { self.replacement(key, reloc, replacement_len) };
+        let Some(replacement) = found else { return };
         self.linked.payload.fixups.push(Fixup::Alternative {
             offset: at,
             len,
@@ -116,7 +141,12 @@ impl Linker<'_, '_> {
         let (pieces, _) = self.piece(key);
         let code = pieces.bytes(key.1).get(at.max(0) as usize..).unwrap_or_default();
         let Some(len) = straight_line(code).map(|len| len as u64) else {
-            self.refuse("unknown-section", from, "a slow path in .altinstr_aux has no end".to_owned(), "report the function");
+            self.refuse(
+                "unknown-section",
+                from,
+                "a slow path in .altinstr_aux has no end".to_owned(),
+                "report the function",
+            );
             return None;
         };
         let offset = self.copy_code(from, key.1, at.max(0) as u64, len)?;
@@ -127,7 +157,18 @@ impl Linker<'_, '_> {
     fn copy_code(&mut self, from: Key, index: PieceIndex, start: u64, len: u64) -> Option<u32> {
         let (pieces, _) = self.piece(from);
         let piece = pieces.piece(index);
-        let code = pieces.bytes(index).get(start as usize..(start + len) as usize)?;
+        let Some(code) = pieces.bytes(index).get(start as usize..(start + len) as usize) else {
+            let message = format!("code of {len} bytes at {start:#x} is not inside its section {}", piece.name);
+            self.refuse("table-unsupported", from, message, "report the function");
+            return None;
+        };
+        let plain = |entry: &Entry| matches!(entry.table, Table::SmpLocks | Table::StaticCalls);
+        let inside = |entry: &&Entry| (start..start + len).contains(&entry.place) && !plain(entry);
+        if let Some(entry) = pieces.entries(index).iter().find(inside) {
+            let message = format!("code in {} has entries in {}", piece.name, entry.table.section());
+            self.refuse("table-unsupported", from, message, "report the function");
+            return None;
+        }
         let offset = self.append_text(code, 1);
         let range = piece.range.start + start..piece.range.start + start + len;
         for reloc in pieces.relocs_in(piece.section, range.clone()) {

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use super::{Arena, ArenaSource, Engine, EngineError, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
 
@@ -60,6 +61,7 @@ pub struct MockEngine {
     calls: RefCell<Vec<Call>>,
     count: Cell<usize>,
     failing: Failing,
+    resets: u64,
 }
 
 impl Default for MockEngine {
@@ -80,6 +82,7 @@ impl MockEngine {
             calls: RefCell::new(Vec::new()),
             count: Cell::new(0),
             failing: Failing::Never,
+            resets: 0,
         }
     }
 
@@ -111,6 +114,11 @@ impl MockEngine {
             Some(owner_paused) => *owner_paused = paused,
             None => self.running = !paused,
         }
+    }
+
+    /// The guest is reset: memory and registers are what they are.
+    pub fn reset(&mut self) {
+        self.resets += 1;
     }
 
     /// Registers of all processors, from now on.
@@ -243,6 +251,14 @@ impl Pause for MockEngine {
     fn is_paused(&mut self) -> Result<bool, EngineError> {
         self.enter(Call::IsPaused)?;
         Ok(self.held.unwrap_or(!self.running))
+    }
+
+    fn last_pause(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn resets(&self) -> u64 {
+        self.resets
     }
 }
 

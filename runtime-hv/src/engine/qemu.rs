@@ -19,11 +19,11 @@ mod packet;
 mod registers;
 mod rescue;
 mod stub;
-mod timed;
 
 use std::cell::{Cell, RefCell};
 use std::io::IoSliceMut;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
@@ -53,6 +53,7 @@ pub struct QemuEngine {
     /// Whether memory is read straight out of the QEMU process.
     direct: Cell<bool>,
     hold: Option<Hold>,
+    last_pause: Duration,
     /// The stub could not be closed after the last pause.
     stub_left_open: bool,
     /// For the sockets and files that QEMU makes for us.
@@ -62,6 +63,7 @@ pub struct QemuEngine {
 /// The VM is stopped by us, or was found stopped and is to stay so.
 struct Hold {
     owner_paused: bool,
+    since: Instant,
     stub: Stub,
 }
 
@@ -85,11 +87,18 @@ impl QemuEngine {
             map: RefCell::new(map),
             direct: Cell::new(false),
             hold: None,
+            last_pause: Duration::ZERO,
             stub_left_open: false,
             folder,
         };
         engine.direct.set(engine.direct_reads_are_right());
         Ok(engine)
+    }
+
+    /// Whether the QEMU process has ended. (One that its parent has not waited for yet counts as there.)
+    pub fn is_gone(&self) -> bool {
+        let pid = Pid::from_raw(self.monitor.borrow().peer().pid);
+        nix::sys::signal::kill(pid, None) == Err(nix::errno::Errno::ESRCH)
     }
 
     /// Whether memory is read straight out of the QEMU process, rather than through files that QEMU writes.
@@ -232,8 +241,12 @@ impl Pause for QemuEngine {
             return Ok(());
         }
         let monitor = self.monitor.get_mut();
+        monitor.is_running_or_stopped()?;
         let stub = Stub::open(monitor, self.folder.path())?;
-        let stopped = monitor.is_running().and_then(|running| {
+        // Asked again: opening took a while.
+        let running = monitor.is_running_or_stopped();
+        let since = Instant::now();
+        let stopped = running.and_then(|running| {
             // `stop` returns when every processor has stopped; on a stopped VM it does nothing.
             let stopped = monitor.stop();
             if running && stopped.is_err() {
@@ -244,7 +257,7 @@ impl Pause for QemuEngine {
         });
         match stopped {
             Ok(owner_paused) => {
-                self.hold = Some(Hold { owner_paused, stub });
+                self.hold = Some(Hold { owner_paused, since, stub });
                 Ok(())
             }
             Err(error) => {
@@ -266,6 +279,7 @@ impl Pause for QemuEngine {
         if !hold.owner_paused {
             monitor.cont()?;
         }
+        self.last_pause = hold.since.elapsed();
         if let Some(hold) = self.hold.take() {
             // The guest runs: a stub that is still open is no reason to fail. It is closed later.
             self.stub_left_open = hold.stub.close(monitor).is_err();
@@ -278,6 +292,14 @@ impl Pause for QemuEngine {
             Some(hold) => Ok(hold.owner_paused),
             None => self.monitor.get_mut().is_running().map(|running| !running),
         }
+    }
+
+    fn last_pause(&self) -> Duration {
+        self.last_pause
+    }
+
+    fn resets(&self) -> u64 {
+        self.monitor.borrow().resets()
     }
 }
 

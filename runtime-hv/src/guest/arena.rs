@@ -8,9 +8,9 @@
 //! kernel's text (`arch/x86/kernel/head64.c`, `__startup_64`, clears those), never entry 0, so that PC-relative
 //! displacements to per-CPU offsets fit into 32 bits.
 
-use super::paging::{ACCESSED, DIRTY, LARGE, NO_EXECUTE, PAGE, PRESENT, WRITE};
+use super::paging::{self, ACCESSED, DIRTY, LARGE, NO_EXECUTE, PAGE, PRESENT, WRITE};
 use super::{GuestError, Kernel};
-use crate::engine::{ArenaSource, Pa, ReadMemory, Va};
+use crate::engine::{ArenaSource, EngineError, Pa, ReadMemory, Va};
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -46,6 +46,16 @@ pub enum ArenaError {
     /// Low memory is not reserved by this guest.
     #[error("page {pa:#x} of low memory is not reserved by the guest (kernels before 5.13 do not)")]
     NotReserved {
+        /// The page.
+        pa: u64,
+    },
+    /// Somebody else's window, or one of ours that nothing is known of any more.
+    #[error(
+        "entry {entry} of `level2_kernel_pgt` leads to page {pa:#x} already: bundles were applied to this boot of the guest by a service whose journal is not here"
+    )]
+    Taken {
+        /// The entry.
+        entry: u64,
         /// The page.
         pa: u64,
     },
@@ -131,6 +141,8 @@ impl Run {
 pub struct Window {
     /// Entry of `level2_kernel_pgt`.
     pub entry: u64,
+    /// Physical address of that entry.
+    pub directory: u64,
     /// Physical address of page number 0.
     pub base: u64,
     /// Page number of the page table.
@@ -147,6 +159,22 @@ impl Window {
 
     fn pa(&self, page: u64) -> u64 {
         self.base + page * PAGE as u64
+    }
+
+    /// What the entry holds while the window is there.
+    fn value(&self) -> [u8; 8] {
+        (self.pa(self.table) | PRESENT | WRITE | ACCESSED | DIRTY).to_le_bytes()
+    }
+
+    /// Whether the guest has the window. The kernel's image is loaded anew at every boot, and only we make such an entry: a
+    /// guest without it is another boot, wherever KASLR has put it.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub fn is_there(&self, memory: &dyn ReadMemory) -> Result<bool, EngineError> {
+        let mut entry = [0; 8];
+        memory.read(Pa(self.directory), &mut entry)?;
+        Ok(entry == self.value())
     }
 
     /// Addresses of a run.
@@ -230,16 +258,24 @@ pub fn pool(memory: &dyn ReadMemory, kernel: &Kernel, source: ArenaSource) -> Re
     }
 }
 
-/// Number of the free entry of `level2_kernel_pgt` to use as the window.
-fn free_entry(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<u64, ArenaError> {
+/// Number of the free entry of `level2_kernel_pgt` to use as the window. An entry that leads into the pool means that its
+/// pages are in use, though nobody here knows by what.
+fn free_entry(memory: &dyn ReadMemory, kernel: &Kernel, pool: &Pool) -> Result<u64, ArenaError> {
     let table = kernel.symbol("level2_kernel_pgt")?;
     let text = kernel.live(kernel.symbol("_text")?).0.wrapping_sub(KERNEL_MAP) / LARGE;
+    let mut free = None;
     for entry in 1..text.min(512) {
-        if kernel.image_u64(memory, table.wrapping_add(entry * 8))? == 0 {
-            return Ok(entry);
+        let value = kernel.image_u64(memory, table.wrapping_add(entry * 8))?;
+        let pa = value & paging::ADDRESS;
+        let page = pa.wrapping_sub(pool.base.0) / PAGE as u64;
+        if value & PRESENT != 0 && pool.pages.binary_search(&page).is_ok() {
+            return Err(ArenaError::Taken { entry, pa });
+        }
+        if value == 0 {
+            free = free.or(Some(entry));
         }
     }
-    Err(ArenaError::NoWindow)
+    free.ok_or(ArenaError::NoWindow)
 }
 
 /// Takes pages for a bundle: the window if there is none yet, then one run per non-empty section.
@@ -266,8 +302,9 @@ pub fn take(
                 free: 0,
                 kept: 0,
             })?;
-            let mut window =
-                Window { entry: free_entry(memory, kernel)?, base: pool.base.0, table, original: vec![0; PAGE] };
+            let entry = free_entry(memory, kernel, pool)?;
+            let directory = kernel.image_pa(kernel.symbol("level2_kernel_pgt")?).0 + entry * 8;
+            let mut window = Window { entry, directory, base: pool.base.0, table, original: vec![0; PAGE] };
             let pa = Pa(window.pa(table));
             memory.read(pa, &mut window.original).map_err(GuestError::Engine)?;
             window
@@ -326,21 +363,13 @@ pub fn give_back(state: &mut State, bundle: &str) {
 
 /// The writes that lead from one state to another, apart from the contents of new pages: those are `contents`, physical
 /// address and bytes. New pages are filled before they are mapped; old ones are unmapped before they are given back.
-///
-/// # Errors
-/// [`GuestError`].
-pub fn transition(
-    kernel: &Kernel,
-    before: &State,
-    after: &State,
-    contents: &[(Pa, Vec<u8>)],
-) -> Result<Vec<Write>, GuestError> {
-    let directory = kernel.image_pa(kernel.symbol("level2_kernel_pgt")?).0;
+#[must_use]
+pub fn transition(before: &State, after: &State, contents: &[(Pa, Vec<u8>)]) -> Vec<Write> {
     let entries = |state: &State| state.window.as_ref().map(|window| table(state, window));
     let directory_write = |window: &Window, mapped: bool| {
-        let entry = (window.pa(window.table) | PRESENT | WRITE | ACCESSED | DIRTY).to_le_bytes().to_vec();
+        let entry = window.value().to_vec();
         let (old, new) = if mapped { (vec![0; 8], entry) } else { (entry, vec![0; 8]) };
-        Write { pa: directory + window.entry * 8, old, new }
+        Write { pa: window.directory, old, new }
     };
     let gone: Vec<&Allocation> = missing_from(before, after);
     let come: Vec<&Allocation> = missing_from(after, before);
@@ -384,7 +413,7 @@ pub fn transition(
             writes.push(Write { pa: window.pa(run.page), old: Vec::new(), new: run.original.clone() });
         }
     }
-    Ok(writes)
+    writes
 }
 
 fn missing_from<'a>(state: &'a State, other: &State) -> Vec<&'a Allocation> {

@@ -21,7 +21,8 @@ pub struct Facts {
     pub return_thunk: Option<u64>,
     /// Returns go through the thunk (`X86_FEATURE_RETHUNK`).
     pub rethunk: bool,
-    /// Indirect branches are guarded by ITS thunks that only the kernel itself can allocate.
+    /// Indirect branches go through ITS thunks (`X86_FEATURE_INDIRECT_THUNK_ITS`): a branch in the lower half of a cache
+    /// line is unsafe on this processor (`arch/x86/kernel/alternative.c`, `its_allocate_thunk`).
     pub its: bool,
     /// Live values behind the link addresses that fixups and boot sites name.
     pub words: BTreeMap<u64, u64>,
@@ -75,10 +76,11 @@ pub fn read(
         let thunk = kernel.image_u64(memory, variable)?;
         facts.return_thunk = Some(thunk);
         facts.rethunk = facts.has(kernel.constant("X86_FEATURE_RETHUNK")? as u16);
-        facts.its = live("its_return_thunk") == Some(thunk);
-    }
-    if let Ok(feature) = kernel.constant("X86_FEATURE_INDIRECT_THUNK_ITS") {
-        facts.its |= facts.has(feature as u16);
+        // ITS guards returns together with indirect branches, but leaves full retpolines as they are
+        // (`arch/x86/kernel/cpu/bugs.c`, `its_select_mitigation`): only the feature tells.
+        if live("its_return_thunk") == Some(thunk) {
+            facts.its = facts.has(kernel.constant("X86_FEATURE_INDIRECT_THUNK_ITS")? as u16);
+        }
     }
     for link in wanted {
         facts.words.insert(link, kernel.image_u64(memory, link)?);

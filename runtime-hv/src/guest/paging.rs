@@ -21,7 +21,8 @@ pub const DIRTY: u64 = 1 << 6;
 pub const NO_EXECUTE: u64 = 1 << 63;
 
 const LARGE_BIT: u64 = 1 << 7;
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+/// Bits of an entry that are a physical address.
+pub const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// A root table and its depth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@
 use super::UpdateError;
 use super::code::{NOP5, first_length};
 use super::sites;
-use crate::engine::{Engine, EngineError, Pa, ReadMemory, Va};
+use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
 use crate::guest::{Kernel, identity};
 use crate::journal::{Boot, Document};
@@ -30,6 +30,8 @@ pub struct Admitted {
     pub inside: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
     pub starts: Vec<u64>,
+    /// Resets of the guest before it was looked at.
+    pub resets: u64,
     build_id: Vec<u8>,
 }
 
@@ -57,6 +59,7 @@ pub fn admit<E: Engine>(
         ));
     }
     let registers = engine.registers()?;
+    let resets = engine.resets();
     let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;
     let facts = facts::read(engine, &kernel, wanted(bundle))?;
     let mut admitted = Admitted {
@@ -65,11 +68,13 @@ pub fn admit<E: Engine>(
         live: Vec::new(),
         inside: Vec::new(),
         starts: Vec::new(),
+        resets,
         kernel,
     };
     let boot = admitted.boot();
+    let window = document.arena.window.as_ref().map(|window| window.is_there(engine)).transpose()?;
     if (document.boot.as_ref().is_some_and(|known| *known != boot) && !document.bundles.is_empty())
-        || all_jumps_lost(engine, document)?
+        || window == Some(false)
     {
         return Err(UpdateError::OtherBoot);
     }
@@ -96,22 +101,6 @@ pub fn admit<E: Engine>(
         admitted.live.push(live);
     }
     Ok(admitted)
-}
-
-/// Whether bundles should be applied and not a single jump is there: a guest without KASLR that was restarted.
-///
-/// # Errors
-/// Of the engine.
-pub fn all_jumps_lost(memory: &dyn ReadMemory, document: &Document) -> Result<bool, EngineError> {
-    let applied = || document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
-    for jump in applied().flat_map(|record| &record.jumps) {
-        let mut live = vec![0; jump.new.len()];
-        memory.read(Pa(jump.pa), &mut live)?;
-        if live == jump.new {
-            return Ok(false);
-        }
-    }
-    Ok(applied().next().is_some())
 }
 
 /// Refuses what is applied, and what another bundle has redirected.

@@ -142,11 +142,12 @@ impl UpdateError {
             }
             UpdateError::Site(SiteError::Differs { .. }) => refused("code-differs")
                 .help("something in the guest changed this function; the bundle cannot be proved to fit"),
-            UpdateError::Link(LinkError::Its { .. }) => refused("its-thunks"),
             UpdateError::Link(_) => refused("cannot-link"),
             UpdateError::Arena(ArenaError::Full { .. }) => {
                 refused("no-arena").help("undo a bundle, or use a smaller one")
             }
+            UpdateError::Arena(ArenaError::Taken { .. }) => refused("unknown-service")
+                .help("attach with the --api path that was used then; without its journal, restart the guest first"),
             UpdateError::Arena(_) => refused("no-arena"),
             UpdateError::EntryInUse { .. } => refused("entry-in-use"),
             UpdateError::AlreadyApplied { .. } => refused("already-applied"),
@@ -163,6 +164,9 @@ impl UpdateError {
             UpdateError::Busy { .. } => refused("busy").help("try again later"),
             UpdateError::Transaction(TransactionError::Stuck { .. }) => failed("guest-half-changed")
                 .help("restart the service with `lucos-hv attach`: it finishes taking back from its journal"),
+            UpdateError::Engine(EngineError::State(_)) => {
+                refused("guest-state").help("let the guest run, or reset it, then try again")
+            }
             UpdateError::Engine(_) | UpdateError::Transaction(_) => failed("engine-failed"),
             UpdateError::Journal(_) => failed("journal-failed"),
         }

@@ -10,6 +10,10 @@ use lpk_format::{Fixup, Payload, Place, RelocKind, SectionKind};
 
 /// `.bss` begins at a multiple of this behind `.data`.
 const BSS_ALIGN: u64 = 64;
+/// Bytes of a cache line; `.text` begins at a multiple of it.
+const CACHE_LINE: u64 = 64;
+/// `RETPOLINE_THUNK_SIZE` (`arch/x86/include/asm/nospec-branch.h`).
+const RETPOLINE_THUNK: u64 = 32;
 
 /// Addresses of the sections; an empty section may be anywhere.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,14 +63,6 @@ pub enum LinkError {
         /// What was expected.
         expected: &'static str,
     },
-    /// Retpolines on a guest with ITS thunks.
-    #[error(
-        "the guest guards indirect branches by ITS thunks, which only the guest itself can allocate; the new code has an indirect branch at .text+{offset:#x}"
-    )]
-    Its {
-        /// Byte offset in `.text`.
-        offset: u32,
-    },
     /// An alternative that cannot be moved.
     #[error("the alternative for .text+{offset:#x} refers to its own place, other than by one call or jump")]
     RelativeAlternative {
@@ -79,6 +75,33 @@ pub enum LinkError {
         /// Link address.
         link: u64,
     },
+}
+
+/// Size of `.text` with the ITS thunks that this guest needs.
+#[must_use]
+pub fn text_size(payload: &Payload, facts: &Facts) -> u64 {
+    let size = payload.text.len() as u64;
+    let branches = payload.fixups.iter().any(|fixup| matches!(fixup, Fixup::Retpoline { .. }));
+    if facts.its && branches { size.next_multiple_of(CACHE_LINE) + 2 * CACHE_LINE } else { size }
+}
+
+/// Offset behind `text` bytes of code of the ITS thunk for a register: each cache line has eight, all in its upper half.
+fn its_thunk(text: u64, register: u64) -> u64 {
+    text.next_multiple_of(CACHE_LINE) + register / 8 * CACHE_LINE + CACHE_LINE / 2 + register % 8 * 4
+}
+
+/// `jmp *%register; int3` for all registers; everything else traps.
+fn its_thunks(text: &mut Vec<u8>, size: u64) {
+    let code = text.len() as u64;
+    text.resize(size as usize, INT3);
+    if size > code {
+        for register in 0..16 {
+            let at = its_thunk(code, register) as usize;
+            let modrm = 0xe0 + (register % 8) as u8;
+            let jump = if register < 8 { [0xff, modrm, INT3, INT3] } else { [0x41, 0xff, modrm, INT3] };
+            text[at..at + 4].copy_from_slice(&jump);
+        }
+    }
 }
 
 /// Size of `.data` and `.bss` together.
@@ -126,8 +149,14 @@ pub fn link(payload: &Payload, addresses: &Addresses, facts: &Facts) -> Result<L
     };
     let mut fixups = payload.fixups.clone();
     fixups.sort_by_key(rank); // stable: the kernel's tables are applied in order
+    its_thunks(&mut linked.text, text_size(payload, facts));
     for fixup in &fixups {
-        apply(fixup, addresses.text, facts, &mut linked.text)?;
+        match fixup {
+            Fixup::Retpoline { offset } if facts.its => {
+                its_branch(*offset, payload.text.len() as u64, addresses.text, facts, &mut linked.text)?;
+            }
+            other => apply(other, addresses.text, facts, &mut linked.text)?,
+        }
     }
     Ok(linked)
 }
@@ -174,8 +203,7 @@ fn relocate(payload: &Payload, addresses: &Addresses, facts: &Facts, linked: &mu
 
 fn apply(fixup: &Fixup, text_address: u64, facts: &Facts, text: &mut [u8]) -> Result<(), LinkError> {
     match *fixup {
-        // Calls of thunks are always right: the thunks themselves hold what the guest chose. Not so with ITS.
-        Fixup::Retpoline { offset } if facts.its => Err(LinkError::Its { offset }),
+        // Calls of thunks are right as they are: the thunks themselves hold what the guest chose. Not so with ITS.
         Fixup::Retpoline { .. } => Ok(()),
         Fixup::Paravirt { offset, len, slot } => {
             // `paravirt_patch`, `arch/x86/kernel/paravirt.c`.
@@ -232,6 +260,25 @@ fn apply(fixup: &Fixup, text_address: u64, facts: &Facts, text: &mut [u8]) -> Re
             Ok(())
         }
     }
+}
+
+/// Sends a branch to a retpoline thunk of the kernel to the bundle's own ITS thunk of the same register.
+fn its_branch(offset: u32, code: u64, text_address: u64, facts: &Facts, text: &mut [u8]) -> Result<(), LinkError> {
+    let marked = || LinkError::NotAsMarked { offset, expected: "a branch to a retpoline thunk" };
+    let at = text_address.wrapping_add(u64::from(offset));
+    let place = text.get_mut(offset as usize..).ok_or_else(marked)?;
+    let target = branch_target(place, at).ok_or_else(marked)?;
+    let array = facts.thunk_array.ok_or(LinkError::Unknown { link: 0 })?;
+    let distance = target.wrapping_sub(array);
+    if distance >= 16 * RETPOLINE_THUNK || !distance.is_multiple_of(RETPOLINE_THUNK) {
+        return Err(marked());
+    }
+    let thunk = text_address.wrapping_add(its_thunk(code, distance / RETPOLINE_THUNK));
+    // A prefix, or the two bytes of a conditional branch (see `branch_target`).
+    let field = if matches!(place, [CALL | JMP, ..]) { 1 } else { 2 };
+    let displacement = thunk.wrapping_sub(at.wrapping_add(field + 4)) as u32;
+    place[field as usize..field as usize + 4].copy_from_slice(&displacement.to_le_bytes());
+    Ok(())
 }
 
 /// Whether an instruction of a replacement would mean something else at another place.
@@ -339,12 +386,34 @@ mod tests {
         assert_eq!(fixed(ret(), &[JMP, 0, 0, 0, 0], &plain), Ok(vec![RET, INT3, INT3, INT3, INT3]));
         assert!(matches!(fixed(ret(), &[0x90; 5], &plain), Err(LinkError::NotAsMarked { .. })));
 
-        let its = Facts { its: true, ..facts() };
-        assert!(fixed(vec![Fixup::Retpoline { offset: 0 }], &[CALL, 0, 0, 0, 0], &facts()).is_ok());
-        assert_eq!(
-            fixed(vec![Fixup::Retpoline { offset: 0 }], &[CALL, 0, 0, 0, 0], &its),
-            Err(LinkError::Its { offset: 0 })
-        );
+    }
+
+    #[test]
+    fn indirect_branches_use_its_thunks_where_the_guest_does() {
+        let array = 0xffff_ffff_8120_2000;
+        let plain = Facts { thunk_array: Some(array), ..facts() };
+        let its = Facts { its: true, ..plain.clone() };
+        let marked = || vec![Fixup::Retpoline { offset: 0 }];
+        for (register, jump) in [(0, &[0xff, 0xe0][..]), (7, &[0xff, 0xe7]), (11, &[0x41, 0xff, 0xe3])] {
+            let call = branch(CALL, AT.text, array + 32 * register).expect("near").to_vec();
+            let prefixed = [&[0x2e], &branch(JMP, AT.text + 1, array + 32 * register).expect("near")[..]].concat();
+            let mut conditional = [&[0x0f], &branch(0x84, AT.text + 1, array + 32 * register).expect("near")[..]].concat();
+            conditional.resize(70, 0x90);
+            for code in [call, prefixed, conditional] {
+                assert_eq!(fixed(marked(), &code, &plain), Ok(code.clone()));
+                let linked = fixed(marked(), &code, &its).expect("linked");
+                let target = branch_target(&linked, AT.text).expect("a branch") - AT.text;
+                assert!(target % 64 >= 32 && target as usize >= code.len(), "{target:#x}");
+                assert!(linked[target as usize..].starts_with(&[jump, &[INT3]].concat()), "{register}");
+                assert_eq!(linked.get(6..code.len()), code.get(6..), "nothing else is changed");
+                assert_eq!(linked.len() as u64, (code.len() as u64).next_multiple_of(64) + 128);
+            }
+        }
+        let odd = branch(CALL, AT.text, array + 8).expect("near");
+        assert!(matches!(fixed(marked(), &odd, &its), Err(LinkError::NotAsMarked { .. })));
+        assert!(matches!(fixed(marked(), &[0x90; 8], &its), Err(LinkError::NotAsMarked { .. })));
+        // Without indirect branches there is nothing to add.
+        assert_eq!(fixed(vec![], &[0x90; 8], &its), Ok(vec![0x90; 8]));
     }
 
     #[test]

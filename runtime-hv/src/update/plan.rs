@@ -7,8 +7,7 @@ use super::UpdateError;
 use super::admit::{Admitted, JUMP};
 use super::code::{JMP, branch};
 use super::link::{self, Addresses, LinkError};
-use crate::engine::{Engine, Pa};
-use crate::guest::GuestError;
+use crate::engine::{Engine, EngineError, Pa};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
 use crate::journal::Document;
 use lpk_format::{Bundle, Place, RelocKind, SectionKind};
@@ -60,7 +59,7 @@ fn fresh<E: Engine>(
     let pool = arena::pool(engine, kernel, engine.arena())?;
     let mut state = document.arena.clone();
     let sizes = [
-        (Protection::Text, bundle.payload.text.len() as u64),
+        (Protection::Text, link::text_size(&bundle.payload, &admitted.facts)),
         (Protection::Rodata, bundle.payload.rodata.len() as u64),
         (Protection::Data, link::data_size(&bundle.payload)),
     ];
@@ -73,7 +72,7 @@ fn fresh<E: Engine>(
         .zip([linked.text, linked.rodata, linked.data])
         .filter_map(|(run, bytes)| run.map(|run| (run.pa, bytes)))
         .collect();
-    let writes = arena::transition(kernel, &document.arena, &state, &contents)?;
+    let writes = arena::transition(&document.arena, &state, &contents);
     Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched: Vec::new() })
 }
 
@@ -135,16 +134,11 @@ fn jumps(admitted: &Admitted, bundle: &Bundle, addresses: &Addresses) -> Result<
 /// Plans to give back the memory of an undone bundle.
 ///
 /// # Errors
-/// [`GuestError`].
-pub fn reclaim<E: Engine>(
-    engine: &E,
-    kernel: &crate::guest::Kernel,
-    before: &State,
-    id: &str,
-) -> Result<Plan, GuestError> {
+/// Of the engine.
+pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, EngineError> {
     let mut state = before.clone();
     arena::give_back(&mut state, id);
-    let mut writes = arena::transition(kernel, before, &state, &[])?;
+    let mut writes = arena::transition(before, &state, &[]);
     for write in writes.iter_mut().filter(|write| write.old.is_empty()) {
         write.old = vec![0; write.new.len()];
         engine.read(Pa(write.pa), &mut write.old)?;

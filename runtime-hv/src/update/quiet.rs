@@ -8,6 +8,7 @@ use super::admit::Admitted;
 use super::plan::Plan;
 use super::transaction::unchanged;
 use crate::engine::Engine;
+use crate::guest::snapshot::Snapshot;
 use crate::guest::stacks::{self, Survey};
 use crate::guest::{GuestError, Kernel, tasks};
 use std::ops::Range;
@@ -29,6 +30,9 @@ pub enum Check {
 /// [`UpdateError`].
 pub fn check<E: Engine>(engine: &mut E, admitted: &Admitted, plan: &Plan) -> Result<Check, UpdateError> {
     let kernel = &admitted.kernel;
+    if engine.resets() != admitted.resets {
+        return Ok(Check::Changed);
+    }
     if let Some(busy) = patching(engine, kernel)? {
         return Ok(Check::Busy(busy));
     }
@@ -73,8 +77,9 @@ pub fn nobody_in<E: Engine>(
         return Ok(None);
     }
     let registers = engine.registers()?;
-    let processors = tasks::per_cpu(engine, kernel)?;
-    let tasks = match tasks::all(engine, kernel, &processors) {
+    let memory = Snapshot::of(engine);
+    let processors = tasks::per_cpu(&memory, kernel)?;
+    let tasks = match tasks::all(&memory, kernel, &processors) {
         // A list may be half changed while the guest stands: look again later; a damaged one stays so.
         Err(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. })) => return Ok(Some(error.to_string())),
         other => other?,
@@ -83,6 +88,6 @@ pub fn nobody_in<E: Engine>(
         Survey::Unsettled(why) => return Ok(Some(why)),
         Survey::Spans(spans) => spans,
     };
-    let hit = stacks::find(engine, kernel, &registers, &spans, ranges)?;
+    let hit = stacks::find(&memory, kernel, &registers, &spans, ranges)?;
     Ok(hit.map(|hit| format!("{} is inside ({:#x})", hit.owner, hit.word)))
 }

@@ -3,7 +3,7 @@
 //! Comes in: the journal. Decided: whether it is about this boot, whether an action was left half done, and whether what
 //! it calls applied is. Goes out: a consistent guest and document; a journal of another boot is set aside.
 
-use super::{UpdateError, Updater, admit, transaction};
+use super::{UpdateError, Updater, transaction};
 use crate::engine::{Engine, Pa};
 use crate::guest::GuestError;
 use crate::journal::{Action, Document};
@@ -45,10 +45,41 @@ impl<E: Engine> Updater<E> {
             result?;
         }
         self.journal.forget_action()?;
-        if admit::all_jumps_lost(&self.engine, &self.document)? {
-            return self.forget_boot();
+        self.look().map(drop)
+    }
+
+    /// Settles what an action left in an unknown state, if one did; an answer to a client does so as well.
+    pub fn settle(&mut self) {
+        if self.unsettled {
+            // It stays so until it succeeds, and clients are told why it does not.
+            let _ = self.look();
         }
-        self.find_lost_jumps()
+    }
+
+    /// Looks whether the guest is still the boot that the document is about, and forgets what is gone. Says whether
+    /// something was forgotten.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub fn look(&mut self) -> Result<bool, UpdateError> {
+        if std::mem::take(&mut self.unsettled) {
+            // It may still stand; what the journal says is taken back before it runs, unless it runs by now.
+            let recovered = self.recover().and_then(|()| Ok(self.engine.resume()?));
+            self.unsettled = recovered.is_err();
+            recovered?;
+        }
+        // What the hypervisor has to say comes with its next answer.
+        self.engine.is_paused()?;
+        let resets = self.engine.resets();
+        let reset = std::mem::replace(&mut self.resets, resets) != resets;
+        let window = self.document.arena.window.as_ref();
+        let gone = reset || !window.map_or(Ok(true), |window| window.is_there(&self.engine))?;
+        if gone && !self.document.bundles.is_empty() {
+            self.forget_boot()?;
+            return Ok(true);
+        }
+        self.find_lost_jumps()?;
+        Ok(false)
     }
 
     /// Sets the journal aside: it is about a boot that is over.

@@ -256,6 +256,62 @@ fn a_new_service_knows_what_is_applied_and_notices_another_boot() {
 }
 
 #[test]
+fn a_reset_ends_what_was_applied() {
+    // The hypervisor tells of it, though the old memory is still there.
+    let mut setup = setup(guest());
+    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    let before = setup.updater.engine.memory();
+    setup.updater.engine.reset();
+    assert!(matches!(setup.updater.undo("fix"), Err(UpdateError::OtherBoot)));
+    assert!(setup.updater.list().is_empty() && setup.updater.engine.memory() == before);
+    assert!(matches!(setup.updater.undo("fix"), Err(UpdateError::Unknown { .. })));
+
+    // Nobody tells, the kernel is where it was, low memory is as it was left, and only kept pages were known.
+    let mut setup = self::setup(guest());
+    let mut taken = bundle();
+    taken.payload.relocs[0].symbol = 0;
+    setup.updater.apply(&bytes(&taken)).expect("applied");
+    assert_eq!(setup.updater.undo("fix").expect("undone").kept_pages, 2);
+    let low: Vec<(Pa, Vec<u8>)> =
+        setup.updater.engine.memory().into_iter().filter(|(pa, _)| pa.0 < fake::IMAGE).collect();
+    setup.updater.engine = low.iter().fold(guest(), |engine, (pa, page)| engine.with_memory(*pa, page));
+    assert!(setup.updater.look().expect("looked"));
+    let info = setup.updater.apply(&bytes(&taken)).expect("applied");
+    let target = u64::from_str_radix(&info.functions[0].new_address[2..], 16).expect("an address");
+    let kernel = setup.updater.same_boot(&taken).expect("located").0;
+    kernel
+        .translate(&setup.updater.engine, crate::engine::Va(target), "new code")
+        .expect("the jump leads to mapped memory");
+}
+
+#[test]
+fn memory_of_an_unknown_service_is_not_touched() {
+    let mut first = setup(guest());
+    first.updater.apply(&bytes(&bundle())).expect("applied");
+    let mut other = bundle();
+    other.functions[0].old_address += 32;
+    let mut second = setup(std::mem::take(&mut first.updater.engine).with_memory(Pa(fake::IMAGE + OLD + 32), &LIVE));
+    let before = second.updater.engine.memory();
+    let problem = second.updater.apply(&bytes(&other)).expect_err("its pages are in use").problem();
+    assert_eq!((problem.status, problem.reason.as_str()), (3, "unknown-service"));
+    assert!(second.updater.engine.memory() == before);
+}
+
+#[test]
+fn an_entry_that_was_put_back_needs_no_undo() {
+    let mut setup = setup(guest());
+    let before = setup.updater.engine.memory();
+    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    setup.updater.engine =
+        std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &LIVE[..5]);
+    setup.updater.look().expect("looked");
+    assert_eq!(setup.updater.list()[0].reason.as_deref(), Some("changed-since"));
+    let info = setup.updater.undo("fix").expect("undone");
+    assert_eq!((info.state, info.kept_pages, info.reason), (BundleState::Removed, 0, None));
+    assert!(setup.updater.engine.memory() == before);
+}
+
+#[test]
 fn an_entry_changed_by_someone_else_is_not_overwritten() {
     let mut setup = setup(guest());
     setup.updater.apply(&bytes(&bundle())).expect("applied");
@@ -337,6 +393,24 @@ fn nobody_may_stand_inside_the_bytes_of_the_jump() {
 }
 
 #[test]
+fn a_guest_that_could_not_be_let_go_is_let_go_later() {
+    let file = bytes(&bundle());
+    let mut reference = setup(guest());
+    let before = reference.updater.engine.memory();
+    reference.updater.apply(&file).expect("applied");
+    let resume =
+        reference.updater.engine.calls().iter().position(|call| *call == crate::engine::mock::Call::Resume).expect("one");
+    let mut setup = setup(guest());
+    setup.updater.engine.fail_from(resume + 1);
+    setup.updater.apply(&file).expect_err("the guest does not continue");
+    assert!(!setup.updater.engine.is_running());
+    setup.updater.engine.fail_never();
+    setup.updater.settle();
+    assert!(setup.updater.engine.is_running() && setup.updater.engine.memory() == before);
+    setup.updater.apply(&file).expect("applied");
+}
+
+#[test]
 fn times_are_civil() {
     let at = |seconds| super::rfc3339(std::time::UNIX_EPOCH + Duration::from_secs(seconds));
     assert_eq!(at(0), "1970-01-01T00:00:00Z");
@@ -363,7 +437,7 @@ fn the_service_answers_and_refuses_a_second_one() {
     let server = std::thread::spawn(move || {
         let mut updater =
             Updater::open(guest(), Journal::beside(&folder.path().join("api")), PATIENCE).expect("opened");
-        let ended = serve(&mut updater, &socket, &stopped, || false).expect("served");
+        let ended = serve(&mut updater, &socket, &stopped, |_: &MockEngine| false).expect("served");
         drop(socket);
         (ended, folder)
     });
@@ -387,6 +461,11 @@ fn the_service_answers_and_refuses_a_second_one() {
             assert!(answer.contains("bad-request"), "{answer}");
         }
     }
+    // A client that goes away in the middle of its bundle.
+    let mut half = UnixStream::connect(&path).expect("connected");
+    half.write_all(format!("{{\"op\":\"apply\",\"size\":{size}}}\n").as_bytes()).expect("sent");
+    half.write_all(&file[..100]).expect("sent");
+    drop(half);
     assert!(ask(&path, &Request::Undo { name: "fix".into() }, &[]).is_ok());
     drop(stop);
     let (ended, _folder) = server.join().expect("no panic");

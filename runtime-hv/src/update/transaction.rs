@@ -5,7 +5,7 @@
 
 use crate::engine::{Engine, EngineError, Pa, ReadMemory};
 use crate::guest::arena::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a step that takes back or resumes is tried again before giving up.
 const STUBBORN: usize = 5;
@@ -34,7 +34,6 @@ pub enum TransactionError {
 /// # Consistency on error
 /// When stopping fails, `work` has not run. When resuming fails after several attempts the guest may stand still.
 pub fn paused<E: Engine, T>(engine: &mut E, work: impl FnOnce(&mut E) -> T) -> Result<(T, Duration), EngineError> {
-    let start = Instant::now();
     if let Err(error) = engine.pause() {
         // It may have stopped all the same.
         stubbornly(|| engine.resume())?;
@@ -42,7 +41,7 @@ pub fn paused<E: Engine, T>(engine: &mut E, work: impl FnOnce(&mut E) -> T) -> R
     }
     let result = work(engine);
     stubbornly(|| engine.resume())?;
-    Ok((result, start.elapsed()))
+    Ok((result, engine.last_pause()))
 }
 
 /// Whether the guest holds what every write expects.

@@ -6,12 +6,29 @@
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, plan, quiet};
 use crate::engine::{Engine, Pa};
-use crate::guest::arena::Write;
+use crate::guest::arena::{State, Write};
 use crate::guest::{Kernel, identity};
 use crate::journal::{Action, Boot};
 use crate::protocol::{BundleInfo, BundleState};
 use lpk_format::{Bundle, hex};
 use std::time::Instant;
+
+/// What is being taken back.
+struct Undoing {
+    kernel: Kernel,
+    boot: Boot,
+    id: String,
+    /// Only stacks can lead into its memory.
+    reclaimable: bool,
+}
+
+/// How a stop ended.
+enum Switched {
+    /// Not the moment: why. Nothing was written.
+    Busy(String),
+    /// The jumps are gone; the memory too, if there is a new state of it.
+    Done { reclaimed: Option<State> },
+}
 
 impl<E: Engine> Updater<E> {
     /// Takes a bundle back.
@@ -21,6 +38,9 @@ impl<E: Engine> Updater<E> {
     pub fn undo(&mut self, name: &str) -> Result<BundleInfo, UpdateError> {
         let start = Instant::now();
         let mut times = Times::default();
+        if self.look()? {
+            return Err(UpdateError::OtherBoot);
+        }
         let index = self.position(name)?;
         let record = self.document.bundles[index].clone();
         let (name, id) = (record.info.name.clone(), record.info.id.clone());
@@ -29,128 +49,146 @@ impl<E: Engine> Updater<E> {
         }
         let bundle = self.bundle(&id)?;
         let (kernel, boot) = times.measure("admit", || self.same_boot(&bundle))?;
-        let back: Vec<Write> = record
-            .jumps
-            .iter()
-            .rev()
-            .map(|jump| Write { pa: jump.pa, old: jump.new.clone(), new: jump.old.clone() })
-            .collect();
-        self.jumps_are_ours(&name, &back)?;
+        let action = Undoing { kernel, boot, id, reclaimable: plan::only_stacks_can_refer(&bundle) };
 
         let mut attempt = 0;
-        let blocked = loop {
+        let reclaimed = loop {
             attempt += 1;
-            let busy = self.switch(&kernel, &boot, &id, &back, &[], "redirect", &mut times)?;
-            if busy.is_none() || attempt >= self.patience.attempts {
-                break busy;
+            let back = self.way_back(&name, &record.jumps)?;
+            match self.switch(&action, &back, "redirect", &mut times)? {
+                Switched::Done { reclaimed } => break reclaimed,
+                Switched::Busy(who) if attempt >= self.patience.attempts => {
+                    return Err(UpdateError::Busy { who, attempts: attempt });
+                }
+                Switched::Busy(_) => std::thread::sleep(self.patience.wait),
             }
-            self.jumps_are_ours(&name, &back)?;
-            std::thread::sleep(self.patience.wait);
+            if self.look()? {
+                return Err(UpdateError::OtherBoot);
+            }
         };
-        if let Some(who) = blocked {
-            return Err(UpdateError::Busy { who, attempts: attempt });
-        }
-        let kept_pages =
-            self.document.arena.allocations.iter().filter(|a| a.bundle == id).map(|a| a.pages()).sum::<u64>();
-        self.document.arena.allocations.iter_mut().filter(|a| a.bundle == id).for_each(|a| a.kept = true);
-        self.update_record(&id, |info| {
-            info.state = BundleState::Removed;
-            info.kept_pages = kept_pages;
-        });
+        self.update_record(&action.id, |info| info.state = BundleState::Removed);
         self.document.sequence += 1;
-        self.journal.finish(&self.document)?;
-
-        let reclaimed = self.reclaim(&bundle, &kernel, &boot, &id, &mut times);
+        let reason = match reclaimed {
+            Some(arena) => {
+                self.document.arena = arena;
+                Ok(None)
+            }
+            None => {
+                self.keep(&action.id);
+                self.journal.finish(&self.document)?;
+                self.reclaim(&action, &mut times)
+            }
+        };
         times.add("total", start.elapsed());
-        self.update_record(&id, |info| {
+        self.update_record(&action.id, |info| {
             info.times_us = times.0;
-            match &reclaimed {
-                Ok(None) => info.kept_pages = 0,
+            match &reason {
+                Ok(None) => (info.kept_pages, info.reason) = (0, None),
                 Ok(Some(reason)) => info.reason = Some((*reason).to_owned()),
                 Err(error) => info.reason = Some(format!("kept-{}", error.problem().reason)),
             }
         });
-        self.journal.finish(&self.document)?;
         // A guest left half changed is an error even though the jumps are gone; pages that stay are not.
-        match reclaimed {
+        match reason {
             Err(error) if error.is_stuck() => Err(error),
-            _ => self.show(&id),
+            _ => {
+                self.journal.finish(&self.document)?;
+                self.show(&action.id)
+            }
         }
     }
 
-    /// Gives the memory back if it is certain that nothing can reach it; else says why it is kept.
-    fn reclaim(
-        &mut self,
-        bundle: &Bundle,
-        kernel: &Kernel,
-        boot: &Boot,
-        id: &str,
-        times: &mut Times,
-    ) -> Result<Option<&'static str>, UpdateError> {
-        if !plan::only_stacks_can_refer(bundle) {
+    /// Marks the memory of an undone bundle as kept.
+    fn keep(&mut self, id: &str) {
+        let mut pages = 0;
+        for allocation in self.document.arena.allocations.iter_mut().filter(|allocation| allocation.bundle == id) {
+            allocation.kept = true;
+            pages += allocation.pages();
+        }
+        self.update_record(id, |info| info.kept_pages = pages);
+    }
+
+    /// Gives the memory back once it is certain that nothing can reach it; else says why it is kept.
+    fn reclaim(&mut self, action: &Undoing, times: &mut Times) -> Result<Option<&'static str>, UpdateError> {
+        if !action.reclaimable {
             return Ok(Some("kept-address-taken"));
         }
         for attempt in 1..=self.patience.attempts {
-            let plan = plan::reclaim(&self.engine, kernel, &self.document.arena, id)?;
-            if self.switch(kernel, boot, id, &plan.writes, &plan.untouched, "reclaim", times)?.is_none() {
-                self.document.arena = plan.arena;
-                self.document.sequence += 1;
-                self.journal.finish(&self.document)?;
-                return Ok(None);
-            }
-            if attempt < self.patience.attempts {
+            if attempt > 1 {
                 std::thread::sleep(self.patience.wait);
+            }
+            if let Switched::Done { reclaimed: Some(arena) } = self.switch(action, &[], "reclaim", times)? {
+                self.document.arena = arena;
+                self.document.sequence += 1;
+                return Ok(None);
             }
         }
         Ok(Some("kept-still-in-use"))
     }
 
-    /// Stops the guest and does `writes`, unless somebody is in the way: then says who.
-    #[expect(clippy::too_many_arguments, reason = "one action, spelled out")]
+    /// Stops the guest, takes the jumps back, and the memory in the same moment if nothing can reach it.
     fn switch(
         &mut self,
-        kernel: &Kernel,
-        boot: &Boot,
-        bundle: &str,
-        writes: &[Write],
-        untouched: &[std::ops::Range<u64>],
+        action: &Undoing,
+        jumps: &[Write],
         phase: &str,
         times: &mut Times,
-    ) -> Result<Option<String>, UpdateError> {
-        let sequence = self.document.sequence + 1;
-        let action = Action {
-            sequence,
-            boot: boot.clone(),
-            bundle: bundle.to_owned(),
-            owner_paused: self.engine.is_paused()?,
-            writes: writes.to_vec(),
+    ) -> Result<Switched, UpdateError> {
+        let memory = if action.reclaimable {
+            Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?)
+        } else {
+            None
         };
-        self.journal.begin(&action)?;
-        let journal = &self.journal;
+        let mut writes = jumps.to_vec();
+        writes.extend(memory.iter().flat_map(|plan| plan.writes.iter().cloned()));
+        let planned = Action {
+            sequence: self.document.sequence + 1,
+            boot: action.boot.clone(),
+            bundle: action.id.clone(),
+            owner_paused: self.engine.is_paused()?,
+            writes: writes.clone(),
+        };
+        self.journal.begin(&planned, &self.document)?;
+        let (journal, resets) = (&self.journal, self.resets);
         let outcome = paused(&mut self.engine, |engine| {
-            let busy = times.measure("check", || {
-                if let Some(busy) = quiet::patching(engine, kernel)? {
-                    return Ok(Some(busy));
+            let check = times.measure("check", || {
+                if engine.resets() != resets {
+                    return Ok(Err("the guest was reset".to_owned()));
                 }
-                if !transaction::unchanged(engine, writes)? {
-                    return Ok(Some("the guest changed the code or memory in question".to_owned()));
+                if let Some(busy) = quiet::patching(engine, &action.kernel)? {
+                    return Ok(Err(busy));
                 }
-                quiet::nobody_in(engine, kernel, untouched)
+                if !transaction::unchanged(engine, jumps)? {
+                    return Ok(Err("the guest changed the code in question".to_owned()));
+                }
+                // The jumps do not wait for the memory.
+                let Some(plan) = &memory else { return Ok(Ok(false)) };
+                let free = transaction::unchanged(engine, &plan.writes).is_ok_and(|unchanged| unchanged)
+                    && quiet::nobody_in(engine, &action.kernel, &plan.untouched).is_ok_and(|who| who.is_none());
+                Ok::<_, UpdateError>(Ok(free))
             })?;
-            if busy.is_none() {
+            let (free, writes) = match check {
+                Err(busy) => return Ok((Switched::Busy(busy), false)),
+                Ok(true) => (true, &writes[..]),
+                Ok(false) => (false, jumps),
+            };
+            if !writes.is_empty() {
                 journal.committing()?;
                 times.measure(phase, || write_all(engine, writes))?;
             }
-            Ok::<_, UpdateError>(busy)
+            let reclaimed = memory.as_ref().filter(|_| free).map(|plan| plan.arena.clone());
+            Ok::<_, UpdateError>((Switched::Done { reclaimed }, !writes.is_empty()))
         });
+        self.unsettled = true;
         // On error the guest stands still: the action stays in the journal.
         let (result, time) = outcome?;
         times.add("paused", time);
-        let committed = matches!(result, Ok(None));
-        if !committed && !result.as_ref().is_err_and(UpdateError::is_stuck) {
+        let written = matches!(result, Ok((_, true)));
+        if !written && !result.as_ref().is_err_and(UpdateError::is_stuck) {
             self.journal.forget_action()?;
         }
-        result
+        self.unsettled = result.as_ref().is_err_and(UpdateError::is_stuck);
+        result.map(|(switched, _)| switched)
     }
 
     /// The bundle, from memory or from the journal's folder.
@@ -178,20 +216,25 @@ impl<E: Engine> Updater<E> {
         Ok((kernel, boot))
     }
 
-    fn jumps_are_ours(&self, name: &str, back: &[Write]) -> Result<(), UpdateError> {
-        for write in back {
-            let mut live = vec![0; write.old.len()];
-            self.engine.read(Pa(write.pa), &mut live)?;
-            if live != write.old {
+    /// The writes that take jumps back. An entry that somebody has put back already needs none; one that holds anything
+    /// else is somebody else's.
+    fn way_back(&self, name: &str, jumps: &[Write]) -> Result<Vec<Write>, UpdateError> {
+        let mut back = Vec::new();
+        for jump in jumps.iter().rev() {
+            let mut live = vec![0; jump.new.len()];
+            self.engine.read(Pa(jump.pa), &mut live)?;
+            if live == jump.new {
+                back.push(Write { pa: jump.pa, old: jump.new.clone(), new: jump.old.clone() });
+            } else if live != jump.old {
                 return Err(UpdateError::ChangedSince {
                     name: name.to_owned(),
-                    pa: write.pa,
-                    expected: hex::encode(&write.old),
+                    pa: jump.pa,
+                    expected: hex::encode(&jump.new),
                     found: hex::encode(&live),
                 });
             }
         }
-        Ok(())
+        Ok(back)
     }
 
     pub(super) fn update_record(&mut self, id: &str, change: impl FnOnce(&mut BundleInfo)) {

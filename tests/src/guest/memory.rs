@@ -5,18 +5,34 @@
 use super::{Guest, GuestError};
 
 impl Guest {
+    /// Live addresses of symbols, from the guest's own table, in the order asked for.
+    ///
+    /// # Errors
+    /// [`GuestError`] when the guest does not answer or a symbol is not there exactly once.
+    pub fn symbols(&mut self, names: &[&str]) -> Result<Vec<u64>, GuestError> {
+        let table = self.run_ok(&format!("grep -E ' ({})$' /proc/kallsyms", names.join("|")))?;
+        let find = |name: &&str| {
+            let mut lines = table.lines().filter_map(|line| line.strip_suffix(name)?.split_once(' '));
+            match (lines.next(), lines.next()) {
+                (Some((address, _)), None) => u64::from_str_radix(address, 16).ok(),
+                _ => None,
+            }
+        };
+        let missing =
+            |name: &str| std::io::Error::other(format!("the guest's symbol table has not one {name}:\n{table}"));
+        names.iter().map(|name| find(name).ok_or_else(|| missing(name).into())).collect()
+    }
+
     /// How far address randomisation moved the kernel: the guest's `_text` against the link address of it.
     ///
     /// # Errors
     /// [`GuestError`] when the guest does not answer or hides its addresses.
     pub fn slide(&mut self, link_text: u64) -> Result<u64, GuestError> {
-        let line = self.run_ok("grep ' _text$' /proc/kallsyms")?;
-        line.split_whitespace()
-            .next()
-            .and_then(|address| u64::from_str_radix(address, 16).ok())
-            .filter(|address| *address >= link_text)
-            .map(|address| address - link_text)
-            .ok_or_else(|| std::io::Error::other(format!("the guest's /proc/kallsyms says `{line}` of _text")).into())
+        let live = self.symbols(&["_text"])?;
+        live.first().and_then(|live| live.checked_sub(link_text)).ok_or_else(|| {
+            std::io::Error::other(format!("the guest's _text is at {live:x?}, below its link address {link_text:#x}"))
+                .into()
+        })
     }
 
     /// Live bytes of the kernel at a virtual address.
@@ -33,7 +49,8 @@ impl Guest {
         if bytes.len() == len {
             Ok(bytes)
         } else {
-            Err(std::io::Error::other(format!("/proc/kcore gave {} of {len} bytes at {address:#x}", bytes.len())).into())
+            Err(std::io::Error::other(format!("/proc/kcore gave {} of {len} bytes at {address:#x}", bytes.len()))
+                .into())
         }
     }
 }

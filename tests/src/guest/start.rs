@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Kernel parameters: the console, and an end of the machine instead of a silent stop when the kernel panics.
-const APPEND: &str = "console=ttyS0 panic=-1";
+/// Kernel parameters: the console, an end of the machine instead of a silent stop when the kernel panics, and requests
+/// instead of a shell for a person (testdata/guest/init).
+const APPEND: &str = "console=ttyS0 panic=-1 LUCOS_REQUESTS=1";
 
 impl Guest {
     /// Starts a guest through `lucos-hv run`; its standard input and output are the serial console.
@@ -84,7 +85,13 @@ impl Prepared {
         Ok(Self { slot, dir, initrd, log })
     }
 
-    fn start(self, mut command: Command, program: &str, help: &'static str, config: &Config) -> Result<Guest, GuestError> {
+    fn start(
+        self,
+        mut command: Command,
+        program: &str,
+        help: &'static str,
+        config: &Config,
+    ) -> Result<Guest, GuestError> {
         let Self { slot, dir, initrd: _, log } = self;
         let stderr = File::create(log.with_extension("stderr"))?;
         let start = Instant::now();
@@ -100,8 +107,7 @@ impl Prepared {
         };
         let console = Console::new(input, output, File::create(&log)?);
         let api = dir.path().join("api");
-        let mut guest =
-            Guest { process, console, log, api, qmp: None, monitor: None, boot_ms: 0, dir, _slot: slot };
+        let mut guest = Guest { process, console, log, api, qmp: None, monitor: None, boot_ms: 0, dir, _slot: slot };
         if let Err(reason) = guest.console.wait_for("@@lucos-ready ", BOOT_TIMEOUT) {
             let said = std::fs::read_to_string(guest.log.with_extension("stderr")).unwrap_or_default();
             return Err(guest.lost(&format!("the boot of {}: {reason}\n{said}", config.kernel.display())));
@@ -114,8 +120,12 @@ impl Prepared {
 /// Waits for the machine-wide place of the one guest that runs at a time.
 fn take_slot() -> Result<Flock<File>, GuestError> {
     let path = std::env::temp_dir().join(format!("lucos-guest-{}.lock", nix::unistd::getuid()));
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| GuestError::Io(errno.into()))
+    let open = || File::options().create(true).truncate(false).write(true).open(&path);
+    if let Ok(lock) = Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+        return Ok(lock);
+    }
+    eprintln!("waiting for the guest that runs already ({})", path.display());
+    Flock::lock(open()?, FlockArg::LockExclusive).map_err(|(_, errno)| GuestError::Io(errno.into()))
 }
 
 /// Ends a process: asks, waits, then insists.

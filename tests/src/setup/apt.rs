@@ -11,7 +11,8 @@ use std::time::Duration;
 /// How old package lists may be.
 const FRESH: Duration = Duration::from_secs(12 * 3600);
 /// A dead network must not hold up a machine whose cache is complete.
-const LIMITS: &[&str] = &["-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30", "-o", "Acquire::Retries=2"];
+const LIMITS: &[&str] =
+    &["-o", "Acquire::http::Timeout=30", "-o", "Acquire::https::Timeout=30", "-o", "Acquire::Retries=2"];
 
 /// Access to the package system.
 #[derive(Debug)]
@@ -80,7 +81,8 @@ impl Apt {
         }
         self.refresh(say);
         say(&format!("installing: {}", packages.join(" ")));
-        let mut args = vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-q", "-y", "--no-install-recommends"];
+        let mut args =
+            vec!["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-q", "-y", "--no-install-recommends"];
         args.extend(packages);
         self.privileged(&args).map(|_| ())
     }

@@ -148,9 +148,13 @@ mod tests {
 
     #[test]
     fn versions_are_ordered_as_debian_orders_them() {
-        for (smaller, larger) in
-            [("6.1.99-1", "6.1.170-3"), ("6.1.192-1", "6.1.192-2"), ("6.1~rc1-1", "6.1-1"), ("6.1-1", "6.1+b1-1"), ("1.0", "1.0.1")]
-        {
+        for (smaller, larger) in [
+            ("6.1.99-1", "6.1.170-3"),
+            ("6.1.192-1", "6.1.192-2"),
+            ("6.1~rc1-1", "6.1-1"),
+            ("6.1-1", "6.1+b1-1"),
+            ("1.0", "1.0.1"),
+        ] {
             assert_eq!(compare_versions(smaller, larger), Ordering::Less, "{smaller} {larger}");
             assert_eq!(compare_versions(larger, smaller), Ordering::Greater, "{larger} {smaller}");
         }

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use super::packet::{Arrival, Decoder, encode, hex};
-use super::timed::{PATIENCE, Timed};
+use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
 
 const PEER: &str = "GDB stub of QEMU";

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use qapi::{Command, ExecuteError, Qmp, qmp};
 
-use super::timed::{PATIENCE, Timed};
+use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
 
 const PEER: &str = "QMP socket";
@@ -29,12 +29,19 @@ pub(super) struct Monitor {
     peer: Peer,
     /// `None` after a failure: what arrives late would be taken for the answer to the next command.
     link: Option<Qmp<Timed>>,
+    /// Resets heard of. Events come before the answer to the next command, and only while we are connected.
+    resets: u64,
 }
 
 impl Monitor {
     pub(super) fn connect(path: &Path) -> Result<Self, EngineError> {
         let (link, peer) = open(path)?;
-        Ok(Self { path: path.to_owned(), peer, link: Some(link) })
+        Ok(Self { path: path.to_owned(), peer, link: Some(link), resets: 0 })
+    }
+
+    /// Resets of the guest heard of since we were connected.
+    pub(super) fn resets(&self) -> u64 {
+        self.resets
     }
 
     pub(super) fn peer(&self) -> Peer {
@@ -59,8 +66,9 @@ impl Monitor {
             }
         };
         let answer = converse(&mut link, command, patience);
-        // Events are of no use here; left alone they would pile up.
-        link.events().for_each(drop);
+        // Left alone, events would pile up.
+        let resets = link.events().filter(|event| matches!(event, qmp::Event::RESET { .. })).count();
+        self.resets += resets as u64;
         if !matches!(answer, Err(ExecuteError::Io(_))) {
             self.link = Some(link);
         }
@@ -89,6 +97,26 @@ impl Monitor {
     /// Whether the processors run.
     pub(super) fn is_running(&mut self) -> Result<bool, EngineError> {
         self.call(&qmp::query_status {}, PATIENCE).map(|status| status.running)
+    }
+
+    /// Whether the processors run; an error in a state in which stopping, changing and continuing would be wrong: `cont`
+    /// takes a VM out of these, or its memory is not its own any more.
+    pub(super) fn is_running_or_stopped(&mut self) -> Result<bool, EngineError> {
+        use qmp::RunState;
+        let status = self.call(&qmp::query_status {}, PATIENCE)?;
+        let state = match status.status {
+            RunState::shutdown => "shutdown",
+            RunState::suspended => "suspended",
+            RunState::guest_panicked => "guest-panicked",
+            RunState::internal_error => "internal-error",
+            RunState::inmigrate => "inmigrate",
+            RunState::finish_migrate => "finish-migrate",
+            RunState::postmigrate => "postmigrate",
+            RunState::save_vm => "save-vm",
+            RunState::restore_vm => "restore-vm",
+            _ => return Ok(status.running),
+        };
+        Err(EngineError::State(state))
     }
 
     /// Lets QEMU write guest-physical memory into a file.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::gdb::Client;
 use super::monitor::Monitor;
-use super::timed::{PATIENCE, Timed};
+use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
 
 /// Name of the folders in which we keep sockets, before the part made at random.

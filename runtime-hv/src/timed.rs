@@ -13,11 +13,11 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// How long one command may take before its peer counts as lost.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A buffered stream with a deadline for the conversation under way.
 #[derive(Debug)]
-pub(super) struct Timed {
+pub(crate) struct Timed {
     reader: BufReader<Raw>,
     outgoing: Vec<u8>,
 }
@@ -51,14 +51,14 @@ impl Read for Raw {
 }
 
 impl Timed {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         let raw = Raw { stream, deadline: Instant::now() + PATIENCE };
         Self { reader: BufReader::new(raw), outgoing: Vec::new() }
     }
 
     /// Connects to the socket at `path`. An ordinary connect to a Unix socket blocks without limit while the queue of the
     /// listener is full, so this one does not block and is repeated until `patience` is used up.
-    pub(super) fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
+    pub(crate) fn connect(path: &Path, patience: Duration) -> io::Result<Self> {
         let address = UnixAddr::new(path)?;
         let deadline = Instant::now() + patience;
         loop {
@@ -80,11 +80,11 @@ impl Timed {
     }
 
     /// Begins a new conversation, which may take `patience` in all.
-    pub(super) fn begin(&mut self, patience: Duration) {
+    pub(crate) fn begin(&mut self, patience: Duration) {
         self.reader.get_mut().deadline = Instant::now() + patience;
     }
 
-    pub(super) fn stream(&self) -> &UnixStream {
+    pub(crate) fn stream(&self) -> &UnixStream {
         &self.reader.get_ref().stream
     }
 }

@@ -1,0 +1,215 @@
+//! Which functions a bundle carries, and what forbids it.
+//!
+//! Comes in: the comparison of each unit. Decided: which functions are carried and which of these replace an old one, and
+//! whether the rest of the kernel would still agree with them: nothing that exists may get a second copy, and nothing may
+//! go on using an old function unnoticed. Goes out: [`Carried`] functions and the names that other units see, or refusals.
+
+use super::{Carried, Key, Linker, Unit, is_cold};
+use crate::refusal::Refusal;
+use diff_analyzer::correlate::{is_fresh, without_number};
+use diff_analyzer::object_diff::{Change, Compared, is_clone};
+use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
+use diff_analyzer::special::SectionRole;
+use object::elf;
+use std::collections::BTreeSet;
+
+impl Linker<'_, '_> {
+    pub(super) fn select(&mut self) {
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            self.refuse_sections(unit);
+            self.refuse_changed_data(unit_index, unit);
+            for function in unit.diff.changed_functions() {
+                self.select_function(unit_index, unit, function);
+            }
+        }
+        self.note_globals();
+        self.refuse_second_definitions();
+        self.refuse_labels();
+    }
+
+    fn select_function(&mut self, unit_index: usize, unit: &Unit<'_, '_>, function: &Compared) {
+        let key = (unit_index, function.patched);
+        let piece = unit.patched.piece(function.patched);
+        let original = function.original.filter(|_| matches!(function.change, Change::Changed(_)));
+        let before = original.map(|original| (unit.original, original));
+        for (pieces, index) in before.into_iter().chain([(unit.patched, function.patched)]) {
+            let side = pieces.piece(index);
+            let section = &pieces.object.section(side.section).name;
+            match side.role {
+                SectionRole::Code => {}
+                SectionRole::SpecialCode(why) => {
+                    let message = format!("`{}` is in section {section}: {why}", side.name);
+                    return self.refuse(
+                        "special-code",
+                        key,
+                        message,
+                        "leave it out of the diff, or reboot into the new kernel",
+                    );
+                }
+                _ => {
+                    let message = format!("`{}` is in section {section}, which this version does not know", side.name);
+                    return self.refuse(
+                        "unknown-section",
+                        key,
+                        message,
+                        "leave it out of the diff, or reboot into the new kernel",
+                    );
+                }
+            }
+        }
+        // The entry of an old clone leads nowhere new: its callers come along, and what still runs expects the old one.
+        if let Some(original) = original.filter(|_| !is_cold(&piece.name) && !is_clone(&piece.name)) {
+            let (before, after) = (global_names(unit.original, original), global_names(unit.patched, function.patched));
+            for name in before.difference(&after) {
+                let message = format!(
+                    "`{name}` was another name of `{}` and is no longer: its callers would be redirected as well",
+                    piece.name
+                );
+                self.refuse("alias-splits", key, message, "keep both names on one function");
+            }
+            self.replacing.insert(key);
+        }
+        self.carried.push(Carried { key, original });
+    }
+
+    fn refuse_sections(&mut self, unit: &Unit<'_, '_>) {
+        let mut refuse = |rule, subject: &String, message: String, help: &str| {
+            let (unit, subject) = (unit.name.to_owned(), subject.clone());
+            self.refusals.insert(Refusal { rule, unit, subject, message, help: help.to_owned() });
+        };
+        for section in &unit.diff.unknown_sections {
+            let message = format!(
+                "the change alters section {section}, which a running kernel has read already or this version does not know"
+            );
+            refuse(
+                "unknown-section",
+                section,
+                message,
+                "leave that part out of the diff, or reboot into the new kernel",
+            );
+        }
+        for name in &unit.diff.new_exports {
+            let message = format!("`{name}` is newly exported; a running kernel's list of exports cannot grow yet");
+            refuse(
+                "new-export",
+                name,
+                message,
+                "leave the export out of the diff: modules that are loaded later cannot use it",
+            );
+        }
+    }
+
+    /// Existing data stay as they are here; what changes them is a Type 2 update.
+    fn refuse_changed_data(&mut self, unit_index: usize, unit: &Unit<'_, '_>) {
+        for (datum, difference) in unit.diff.changed_data() {
+            let key = (unit_index, datum.patched);
+            let message = format!("existing datum `{}`: {difference}", unit.patched.piece(datum.patched).name);
+            self.refuse("data-changed", key, message, "existing data changes: this is a Type 2 update");
+        }
+    }
+
+    /// Names that units see of each other; a weak definition gives way to another one.
+    fn note_globals(&mut self) {
+        for binding in [elf::STB_GLOBAL.0, elf::STB_WEAK.0] {
+            for (unit_index, unit) in self.units.iter().enumerate() {
+                for (index, piece) in unit.patched.iter().filter(|(_, piece)| piece.global) {
+                    let symbols = piece.symbols.iter().map(|&symbol| unit.patched.object.symbol(symbol));
+                    for symbol in symbols.filter(|symbol| symbol.binding == binding) {
+                        self.globals.entry(symbol.name.clone()).or_insert((unit_index, index));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A definition that is new in its unit, of a name that the kernel or another unit of the diff has: the rest of the
+    /// kernel would go on using the other one.
+    fn refuse_second_definitions(&mut self) {
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            for compared in unit.diff.functions.iter().chain(&unit.diff.data) {
+                let key = (unit_index, compared.patched);
+                let piece = unit.patched.piece(compared.patched);
+                let mut new = global_names(unit.patched, compared.patched);
+                if let Some(original) = compared.original {
+                    let original = unit.original.piece(original);
+                    new.retain(|name| {
+                        !original.symbols.iter().any(|&symbol| unit.original.object.symbol(symbol).name == *name)
+                    });
+                }
+                for name in new {
+                    if let Some(other) = self.image.symbols().lookup(name).find(|symbol| symbol.global) {
+                        let message = format!(
+                            "`{name}` is new in this unit, but the kernel has it elsewhere, at {:#x}",
+                            other.address
+                        );
+                        self.refuse(
+                            "second-definition",
+                            key,
+                            message,
+                            "give it another name: code outside the diff goes on using the old one",
+                        );
+                    }
+                    if self.globals.get(name).is_some_and(|&first| first != key) {
+                        let message = format!("`{name}` is new in two units of the diff");
+                        self.refuse("second-definition", key, message, "define it once");
+                    }
+                }
+                if compared.change == Change::New && has_state(piece) && self.is_gone_elsewhere(unit_index, piece) {
+                    let message = format!(
+                        "datum `{}` is new in this unit and gone from another one of the diff: the live one may be meant",
+                        piece.name
+                    );
+                    self.refuse("second-definition", key, message, "give it another name if it is a new datum");
+                }
+            }
+        }
+    }
+
+    fn is_gone_elsewhere(&self, unit_index: usize, piece: &Piece) -> bool {
+        let others = self.units.iter().enumerate().filter(|(other, _)| *other != unit_index);
+        others.flat_map(|(_, unit)| unit.diff.removed.iter().map(|&gone| unit.original.piece(gone))).any(|gone| {
+            gone.kind == PieceKind::Datum
+                && has_state(gone)
+                && without_number(&gone.name) == without_number(&piece.name)
+        })
+    }
+
+    /// Existing data that hold places inside a carried function (`&&label`) would lead from new code into old code.
+    fn refuse_labels(&mut self) {
+        let carried: BTreeSet<Key> = self.carried.iter().map(|carried| carried.key).collect();
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            for (index, piece) in unit.patched.iter() {
+                if piece.kind != PieceKind::Datum || is_fresh(piece) || unit.diff.correlation.original(index).is_none()
+                {
+                    continue;
+                }
+                for reloc in unit.patched.relocs(index) {
+                    if let Target::Piece(function, at) = unit.patched.target(reloc)
+                        && at != 0
+                        && carried.contains(&(unit_index, function))
+                    {
+                        let name = &unit.patched.piece(function).name;
+                        let message =
+                            format!("existing datum `{}` holds a place inside `{name}`, at {at:#x}", piece.name);
+                        self.refuse(
+                            "label-address",
+                            (unit_index, function),
+                            message,
+                            "the function cannot be replaced",
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn has_state(piece: &Piece) -> bool {
+    piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece)
+}
+
+/// Names of a piece that other units can see.
+fn global_names<'p>(pieces: &'p Pieces<'_>, index: PieceIndex) -> BTreeSet<&'p str> {
+    let symbols = pieces.piece(index).symbols.iter().map(|&symbol| pieces.object.symbol(symbol));
+    symbols.filter(|symbol| symbol.binding != elf::STB_LOCAL.0).map(|symbol| symbol.name.as_str()).collect()
+}

@@ -1,0 +1,4 @@
+void use(long);
+__attribute__((noinline)) static long constant(long a, long b) { use(a); return a * b - 6; }
+long second(long n) { return constant(n, 7); }
+long third(long n) { return constant(n + 1, 7); }

@@ -1,0 +1,1 @@
+void complain(int n) { }

@@ -1,0 +1,2 @@
+__attribute__((noinline)) static int g(int n) { return n * 7 - 1; }
+int f(int n) { return g(n) + 1; }

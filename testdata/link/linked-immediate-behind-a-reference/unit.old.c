@@ -1,0 +1,6 @@
+#define READ_MOSTLY __attribute__((section(".data..read_mostly")))
+static int first READ_MOSTLY = 1;
+static int second READ_MOSTLY = 2;
+static int third READ_MOSTLY = 3;
+void f(void) { *(volatile int *)&second = 77; }
+int all(void) { return first + second + third; }

@@ -1,0 +1,1 @@
+__attribute__((section(".data..percpu"))) int zero = 7;

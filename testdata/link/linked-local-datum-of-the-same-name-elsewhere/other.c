@@ -1,0 +1,2 @@
+static int count = 3;
+int h(int n) { count += n; return count; }

@@ -1,0 +1,2 @@
+static int count = 2;
+int g(int n) { count += n; return count; }

@@ -1,0 +1,1 @@
+void take(int (*f)(int)) { f(1); }

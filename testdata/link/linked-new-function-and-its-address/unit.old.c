@@ -1,0 +1,2 @@
+void take(int (*)(int));
+int f(int n) { return n; }

@@ -1,0 +1,2 @@
+__attribute__((weak)) int hook(int n) { return n; }
+int f(int n) { return hook(n) + 1; }

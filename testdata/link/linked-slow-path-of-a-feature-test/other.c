@@ -1,0 +1,1 @@
+char caps[8];

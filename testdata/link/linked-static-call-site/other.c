@@ -1,0 +1,2 @@
+long key;
+void trampoline(void) { }

@@ -1,0 +1,3 @@
+int hidden(int);
+int (*address(void))(int) { return hidden; }
+int f(int n) { return hidden(n); }

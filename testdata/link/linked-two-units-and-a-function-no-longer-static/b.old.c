@@ -1,0 +1,2 @@
+__attribute__((noinline)) static int hidden(int n) { return n * 3; }
+int g(int n) { return hidden(n) + hidden(n + 1); }

@@ -1,0 +1,3 @@
+extern int shared;
+int helper(int);
+int f(int n) { return helper(n) + shared; }

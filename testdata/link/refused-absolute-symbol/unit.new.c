@@ -1,0 +1,2 @@
+extern int init_per_cpu__level;
+int *f(void) { return &init_per_cpu__level; }

@@ -1,0 +1,2 @@
+int first(int n) { return n; }
+int second(int n) { static int count; count += n; return count; }

@@ -1,0 +1,2 @@
+int limit = 4;
+int f(int n) { return n < limit; }

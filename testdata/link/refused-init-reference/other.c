@@ -1,0 +1,1 @@
+__attribute__((section(".init.text"))) int setup(int n) { return n * 3; }

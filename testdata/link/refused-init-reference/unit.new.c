@@ -1,0 +1,2 @@
+int setup(int);
+int f(int n) { return setup(n); }

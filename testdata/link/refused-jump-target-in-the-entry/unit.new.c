@@ -1,0 +1,1 @@
+__attribute__((no_instrument_function)) int f(volatile int *n) { int m; do m = *n; while (m > 4); return m; }

@@ -1,0 +1,2 @@
+int printk(const char *, ...);
+int f(int n) { return printk("in the image\n"); }

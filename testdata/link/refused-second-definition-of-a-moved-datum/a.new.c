@@ -1,0 +1,2 @@
+extern int state;
+int f(int n) { return state += 2 * n; }

@@ -1,0 +1,1 @@
+int g(int n) { return n; }

@@ -1,0 +1,2 @@
+int use(int);
+int user(int n) { return n + 1; }

@@ -1,0 +1,3 @@
+int use(int);
+int f(int n) { return use(n) + 2; }
+int g(int n) { return f(n); }

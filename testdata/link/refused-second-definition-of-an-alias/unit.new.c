@@ -1,0 +1,3 @@
+void use(int);
+void one(int n) { use(n); use(n + 1); }
+void two(int n) { use(n); use(n + 2); }

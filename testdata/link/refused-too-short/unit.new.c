@@ -1,0 +1,1 @@
+__attribute__((no_instrument_function)) int f(int n) { return n + 1; }

@@ -1,0 +1,2 @@
+int f(int n) { return n; }
+int target(int n) { return n; }

@@ -1,0 +1,2 @@
+int of_a_module(int);
+int f(int n) { return of_a_module(n); }

@@ -1,0 +1,50 @@
+//! What the tests of running updates share: the visible bundle, and steps that must succeed.
+
+#![allow(dead_code)] // every test is a program of its own and uses a part of this
+
+use lucos_tests::commands::{self, Hv, Outcome};
+use lucos_tests::guest::Guest;
+use lucos_tests::kernels::Kernel;
+use lucos_tests::patches::{self, VISIBLE_FILE};
+use std::path::{Path, PathBuf};
+
+/// Name of the visible bundle.
+pub(crate) const NAME: &str = "proc-version";
+
+/// Builds the bundle that changes the first word of /proc/version.
+pub(crate) fn visible_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    let diff = patches::diff(&kernel.source(), &[patches::visible()]).expect("the edit fits this kernel");
+    let (file, bundle) = (dir.join(format!("{NAME}.diff")), dir.join(format!("{NAME}.lpk")));
+    std::fs::write(&file, diff).expect("a diff in the work folder");
+    let outcome = commands::build_bundle(&file, &kernel.vmlinux(), &bundle).expect("lucos-build runs");
+    assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{}", outcome.describe());
+    bundle
+}
+
+/// First word of /proc/version, as the guest reads it now.
+pub(crate) fn first_word(guest: &mut Guest) -> String {
+    let text = guest.run_ok(&format!("cat {VISIBLE_FILE}")).expect("the guest answers");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// Applies a bundle that must be accepted.
+pub(crate) fn apply(hv: &Hv, bundle: &Path) -> Outcome {
+    let outcome = hv.apply(bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/state")), (0, "applied"), "{}", outcome.describe());
+    outcome
+}
+
+/// Takes back a bundle that must go.
+pub(crate) fn undo(hv: &Hv, name: &str) -> Outcome {
+    let outcome = hv.undo(name).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/state")), (0, "removed"), "{}", outcome.describe());
+    outcome
+}
+
+/// Names of the bundles that are in effect.
+pub(crate) fn applied(hv: &Hv) -> Vec<String> {
+    let outcome = hv.list().expect("lucos-hv runs");
+    assert_eq!(outcome.status, 0, "{}", outcome.describe());
+    let items = outcome.items("").iter().filter(|item| item["state"] == "applied");
+    items.filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect()
+}

@@ -1,0 +1,94 @@
+//! Live updates of a stock kernel: applied, seen, taken back, seen.
+
+mod common;
+
+use common::{NAME, applied, apply, first_word, undo, visible_bundle};
+use lucos_tests::commands::Hv;
+use lucos_tests::digest::{Monitor, Snapshot};
+use lucos_tests::guest::{Config, Guest};
+use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
+use lucos_tests::require;
+
+#[test]
+fn a_hundred_times_under_load() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_lucos_hv(&Config::new("hundred", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
+    let (mut pauses, mut last) = (Vec::new(), 0);
+    for round in 0..100 {
+        let outcome = apply(&hv, &bundle);
+        pauses.push(outcome.number("/times_us/paused") as u64);
+        assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1], "round {round}: applied");
+        assert_eq!(applied(&hv), [NAME], "round {round}");
+        undo(&hv, NAME);
+        assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "round {round}: taken back");
+        assert!(applied(&hv).is_empty(), "round {round}");
+        if round % 20 == 19 {
+            let now = guest.load_progress(&load).expect("answers");
+            assert!(now.fewest > last, "round {round}: no work on some processor since round {}: {now:?}", round - 20);
+            assert_eq!(now.wrong, 0, "round {round}: a read that was neither old nor new");
+            last = now.fewest;
+        }
+    }
+    pauses.sort_unstable();
+    eprintln!("pause of apply: {} µs at least, {} µs median, {} µs at most", pauses[0], pauses[50], pauses[99]);
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0), "lucos-hv run ends with its guest");
+}
+
+#[test]
+fn attach_to_a_qemu_that_was_started_with_a_qmp_socket() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_plain_qemu(&Config::new("attach", &kernel.vmlinuz())).expect("boots");
+    let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
+    let before = Snapshot::take(&mut guest).expect("memory");
+    let service = guest.attach().expect("attaches");
+    let hv = Hv::new(guest.api());
+    apply(&hv, &bundle);
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1]);
+    let after = Snapshot::take(&mut guest).expect("memory");
+    assert_ne!(before.difference(&after), None, "an applied bundle is visible in memory");
+    undo(&hv, NAME);
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0]);
+    let status = service.detach().expect("ends");
+    assert_eq!(status.code(), Some(0), "detach is a clean end");
+    {
+        let mut monitor = Monitor::connect(guest.monitor().expect("a monitor")).expect("connects");
+        assert!(monitor.is_running().expect("answers"), "the guest goes on after detach");
+    }
+    let progress = guest.load_progress(&load).expect("answers");
+    assert!(progress.fewest > 0 && progress.wrong == 0, "{progress:?}");
+    let end = Snapshot::take(&mut guest).expect("memory");
+    assert_eq!(before.difference(&end), None, "after undo the memory is as it was");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+#[test]
+fn an_applied_bundle_outlives_the_service() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_plain_qemu(&Config::new("outlive", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
+
+    let service = guest.attach().expect("attaches");
+    apply(&hv, &bundle);
+    service.detach().expect("ends");
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1], "applied bundles stay when the service ends");
+
+    let service = guest.attach().expect("attaches again");
+    assert_eq!(applied(&hv), [NAME], "the new service knows them");
+    service.crash().expect("is killed");
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1], "and when it is killed");
+
+    let _service = guest.attach().expect("attaches after a crash");
+    undo(&hv, NAME);
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0]);
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
