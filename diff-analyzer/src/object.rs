@@ -50,18 +50,18 @@ pub struct Section {
 impl Section {
     /// Whether it holds instructions.
     pub fn is_code(&self) -> bool {
-        self.flags & u64::from(elf::SHF_EXECINSTR.0) != 0
+        self.flags & elf::SHF_EXECINSTR.0 != 0
     }
 
     /// Size of the elements that a linker may merge with equal ones, if that is what it consists of.
     pub fn mergeable(&self) -> Option<u64> {
-        let merge = self.flags & u64::from(elf::SHF_MERGE.0) != 0;
+        let merge = self.flags & elf::SHF_MERGE.0 != 0;
         (merge && self.entry_size > 0).then_some(self.entry_size)
     }
 
     /// Whether its elements end with a zero, instead of all having one size.
     pub fn has_strings(&self) -> bool {
-        self.flags & u64::from(elf::SHF_STRINGS.0) != 0
+        self.flags & elf::SHF_STRINGS.0 != 0
     }
 }
 

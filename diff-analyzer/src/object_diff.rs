@@ -147,7 +147,7 @@ fn exports(pieces: &Pieces<'_>) -> BTreeSet<String> {
 fn unknown_sections(object: &Object) -> BTreeMap<&str, Vec<&Section>> {
     let mut sections: BTreeMap<&str, Vec<&Section>> = BTreeMap::new();
     for section in &object.sections {
-        let loaded = section.size > 0 && section.flags & u64::from(elf::SHF_ALLOC.0) != 0;
+        let loaded = section.size > 0 && section.flags & elf::SHF_ALLOC.0 != 0;
         if loaded && role(&section.name, section.is_code()) == SectionRole::Unknown {
             sections.entry(&section.name).or_default().push(section);
         }

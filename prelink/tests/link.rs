@@ -188,9 +188,12 @@ fn place(image: &KernelImage, payload: &Payload, symbol: u32, addend: i64) -> St
     let plus = |addend: i64| if addend == 0 { String::new() } else { format!("{addend:+}") };
     match symbol.place {
         Place::Payload { section: SectionKind::Rodata, offset } if symbol.name == ".rodata" => {
-            let text = payload.rodata.get((i64::from(offset) + addend) as usize..).unwrap_or_default();
+            // A string that is indexed from one: the place is the end of its predecessor.
+            let at = (i64::from(offset) + addend) as usize;
+            let before = payload.rodata.get(at) == Some(&0);
+            let text = payload.rodata.get(at + usize::from(before)..).unwrap_or_default();
             let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
-            format!("{:?}", String::from_utf8_lossy(&text[..end]))
+            format!("{:?}{}", String::from_utf8_lossy(&text[..end]), if before { "-1" } else { "" })
         }
         Place::Payload { section, .. } => format!("new {} in {section:?}{}", symbol.name, plus(addend)),
         Place::Kernel(address) => format!(

@@ -290,6 +290,7 @@ fn memory_of_an_unknown_service_is_not_touched() {
     first.updater.apply(&bytes(&bundle())).expect("applied");
     let mut other = bundle();
     other.functions[0].old_address += 32;
+    other.manifest.functions[0].old_address = Some(TEXT + OLD + 32);
     let mut second = setup(std::mem::take(&mut first.updater.engine).with_memory(Pa(fake::IMAGE + OLD + 32), &LIVE));
     let before = second.updater.engine.memory();
     let problem = second.updater.apply(&bytes(&other)).expect_err("its pages are in use").problem();
