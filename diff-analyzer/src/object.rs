@@ -3,7 +3,7 @@
 //! Comes in: the bytes of a relocatable x86-64 ELF file, as the kernel's build makes it. Decided: nothing. Goes out:
 //! [`Object`], in which every index is checked, so that the comparison and the linker need no more error paths.
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, OpKind};
 use object::elf;
 use object::read::elf::ElfFile64;
 use object::{
@@ -78,6 +78,8 @@ pub struct Reloc {
     pub addend: i64,
     /// In code: bytes of the instruction behind the field (an immediate), which a PC-relative addend takes off as well.
     pub tail: u8,
+    /// In code: whether it is the target of a call or jump.
+    pub branch: bool,
     /// Whether the field is part of an instruction.
     pub code: bool,
 }
@@ -184,18 +186,18 @@ impl Object {
                 let RelocationFlags::Elf { r_type } = reloc.flags() else { return Err(missing()) };
                 let &symbol = symbol_of.get(&target).ok_or_else(missing)?;
                 let code = sections[index].is_code();
-                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0, code });
+                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0, branch: false, code });
             }
             relocs.sort_by_key(|reloc| reloc.offset);
             sections[index].relocs = relocs;
         }
         let mut object = Self { sections, symbols };
-        object.find_tails();
+        object.decode_code();
         Ok(object)
     }
 
-    /// Decodes all code to learn where the instructions end that hold relocated fields.
-    fn find_tails(&mut self) {
+    /// Decodes all code to learn what instructions hold relocated fields, and where they end.
+    fn decode_code(&mut self) {
         let mut starts = vec![Vec::new(); self.sections.len()];
         for symbol in self.symbols.iter().filter(|symbol| symbol.kind == elf::STT_FUNC.0) {
             if let Definition::Section(section) = symbol.definition {
@@ -215,9 +217,12 @@ impl Object {
                 let mut decoder = Decoder::with_ip(64, code, start as u64, DecoderOptions::NONE);
                 let mut next = section.relocs.partition_point(|reloc| reloc.offset < start as u64);
                 while decoder.can_decode() {
-                    let instruction_end = decoder.decode().next_ip();
+                    let instruction = decoder.decode();
+                    let instruction_end = instruction.next_ip();
+                    let branch = instruction.op_count() > 0 && instruction.op0_kind() == OpKind::NearBranch64;
                     while let Some(reloc) = section.relocs.get_mut(next).filter(|reloc| reloc.offset < instruction_end)
                     {
+                        reloc.branch = branch;
                         reloc.tail = instruction_end.saturating_sub(reloc.offset + 4).min(15) as u8;
                         next += 1;
                     }

@@ -76,6 +76,8 @@ pub struct ObjectDiff {
     pub new_exports: Vec<String>,
     /// Whether the patched object brings data that other units can see.
     pub new_global_data: bool,
+    /// Names of functions that take or return other types than before.
+    pub resigned: BTreeSet<String>,
     /// Which piece is which.
     pub correlation: Correlation,
 }
@@ -106,6 +108,12 @@ impl ObjectDiff {
 
 /// Compares an original and a patched unit.
 pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
+    compare_resigned(original, patched, BTreeSet::new())
+}
+
+/// Compares two units of which it is known that functions of the names `resigned` take or return other types now. As with a
+/// clone, a call of the old one cannot lead to the new one, so their callers change with them.
+pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: BTreeSet<String>) -> ObjectDiff {
     let correlation = correlate(original, patched);
     let comparison = Comparison { original, patched, correlation: &correlation, under_way: RefCell::default() };
     let (mut functions, mut data) = (Vec::new(), Vec::new());
@@ -123,7 +131,7 @@ pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
         list.push(Compared { patched: index, original, change });
     }
     join_families(patched, &mut functions);
-    join_callers_of_clones(patched, &mut functions);
+    join_callers_of_clones(patched, &mut functions, &resigned);
     let kept = correlation.originals();
     let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
     let removed = original
@@ -134,7 +142,7 @@ pub fn compare(original: &Pieces<'_>, patched: &Pieces<'_>) -> ObjectDiff {
     let unknown_sections = comparison.unknown_sections();
     let new_exports = exports(patched).difference(&exports(original)).cloned().collect();
     let new_global_data = data.iter().any(|datum| datum.change == Change::New && patched.piece(datum.patched).global);
-    ObjectDiff { functions, data, removed, unknown_sections, new_exports, new_global_data, correlation }
+    ObjectDiff { functions, data, removed, unknown_sections, new_exports, new_global_data, resigned, correlation }
 }
 
 /// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).
@@ -177,14 +185,15 @@ pub fn is_clone(name: &str) -> bool {
 
 /// What calls a changed clone changes with it: a call of the old clone passes what the old clone takes, so its entry
 /// cannot lead to the new one. What is gone after boot may go on calling the old clone.
-fn join_callers_of_clones(patched: &Pieces<'_>, functions: &mut [Compared]) {
+fn join_callers_of_clones(patched: &Pieces<'_>, functions: &mut [Compared], resigned: &BTreeSet<String>) {
+    let apart = |name: &str| is_clone(name) || resigned.contains(name);
     let gone = |function: &Compared| {
         let section = &patched.object.section(patched.piece(function.patched).section).name;
         section.starts_with(".init.") || section.starts_with(".exit.")
     };
     loop {
         let clones: HashSet<PieceIndex> = (functions.iter())
-            .filter(|function| function.change != Change::Same && is_clone(&patched.piece(function.patched).name))
+            .filter(|function| function.change != Change::Same && apart(&patched.piece(function.patched).name))
             .map(|function| function.patched)
             .collect();
         let calls = |function: &Compared| {

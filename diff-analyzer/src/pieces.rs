@@ -159,7 +159,9 @@ impl<'o> Pieces<'o> {
             indices.push(PieceIndex(self.pieces.len()));
             self.pieces.push(Piece { name: name.to_owned(), kind, role, section: index, range, symbols, global });
         };
-        if let Some(unit) = section.mergeable().filter(|_| starts.is_empty()) {
+        if let Some(unit) =
+            section.mergeable().filter(|_| starts.is_empty() && section.data.len() as u64 == section.size)
+        {
             for range in elements(section, unit) {
                 push(&section.name, PieceKind::Anonymous, range, Vec::new());
             }
@@ -248,7 +250,7 @@ impl<'o> Pieces<'o> {
 
     /// What a relocation of code or data refers to.
     pub fn target(&self, reloc: &Reloc) -> Target {
-        self.resolve(reloc.symbol, reloc.addend + bias(reloc))
+        self.resolve(reloc.symbol, reloc.addend.wrapping_add(bias(reloc)))
     }
 
     /// The place `addend` bytes behind a symbol.
@@ -257,12 +259,12 @@ impl<'o> Pieces<'o> {
         let Definition::Section(section) = symbol.definition else { return Target::External(index) };
         let whole_section = symbol.kind == elf::STT_SECTION.0;
         // A named symbol means its own piece, wherever the addend leads; a section symbol means what lies there.
-        let position = symbol.value as i64 + addend;
+        let position = (symbol.value as i64).wrapping_add(addend);
         let look_up = if whole_section { position.max(0) as u64 } else { symbol.value };
         let pieces = &self.by_section[section.0];
         let next = pieces.partition_point(|&piece| self.piece(piece).range.start <= look_up);
         match pieces.get(next.saturating_sub(1)) {
-            Some(&piece) => Target::Piece(piece, position - self.piece(piece).range.start as i64),
+            Some(&piece) => Target::Piece(piece, position.wrapping_sub(self.piece(piece).range.start as i64)),
             None => Target::External(index),
         }
     }

@@ -152,3 +152,34 @@ fn every_case_is_as_its_folder_says() -> Outcome {
     assert!(wrong.is_empty(), "{wrong}");
     Ok(())
 }
+
+#[test]
+fn damaged_objects_are_refused_or_compared_but_never_panic() -> Outcome {
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../testdata/objects");
+    let temporary = tempfile::tempdir()?;
+    let sizes = entry_sizes();
+    let (mut refused, mut different) = (0, 0);
+    for case in ["type1-alternative-feature", "type1-static-locals-renumbered", "type1-immediate-behind-a-reference"] {
+        let good = compile(&root.join(case).join("old.c"), temporary.path())?;
+        let object = Object::parse(&good)?;
+        let original = Pieces::cut(&object, &sizes)?;
+        for at in 0..good.len() {
+            for damage in [0xa5, 0xff] {
+                let mut bad = good.clone();
+                bad[at] = if damage == 0xff { 0xff } else { bad[at] ^ damage };
+                let Ok(object) = Object::parse(&bad) else {
+                    refused += 1;
+                    continue;
+                };
+                let Ok(patched) = Pieces::cut(&object, &sizes) else {
+                    refused += 1;
+                    continue;
+                };
+                let both = [compare(&original, &patched), compare(&patched, &original)];
+                different += usize::from(both.iter().any(|diff| !diff.is_empty()));
+            }
+        }
+    }
+    assert!(refused > 0 && different > 0);
+    Ok(())
+}

@@ -12,7 +12,8 @@ use crate::request::Request;
 use diff_analyzer::classify::{Finding, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError};
 use diff_analyzer::object::{Object, ObjectError};
-use diff_analyzer::object_diff::{ObjectDiff, compare};
+use diff_analyzer::layout_diff;
+use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
 use lpk_format::{Bundle, GuestProfile, KernelId, Manifest, UpdateType};
@@ -24,7 +25,7 @@ use prelink::units::UnitIndex;
 use prelink::vmlinux::KernelImage;
 use rayon::prelude::*;
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -137,7 +138,7 @@ impl Judge<'_, '_> {
             .collect();
         let proof = prove(self.image, original, &ranges);
         let proved = clock.elapsed();
-        let diff = compare(original, patched);
+        let mut diff = compare(original, patched);
         let mut findings = Vec::new();
         if !diff.is_empty() {
             let layouts = |path: &PathBuf| {
@@ -145,7 +146,13 @@ impl Judge<'_, '_> {
                 dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
             };
             let (old, new) = rayon::join(|| layouts(&unit.compiled.original), || layouts(&unit.compiled.patched));
-            findings = classify(&diff, patched, &old?, &new?);
+            let (old, new) = (old?, new?);
+            let resigned: BTreeSet<String> =
+                layout_diff::compare_functions(&old, &new).into_iter().map(|change| change.name).collect();
+            if !resigned.is_empty() {
+                diff = compare_resigned(original, patched, resigned);
+            }
+            findings = classify(&diff, patched, &old, &new);
         }
         Ok(Judged { proof, diff, findings, times: [proved, clock.elapsed().saturating_sub(proved)] })
     }

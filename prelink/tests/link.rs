@@ -6,8 +6,10 @@
 //! where each reference of the payload leads, or the refusals. The folder's name says which of these to expect:
 //! `linked`, or `refused-RULE`. `LUCOS_BLESS=1` rewrites the reports.
 
+use diff_analyzer::dwarf_layout::{self, Layouts};
+use diff_analyzer::layout_diff;
 use diff_analyzer::object::Object;
-use diff_analyzer::object_diff::{ObjectDiff, compare};
+use diff_analyzer::object_diff::{ObjectDiff, compare_resigned};
 use diff_analyzer::pieces::Pieces;
 use lpk_format::{BootSiteKind, Payload, Place, RelocKind, SectionKind};
 use prelink::dwarf::DebugSections;
@@ -24,6 +26,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// An object and its types.
+type Compiled = (Object, Layouts);
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
 /// The options of a kernel build that decide what an object looks like; each function begins with a call for tracing.
@@ -76,7 +80,7 @@ fn sources(case: &Path) -> Outcome<BTreeMap<String, BTreeMap<String, PathBuf>>> 
 /// A case, compiled: the image and both objects of each unit.
 struct Built {
     image: PathBuf,
-    units: Vec<(String, Object, Object)>,
+    units: Vec<(String, Compiled, Compiled)>,
 }
 
 fn build(case: &Path, tree: &Path) -> Outcome<Built> {
@@ -94,7 +98,8 @@ fn build(case: &Path, tree: &Path) -> Outcome<Built> {
             let read = |source: &Path| {
                 let object = tree.join("unit.o");
                 compile(tree, name, source, &object, &split)?;
-                Ok::<_, Box<dyn std::error::Error>>(Object::parse(&std::fs::read(object)?)?)
+                let bytes = std::fs::read(object)?;
+                Ok::<_, Box<dyn std::error::Error>>((Object::parse(&bytes)?, dwarf_layout::of_object(&bytes)?))
             };
             units.push((name.clone(), read(old)?, read(new)?));
         }
@@ -280,7 +285,7 @@ fn examine(case: &Path) -> Outcome<(String, BTreeSet<String>)> {
     let sizes = entry_sizes();
     let mut text = String::new();
     let mut judged: Vec<(&str, Pieces<'_>, Pieces<'_>, ObjectDiff, Proof)> = Vec::new();
-    for (name, old, new) in &built.units {
+    for (name, (old, before), (new, after)) in &built.units {
         let (original, patched) = (Pieces::cut(old, &sizes)?, Pieces::cut(new, &sizes)?);
         let ranges: Vec<Range<u64>> = (index.named(name).iter())
             .flat_map(|&id| index.unit(id).ranges.iter().map(|range| range.start..range.end))
@@ -288,7 +293,8 @@ fn examine(case: &Path) -> Outcome<(String, BTreeSet<String>)> {
         assert!(!ranges.is_empty(), "{name} has no code in the image");
         let proof = prove(&image, &original, &ranges);
         text.push_str(&proved(&image, name, &original, &proof));
-        let diff = compare(&original, &patched);
+        let resigned = layout_diff::compare_functions(before, after).into_iter().map(|change| change.name).collect();
+        let diff = compare_resigned(&original, &patched, resigned);
         judged.push((name, original, patched, diff, proof));
     }
     let tables = BootTables::read(&image, &sizes)?;

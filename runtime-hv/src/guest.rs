@@ -27,7 +27,7 @@ pub enum GuestError {
     NotBooted(String),
     /// The distance between link and live addresses is not one that KASLR produces.
     #[error(
-        "the interrupt table says the kernel is {slide:#x} away from its link address; expected a multiple of 2 MiB below 1 GiB"
+        "the interrupt table says the kernel is {slide:#x} away from its link address; expected a multiple of 2 MiB below 1 GiB (another kernel, or one that is only beginning to boot)"
     )]
     Slide {
         /// What was found.

@@ -111,7 +111,8 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
     let watchdog = Watchdog::start(qmp, api)?;
     let mut updater = Updater::open(engine, journal, Patience::default()).map_err(|error| error.problem())?;
     eprintln!("lucos-hv: serving the VM at {} on {}", qmp.display(), api.display());
-    let ended = serve(&mut updater, &socket, &stop, QemuEngine::is_gone).map_err(|error| Problem::failed("service", error))?;
+    let ended =
+        serve(&mut updater, &socket, &stop, QemuEngine::is_gone).map_err(|error| Problem::failed("service", error))?;
     let detached = updater.into_engine().detach();
     drop(watchdog);
     match ended {

@@ -143,11 +143,7 @@ fn answer_client<E: Engine>(updater: &mut Updater<E>, client: UnixStream) -> io:
     write_line(&mut client, &answer)
 }
 
-fn answer<E: Engine>(
-    updater: &mut Updater<E>,
-    request: Request,
-    from: &mut Timed,
-) -> Result<Reply, Problem> {
+fn answer<E: Engine>(updater: &mut Updater<E>, request: Request, from: &mut Timed) -> Result<Reply, Problem> {
     let problem = |error: UpdateError| error.problem();
     let one = |info| Reply::Bundle(Box::new(info));
     match request {

@@ -169,13 +169,7 @@ impl<E: Engine> Updater<E> {
     }
 
     /// Stops the guest, checks, and does the plan's writes if the moment is right.
-    fn commit(
-        &mut self,
-        admitted: &Admitted,
-        plan: &Plan,
-        id: &str,
-        times: &mut Times,
-    ) -> Result<Check, UpdateError> {
+    fn commit(&mut self, admitted: &Admitted, plan: &Plan, id: &str, times: &mut Times) -> Result<Check, UpdateError> {
         let action = Action {
             sequence: self.document.sequence + 1,
             boot: admitted.boot(),

@@ -32,6 +32,11 @@ impl Guest {
         self.folder.path().join("qmp.sock")
     }
 
+    /// A second QMP socket, for use while an engine holds the first.
+    fn other_qmp(&self) -> PathBuf {
+        self.folder.path().join("other.sock")
+    }
+
     fn console(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.folder.path().join("serial.log")).unwrap_or_default()).into_owned()
     }
@@ -65,7 +70,10 @@ fn boot() -> Option<Guest> {
         memory_mib: 256,
         qmp_path: folder.path().join("qmp.sock"),
         serial: Serial::File(folder.path().join("serial.log")),
-        extra_args: Vec::new(),
+        extra_args: vec![
+            "-qmp".into(),
+            format!("unix:{},server=on,wait=off", folder.path().join("other.sock").display()).into(),
+        ],
     };
     match launch(&config) {
         Ok(process) => Some(Guest { process, folder }),
@@ -138,6 +146,25 @@ fn a_stock_kernel_is_read_written_and_left_running() {
     a_dead_tool_is_cleared_up_after(&guest);
     strangers_stub_is_refused(&guest);
     assert_running_and_clean(&guest);
+    pauses_are_timed_and_resets_heard_of(&guest);
+    assert_running_and_clean(&guest);
+}
+
+fn pauses_are_timed_and_resets_heard_of(guest: &Guest) {
+    let mut engine = attach(guest);
+    engine.pause().expect("stopped");
+    std::thread::sleep(Duration::from_millis(20));
+    engine.resume().expect("continued");
+    let pause = engine.last_pause();
+    assert!(pause >= Duration::from_millis(20) && pause < Duration::from_secs(5), "{pause:?}");
+    assert_eq!(engine.resets(), 0);
+    monitor(&guest.other_qmp(), "system_reset");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while engine.resets() == 0 && Instant::now() < deadline {
+        engine.is_paused().expect("status");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(engine.resets(), 1);
 }
 
 fn reads_and_registers(engine: &mut QemuEngine) {

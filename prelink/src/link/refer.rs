@@ -31,7 +31,7 @@ impl Linker<'_, '_> {
             let message = format!("a relocation of type {} is not supported", reloc.kind);
             return self.refuse("relocation-type", from, message, "report the function and the compiler version");
         };
-        let call = section == SectionKind::Text && self.is_branch(offset, reloc);
+        let call = reloc.branch && is_pc_relative(reloc.kind);
         let found = match self.units[from.0].patched.target(reloc) {
             Target::External(symbol) => self.external(from, symbol, call).map(|symbol| (symbol, reloc.addend)),
             Target::Piece(piece, at) => {
@@ -56,15 +56,6 @@ impl Linker<'_, '_> {
         }
     }
 
-    /// Whether a field of `.text` is the target of a call or jump (`e8`, `e9`, `0f 8x`; Intel SDM vol. 2, appendix A).
-    fn is_branch(&self, offset: u32, reloc: &Reloc) -> bool {
-        let text = &self.linked.payload.text;
-        let before = |count: u32| offset.checked_sub(count).and_then(|at| text.get(at as usize)).copied();
-        is_pc_relative(reloc.kind)
-            && reloc.tail == 0
-            && (matches!(before(1), Some(0xe8 | 0xe9))
-                || matches!((before(2), before(1)), (Some(0x0f), Some(0x80..=0x8f))))
-    }
 
     /// Whether an address by section and offset may be that of the neighbour of a datum: the end of an array is where the
     /// next datum begins. That makes no difference as long as the whole section stays as it was.

@@ -7,11 +7,22 @@
 use super::{Carried, Key, Linker, Unit, is_cold};
 use crate::refusal::Refusal;
 use diff_analyzer::correlate::{is_fresh, without_number};
+use diff_analyzer::object::Reloc;
 use diff_analyzer::object_diff::{Change, Compared, is_clone};
 use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::SectionRole;
 use object::elf;
 use std::collections::BTreeSet;
+
+/// Whether all that refers to a function are calls and jumps of functions of its own file.
+fn only_called(pieces: &Pieces<'_>, function: PieceIndex) -> bool {
+    let refers = |reloc: &Reloc| matches!(pieces.target(reloc), Target::Piece(piece, _) if piece == function);
+    !pieces.piece(function).global
+        && pieces.iter().all(|(index, piece)| {
+            let mut references = pieces.relocs(index).iter().filter(|reloc| refers(reloc));
+            references.all(|reloc| piece.kind == PieceKind::Function && reloc.branch)
+        })
+}
 
 impl Linker<'_, '_> {
     pub(super) fn select(&mut self) {
@@ -57,8 +68,13 @@ impl Linker<'_, '_> {
                 }
             }
         }
+        let resigned = original.is_some() && unit.diff.resigned.contains(&piece.name);
+        if resigned && !only_called(unit.patched, function.patched) {
+            let message = format!("`{}` takes or returns other types than before, and is not only called by functions of its file", piece.name);
+            return self.refuse("signature-changed", key, message, "give the new version another name, and let the old one call it");
+        }
         // The entry of an old clone leads nowhere new: its callers come along, and what still runs expects the old one.
-        if let Some(original) = original.filter(|_| !is_cold(&piece.name) && !is_clone(&piece.name)) {
+        if let Some(original) = original.filter(|_| !is_cold(&piece.name) && !is_clone(&piece.name) && !resigned) {
             let (before, after) = (global_names(unit.original, original), global_names(unit.patched, function.patched));
             for name in before.difference(&after) {
                 let message = format!(

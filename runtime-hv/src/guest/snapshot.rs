@@ -8,6 +8,7 @@ use super::paging::PAGE;
 use crate::engine::{EngineError, Pa, ReadMemory};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 /// Pages read so far.
 pub struct Snapshot<'a> {
@@ -33,15 +34,15 @@ impl ReadMemory for Snapshot<'_> {
             let within = (at % size) as usize;
             let length = rest.len().min(PAGE - within);
             let (now, later) = rest.split_at_mut(length);
-            let number = at / size;
-            if !pages.contains_key(&number) {
-                let mut page = Box::new([0; PAGE]);
-                self.memory.read(Pa(number * size), &mut page[..])?;
-                pages.insert(number, page);
-            }
-            if let Some(page) = pages.get(&number) {
-                now.copy_from_slice(&page[within..within + length]);
-            }
+            let page = match pages.entry(at / size) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(unknown) => {
+                    let mut page = Box::new([0; PAGE]);
+                    self.memory.read(Pa(at - at % size), &mut page[..])?;
+                    unknown.insert(page)
+                }
+            };
+            now.copy_from_slice(&page[within..within + length]);
             rest = later;
             at = at.checked_add(length as u64).unwrap_or_default();
         }

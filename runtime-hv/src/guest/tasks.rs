@@ -83,6 +83,21 @@ pub fn per_cpu(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Vec<PerCpu>, 
     Ok(found)
 }
 
+/// Refuses a kernel that is still alone: its second task is made at the end of `start_kernel` (`init/main.c`, `rest_init`),
+/// when it has chosen its mitigations and patched its code accordingly. Before that, what new code needs is not known yet.
+///
+/// # Errors
+/// [`GuestError::NotBooted`].
+pub fn has_started(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<(), GuestError> {
+    let init = kernel.symbol("init_task")?;
+    let tasks = init.wrapping_add(kernel.offset("task_struct.tasks")?);
+    let next = kernel.image_u64(memory, tasks)?;
+    if next == 0 || next == kernel.live(tasks).0 {
+        return Err(GuestError::NotBooted("it has no second task yet".into()));
+    }
+    Ok(())
+}
+
 /// All tasks.
 ///
 /// # Errors

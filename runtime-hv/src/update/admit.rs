@@ -8,7 +8,7 @@ use super::code::{NOP5, first_length};
 use super::sites;
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
-use crate::guest::{Kernel, identity};
+use crate::guest::{Kernel, identity, tasks};
 use crate::journal::{Boot, Document};
 use crate::protocol::BundleState;
 use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, UpdateType};
@@ -61,6 +61,7 @@ pub fn admit<E: Engine>(
     let registers = engine.registers()?;
     let resets = engine.resets();
     let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;
+    tasks::has_started(engine, &kernel)?;
     let facts = facts::read(engine, &kernel, wanted(bundle))?;
     let mut admitted = Admitted {
         build_id: bundle.kernel.build_id.clone(),

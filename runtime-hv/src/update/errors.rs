@@ -176,7 +176,9 @@ impl UpdateError {
 fn guest(error: &GuestError, shown: &UpdateError) -> Problem {
     match error {
         GuestError::NotBooted(_) => Problem::refused("not-booted", shown).help("wait until the guest has booted"),
-        GuestError::Slide { .. } | GuestError::BuildId { .. } => {
+        GuestError::Slide { .. } => Problem::refused("wrong-kernel", shown)
+            .help("wait until the guest has booted; if it has, build a bundle for the kernel that runs in it"),
+        GuestError::BuildId { .. } => {
             Problem::refused("wrong-kernel", shown).help("build a bundle for the kernel that runs in this guest")
         }
         GuestError::Missing { .. } => Problem::refused("profile-incomplete", shown),

@@ -385,7 +385,6 @@ mod tests {
         let plain = Facts { rethunk: false, ..facts() };
         assert_eq!(fixed(ret(), &[JMP, 0, 0, 0, 0], &plain), Ok(vec![RET, INT3, INT3, INT3, INT3]));
         assert!(matches!(fixed(ret(), &[0x90; 5], &plain), Err(LinkError::NotAsMarked { .. })));
-
     }
 
     #[test]
@@ -397,7 +396,8 @@ mod tests {
         for (register, jump) in [(0, &[0xff, 0xe0][..]), (7, &[0xff, 0xe7]), (11, &[0x41, 0xff, 0xe3])] {
             let call = branch(CALL, AT.text, array + 32 * register).expect("near").to_vec();
             let prefixed = [&[0x2e], &branch(JMP, AT.text + 1, array + 32 * register).expect("near")[..]].concat();
-            let mut conditional = [&[0x0f], &branch(0x84, AT.text + 1, array + 32 * register).expect("near")[..]].concat();
+            let mut conditional =
+                [&[0x0f], &branch(0x84, AT.text + 1, array + 32 * register).expect("near")[..]].concat();
             conditional.resize(70, 0x90);
             for code in [call, prefixed, conditional] {
                 assert_eq!(fixed(marked(), &code, &plain), Ok(code.clone()));

@@ -130,10 +130,11 @@ fn apply_switches_and_undo_gives_everything_back() {
 fn refusals_leave_the_guest_untouched() {
     type Change = (&'static str, fn(&mut Image), fn(&mut Bundle));
     let no: fn(&mut Image) = |_| {};
-    let changes: [Change; 16] = [
+    let changes: [Change; 17] = [
         ("wrong-kernel", no, |b| b.kernel.build_id = vec![8; 20]),
         ("wrong-kernel", |i| i.put(0x6000, &[1]), |_| {}),
         ("not-booted", |i| i.put(0x6008, &[0; 4]), |_| {}),
+        ("not-booted", |i| i.word(INIT_TASK, live(INIT_TASK)), |_| {}),
         ("code-differs", |i| i.put(OLD + 6, &[3]), |_| {}),
         ("traced", |i| i.put(OLD, &[0xe8, 1, 1, 1, 1]), |_| {}),
         ("traced", |i| i.put(OLD, &[0xcc]), |_| {}),
@@ -303,8 +304,7 @@ fn an_entry_that_was_put_back_needs_no_undo() {
     let mut setup = setup(guest());
     let before = setup.updater.engine.memory();
     setup.updater.apply(&bytes(&bundle())).expect("applied");
-    setup.updater.engine =
-        std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &LIVE[..5]);
+    setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &LIVE[..5]);
     setup.updater.look().expect("looked");
     assert_eq!(setup.updater.list()[0].reason.as_deref(), Some("changed-since"));
     let info = setup.updater.undo("fix").expect("undone");
@@ -399,8 +399,13 @@ fn a_guest_that_could_not_be_let_go_is_let_go_later() {
     let mut reference = setup(guest());
     let before = reference.updater.engine.memory();
     reference.updater.apply(&file).expect("applied");
-    let resume =
-        reference.updater.engine.calls().iter().position(|call| *call == crate::engine::mock::Call::Resume).expect("one");
+    let resume = reference
+        .updater
+        .engine
+        .calls()
+        .iter()
+        .position(|call| *call == crate::engine::mock::Call::Resume)
+        .expect("one");
     let mut setup = setup(guest());
     setup.updater.engine.fail_from(resume + 1);
     setup.updater.apply(&file).expect_err("the guest does not continue");

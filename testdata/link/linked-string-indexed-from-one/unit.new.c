@@ -1,2 +1,2 @@
 int printk(const char *, ...);
-char f(unsigned long n) { printk("first\n"); return "RWX"[n - 1]; }
+char f(unsigned long n) { printk("first\n"); return ("RWX" - 1)[n]; }

@@ -1,2 +1,2 @@
 int printk(const char *, ...);
-char f(unsigned long n) { printk("first\n"); return "rwx"[n - 1]; }
+char f(unsigned long n) { printk("first\n"); return ("rwx" - 1)[n]; }

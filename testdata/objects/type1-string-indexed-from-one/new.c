@@ -1,2 +1,2 @@
-char flag(unsigned long n) { return n ? "new flags"[n - 1] : ' '; }
-int same(unsigned long n) { return "abcdefgh"[n - 3]; }
+char flag(unsigned long n) { return n ? ("new flags" - 1)[n] : ' '; }
+int same(unsigned long n) { return ("abcdefgh" - 3)[n]; }

@@ -10,8 +10,8 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use super::packet::{Arrival, Decoder, encode, hex};
-use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
+use crate::timed::{PATIENCE, Timed};
 
 const PEER: &str = "GDB stub of QEMU";
 

@@ -3,8 +3,15 @@
 //! Comes in: the texts of `info mtree -f` and `gpa2hva`. Decided: which ranges are memory, and which may be written; all
 //! else (devices, holes) is not memory. Goes out: a map from guest-physical ranges to addresses in the QEMU process.
 
+use std::time::Duration;
+
 use super::monitor::Monitor;
 use crate::engine::{EngineError, Pa};
+
+/// How often to ask for a map that fits together.
+const ATTEMPTS: usize = 20;
+/// How long to wait in between.
+const BETWEEN: Duration = Duration::from_millis(25);
 
 /// An address in the QEMU process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,8 +39,20 @@ pub(super) struct Piece {
 pub(super) struct MemoryMap(Vec<(Range, HostVa)>);
 
 impl MemoryMap {
-    /// Asks QEMU.
+    /// Asks QEMU, again when the map changes between the questions: firmware turns the memory below 1 MiB from ROM into RAM
+    /// and back while it starts.
     pub(super) fn ask(monitor: &mut Monitor) -> Result<Self, EngineError> {
+        let mut attempt = 1;
+        loop {
+            match Self::ask_once(monitor) {
+                Err(EngineError::Protocol { .. }) if attempt < ATTEMPTS => attempt += 1,
+                result => return result,
+            }
+            std::thread::sleep(BETWEEN);
+        }
+    }
+
+    fn ask_once(monitor: &mut Monitor) -> Result<Self, EngineError> {
         let mut map = Vec::new();
         for range in parse_ranges(&monitor.human("info mtree -f")?)? {
             let host = parse_host(&monitor.human(&format!("gpa2hva {:#x}", range.first.0))?)?;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use qapi::{Command, ExecuteError, Qmp, qmp};
 
-use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
+use crate::timed::{PATIENCE, Timed};
 
 const PEER: &str = "QMP socket";
 

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::gdb::Client;
 use super::monitor::Monitor;
-use crate::timed::{PATIENCE, Timed};
 use crate::engine::{EngineError, Pa};
+use crate::timed::{PATIENCE, Timed};
 
 /// Name of the folders in which we keep sockets, before the part made at random.
 pub(super) const FOLDER_PREFIX: &str = "lucos-qemu-";
