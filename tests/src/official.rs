@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 const FOLDERS: &[&str] =
     &["kernel", "mm", "fs", "net", "block", "security", "ipc", "lib", "io_uring", "crypto", "virt"];
 
+/// Folders of code that runs in every guest, whatever it does.
+const EVERYDAY: &[&str] = &["kernel", "mm", "fs"];
+
 /// A change that may become a bundle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -47,7 +50,7 @@ pub enum OfficialError {
     },
 }
 
-/// Changes between the two releases, fewest lines first.
+/// Changes between the two releases: first those of code that every guest runs, each group by number of lines.
 ///
 /// # Errors
 /// [`OfficialError`] when a tree or the image cannot be read.
@@ -75,7 +78,11 @@ pub fn candidates(pair: &Pair) -> Result<Vec<Candidate>, OfficialError> {
         let lines = diff.lines().filter(changed).count();
         found.push(Candidate { file, diff, lines });
     }
-    found.sort_by(|one, two| (one.lines, &one.file).cmp(&(two.lines, &two.file)));
+    let rank = |candidate: &Candidate| {
+        let folder = candidate.file.rsplit_once('/').map_or("", |(folder, _)| folder);
+        !EVERYDAY.contains(&folder)
+    };
+    found.sort_by(|one, two| (rank(one), one.lines, &one.file).cmp(&(rank(two), two.lines, &two.file)));
     Ok(found)
 }
 
