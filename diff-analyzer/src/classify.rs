@@ -58,7 +58,10 @@ pub fn classify(diff: &ObjectDiff, patched: &Pieces<'_>, old: &Layouts, new: &La
             findings.push(Finding {
                 rule: "data-retyped",
                 subject: change.name.clone(),
-                message: format!("existing datum `{}` changes from `{}` to `{}`", change.name, change.old_type, change.new_type),
+                message: format!(
+                    "existing datum `{}` changes from `{}` to `{}`",
+                    change.name, change.old_type, change.new_type
+                ),
                 place: change.place.clone(),
             });
         }
@@ -72,7 +75,8 @@ fn describe(change: &TypeChange) -> String {
         text.push_str(&format!(", because of {}", change.consequence_of.join(", ")));
         return text;
     }
-    let offset = |bits: u64| if bits.is_multiple_of(8) { format!("{}", bits / 8) } else { format!("{}:{}", bits / 8, bits % 8) };
+    let offset =
+        |bits: u64| if bits.is_multiple_of(8) { format!("{}", bits / 8) } else { format!("{}:{}", bits / 8, bits % 8) };
     for member in change.members.iter().filter(|member| member.effect == Effect::Layout).take(4) {
         let name = &member.name;
         text.push_str(&match (&member.old, &member.new) {
@@ -87,7 +91,12 @@ fn describe(change: &TypeChange) -> String {
     }
     for enumerator in change.enumerators.iter().take(4) {
         let value = |value: Option<i128>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-        text.push_str(&format!("; `{}` changes from {} to {}", enumerator.name, value(enumerator.old), value(enumerator.new)));
+        text.push_str(&format!(
+            "; `{}` changes from {} to {}",
+            enumerator.name,
+            value(enumerator.old),
+            value(enumerator.new)
+        ));
     }
     text
 }

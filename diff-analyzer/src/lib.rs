@@ -1,11 +1,11 @@
 //! What a kernel diff changes: source files, objects, layouts; Type 1 or Type 2.
 
-pub mod object;
-pub mod source_diff;
 pub mod classify;
 pub mod correlate;
-pub mod object_diff;
-pub mod pieces;
-pub mod special;
 pub mod dwarf_layout;
 pub mod layout_diff;
+pub mod object;
+pub mod object_diff;
+pub mod pieces;
+pub mod source_diff;
+pub mod special;

@@ -186,7 +186,15 @@ impl Object {
                 let RelocationFlags::Elf { r_type } = reloc.flags() else { return Err(missing()) };
                 let &symbol = symbol_of.get(&target).ok_or_else(missing)?;
                 let code = sections[index].is_code();
-                relocs.push(Reloc { offset, kind: r_type.0, symbol, addend: reloc.addend(), tail: 0, branch: false, code });
+                relocs.push(Reloc {
+                    offset,
+                    kind: r_type.0,
+                    symbol,
+                    addend: reloc.addend(),
+                    tail: 0,
+                    branch: false,
+                    code,
+                });
             }
             relocs.sort_by_key(|reloc| reloc.offset);
             sections[index].relocs = relocs;

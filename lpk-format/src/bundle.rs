@@ -290,7 +290,7 @@ pub struct FunctionPatch {
     pub unit: String,
     /// Link address of the old function.
     pub old_address: u64,
-    /// Offset of the jump in the old function: 4 behind `endbr64`, else 0.
+    /// Offset of the jump in the old function: at its entry (4 behind `endbr64`, else 0), or 5 more, behind ftrace's no-op.
     pub jump_offset: u8,
     /// The whole old function as it stands in `vmlinux`.
     pub expected: Vec<u8>,

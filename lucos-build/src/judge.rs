@@ -11,12 +11,12 @@ use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use diff_analyzer::classify::{Finding, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError};
-use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::layout_diff;
+use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
-use lpk_format::{Bundle, GuestProfile, KernelId, Manifest, UpdateType};
+use lpk_format::{BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, UpdateType};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -79,14 +79,24 @@ impl Judge<'_, '_> {
     ///
     /// # Errors
     /// [`Stop`] when the change is refused or an object cannot be read.
-    pub fn run(&self, compiled: &[CompiledUnit], report: &mut Report, progress: &Progress) -> Result<Option<Bundle>, Stop> {
+    pub fn run(
+        &self,
+        compiled: &[CompiledUnit],
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Option<Bundle>, Stop> {
         progress.phase("reading what the runtime must know of this kernel");
         let profile = self.profile()?;
 
         // 5. Prove, 6. compare, 7. and 8. compare layouts and classify: each unit by itself
         progress.phase(format!("proving and comparing {} units", compiled.len()));
-        let read = compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
-        let pieces = read.par_iter().map(|unit| cut(unit, &profile.sizes)).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
+        let read =
+            compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
+        let pieces = read
+            .par_iter()
+            .map(|unit| cut(unit, &profile.sizes))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Stop::failed)?;
         let judged = (read.par_iter().zip(&pieces))
             .map(|(unit, (original, patched))| self.judge(unit, original, patched))
             .collect::<Result<Vec<_>, _>>()
@@ -118,16 +128,19 @@ impl Judge<'_, '_> {
         let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
-            let reason = Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
+            let reason =
+                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
             return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
         }
+        report.notes.extend(untraceable(&linked));
         report.verdict = Verdict::Type1;
         Ok(Some(self.bundle(linked, profile, report)))
     }
 
     fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
-        let features = std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
+        let features =
+            std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
         prelink::guest::profile(self.image, self.units, &features).map_err(Stop::failed)
     }
 
@@ -167,10 +180,13 @@ impl Judge<'_, '_> {
                     let file = self.relative(&place.file);
                     let line = usize::try_from(place.line).ok();
                     let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
-                    reason.diff_line = change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
+                    reason.diff_line =
+                        change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
                     reason = reason.at(file, line);
                 }
-                reason = reason.help("existing data changes: this is a Type 2 update, which this version recognises but does not build");
+                reason = reason.help(
+                    "existing data changes: this is a Type 2 update, which this version recognises but does not build",
+                );
                 // A type of a header is found again in every unit that sees it.
                 if !reasons.iter().any(|known| known.rule == reason.rule && known.message == reason.message) {
                     reasons.push(reason);
@@ -236,6 +252,21 @@ impl Judge<'_, '_> {
             functions: linked.functions,
         }
     }
+}
+
+/// Functions whose jump had to be written over ftrace's no-op.
+fn untraceable(linked: &Linked) -> impl Iterator<Item = String> {
+    let over = |function: &&FunctionPatch| {
+        let at = u32::from(function.jump_offset);
+        function.sites.iter().any(|site| site.kind == BootSiteKind::Ftrace && site.offset == at)
+    };
+    linked.functions.iter().filter(over).map(|function| {
+        format!(
+            "{}: `{}` has no room for a jump behind its ftrace no-op; while the bundle is applied, tracing or probing \
+             its entry makes the guest's ftrace warn and switch itself off",
+            function.unit, function.name
+        )
+    })
 }
 
 fn read(compiled: CompiledUnit) -> Result<Read, JudgeError> {

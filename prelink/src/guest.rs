@@ -99,7 +99,8 @@ pub fn profile(image: &KernelImage, units: &UnitIndex<'_>, cpu_features: &str) -
 
 /// Number of a feature: `#define NAME (word*32+ bit)`.
 fn feature(text: &str, name: &str) -> Option<u64> {
-    let mut lines = text.lines().filter_map(|line| line.trim_start().strip_prefix("#define")?.trim_start().strip_prefix(name));
+    let mut lines =
+        text.lines().filter_map(|line| line.trim_start().strip_prefix("#define")?.trim_start().strip_prefix(name));
     let rest = lines.find(|rest| rest.starts_with([' ', '\t', '(']))?;
     let inner = rest.split_once('(')?.1.split_once(')')?.0;
     let (word, bit) = inner.split_once('+')?;

@@ -23,9 +23,9 @@ use diff_analyzer::correlate::without_number;
 use diff_analyzer::object_diff::ObjectDiff;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
 use diff_analyzer::special::SectionRole;
+use entry::NoPlace;
 use lpk_format::{
-    BootSiteKind, FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind,
-    Symbol,
+    FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -181,32 +181,26 @@ impl<'a, 'o> Linker<'a, 'o> {
     }
 
     fn replace_function(&mut self, tables: &BootTables<'_>, key: Key, original: PieceIndex, address: u64) {
-        /// `jmp rel32` (Intel SDM vol. 2, JMP).
-        const JUMP_LEN: usize = 5;
-        /// `endbr64` (Intel SDM vol. 2, ENDBR64).
-        const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
         let unit = &self.units[key.0];
         let (_, piece) = self.piece(key);
         let len = unit.original.bytes(original).len();
         // The proof has compared these bytes with the image.
         let expected = self.image.bytes(address, len).unwrap_or_default().to_vec();
-        let jump_offset = if expected.starts_with(&ENDBR64) { ENDBR64.len() } else { 0 };
-        if expected.len() < jump_offset + JUMP_LEN {
-            let message = format!("`{}` has {len} bytes, too few for a jump of {JUMP_LEN} bytes", piece.name);
-            self.refuse("too-short", key, message, "change its callers instead");
-            return;
-        }
         let sites = tables.of_function(address, &expected);
-        let traced = sites.iter().any(|site| site.offset as usize == jump_offset && site.kind == BootSiteKind::Ftrace);
-        // Code that is traced begins with a call of five bytes: nothing can lead into it.
-        if !traced && let Some(at) = self.jump_into_entry(key.0, original, address, jump_offset + JUMP_LEN, &sites) {
-            let message = format!(
-                "the instruction at {at:#x} of `{}` jumps to where the jump to the new code would be",
-                piece.name
-            );
-            self.refuse("jump-target", key, message, "change its callers instead");
-            return;
-        }
+        let jump_offset = match self.jump_offset(tables, (key.0, original), address, &expected, &sites) {
+            Ok(offset) => offset,
+            Err(NoPlace::TooShort) => {
+                let message = format!("`{}` has {len} bytes, too few for a jump", piece.name);
+                return self.refuse("too-short", key, message, "change its callers instead");
+            }
+            Err(NoPlace::Target(at)) => {
+                let message = format!(
+                    "the instruction at {at:#x} of `{}` leads to where the jump to the new code would be",
+                    piece.name
+                );
+                return self.refuse("jump-target", key, message, "change its callers instead");
+            }
+        };
         if self.linked.functions.iter().any(|other| other.old_address == address) {
             let message = format!("`{}` is at {address:#x}, as is another function of the diff", piece.name);
             self.refuse("alias-splits", key, message, "change its callers instead");

@@ -24,6 +24,8 @@ pub struct BootTables<'i> {
     jump_labels: Vec<(u64, u64)>,
     locks: Vec<u64>,
     fentries: Vec<u64>,
+    /// Instructions that may fault, and where the kernel goes on then.
+    faults: Vec<(u64, u64)>,
 }
 
 struct Alternative {
@@ -99,9 +101,14 @@ impl<'i> BootTables<'i> {
             let (base, bytes) = image.between(start, stop).unwrap_or((0, &[]));
             entries(base, bytes, 4).map(|(at, entry)| relative(at, entry, 0)).collect()
         };
+        // struct exception_table_entry { int insn, fixup; … } (arch/x86/include/asm/extable.h).
+        let (base, bytes) = table("__start___ex_table", "__stop___ex_table", "exception_table_entry", 12, "12")?;
+        let faults =
+            entries(base, bytes, 12).map(|(at, entry)| (relative(at, entry, 0), relative(at, entry, 4))).collect();
         let (base, bytes) = image.between("__start_mcount_loc", "__stop_mcount_loc").unwrap_or((0, &[]));
         Ok(Self {
             image,
+            faults,
             alternatives,
             paravirt,
             retpolines: places("__retpoline_sites", "__retpoline_sites_end"),
@@ -111,6 +118,11 @@ impl<'i> BootTables<'i> {
             locks: places("__smp_locks", "__smp_locks_end"),
             fentries: entries(base, bytes, 8).map(|(_, entry)| word(entry, 0)).collect(),
         })
+    }
+
+    /// An instruction whose fault leads into a range.
+    pub fn fault_leading_to(&self, range: &Range<u64>) -> Option<u64> {
+        self.faults.iter().find(|(_, fixup)| range.contains(fixup)).map(|(instruction, _)| *instruction)
     }
 
     /// Sites of the function in `[address, address + code.len())`, sorted, none overlapping another.

@@ -92,3 +92,40 @@ fn an_applied_bundle_outlives_the_service() {
     assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0]);
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
 }
+
+/// The guest's own tracers find the entry as they left it, because the jump lies behind their no-op.
+#[test]
+fn a_redirected_function_can_be_traced_and_probed() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_lucos_hv(&Config::new("traced", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    let tracing = "/sys/kernel/tracing";
+    guest.run_ok(&format!("mount -t tracefs tracefs {tracing}")).expect("mounts");
+    apply(&hv, &bundle);
+
+    let look = |guest: &mut Guest, event: &str| {
+        assert_eq!(first_word(guest), VISIBLE_WORDS[1], "{event}: the new code runs");
+        let trace = guest.run_ok(&format!("cat {tracing}/trace; echo > {tracing}/trace")).expect("reads the trace");
+        assert!(trace.contains(event), "{event} is not in the trace:\n{trace}");
+    };
+    let filter = format!("echo version_proc_show > {tracing}/set_ftrace_filter");
+    guest.run_ok(&format!("{filter}; echo function > {tracing}/current_tracer")).expect("traces");
+    look(&mut guest, "version_proc_show");
+    guest.run_ok(&format!("echo nop > {tracing}/current_tracer")).expect("stops tracing");
+    for (event, probe) in [("entered", "p:lucos/entered"), ("returned", "r:lucos/returned")] {
+        let enable = format!("{tracing}/events/lucos/{event}/enable");
+        guest
+            .run_ok(&format!("echo '{probe} version_proc_show' > {tracing}/kprobe_events && echo 1 > {enable}"))
+            .expect("probes");
+        look(&mut guest, event);
+        guest.run_ok(&format!("echo 0 > {enable} && echo > {tracing}/kprobe_events")).expect("stops probing");
+    }
+
+    guest.run_ok(&format!("{filter}; echo function > {tracing}/current_tracer")).expect("traces");
+    undo(&hv, NAME);
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "undone while it is traced");
+    guest.run_ok(&format!("echo nop > {tracing}/current_tracer")).expect("stops tracing");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}

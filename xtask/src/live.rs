@@ -96,12 +96,14 @@ pub(crate) fn applied(hv: &Hv) -> Result<Vec<String>, JobError> {
 /// First bytes of the live functions, as the guest itself sees them.
 pub(crate) fn entries(guest: &mut Guest, kernel: &Kernel, functions: &[Function]) -> Result<Vec<Vec<u8>>, JobError> {
     let slide = guest.slide(kernel.symbol("_text")?)?;
-    functions.iter().map(|function| Ok(guest.kernel_bytes(function.old_address + slide, 9)?)).collect()
+    functions.iter().map(|function| Ok(guest.kernel_bytes(function.old_address + slide, 14)?)).collect()
 }
 
-/// Whether an entry is a jump, behind `endbr64` if there is one (Intel SDM vol. 2, JMP rel32: e9).
+/// Whether an entry leads elsewhere: a jump (Intel SDM vol. 2, JMP rel32: e9), behind `endbr64` and ftrace's no-op if
+/// they are there.
 pub(crate) fn is_redirected(entry: &[u8]) -> bool {
-    entry.strip_prefix(&[0xf3, 0x0f, 0x1e, 0xfa]).unwrap_or(entry).first() == Some(&0xe9)
+    let entry = entry.strip_prefix(&[0xf3, 0x0f, 0x1e, 0xfa]).unwrap_or(entry);
+    entry.strip_prefix(&[0x0f, 0x1f, 0x44, 0, 0]).unwrap_or(entry).first() == Some(&0xe9)
 }
 
 /// Errors unless what was seen is what was expected.

@@ -42,12 +42,15 @@ pub(super) fn check(bundle: &Bundle, image: Image) -> Result<(), Problem> {
     Ok(())
 }
 
+/// The jump is at the entry, behind `endbr64`; or behind ftrace's no-op there.
 fn jump(function: &FunctionPatch) -> Result<(), Problem> {
-    let expected = if function.expected.starts_with(&ENDBR64) { 4 } else { 0 };
-    if function.jump_offset != expected {
-        return Err(Problem::JumpOffset { name: function.name.clone(), found: function.jump_offset, expected });
+    let entry = if function.expected.starts_with(&ENDBR64) { 4 } else { 0 };
+    let traced = |site: &BootSite| site.offset == u32::from(entry) && site.kind == BootSiteKind::Ftrace;
+    let found = function.jump_offset;
+    if found != entry && !(found == entry + CALL_SIZE && function.sites.iter().any(traced)) {
+        return Err(Problem::JumpOffset { name: function.name.clone(), found, expected: entry });
     }
-    let (len, needed) = (function.expected.len(), usize::from(expected + CALL_SIZE));
+    let (len, needed) = (function.expected.len(), usize::from(found + CALL_SIZE));
     if len < needed { Err(Problem::TooShort { name: function.name.clone(), len, needed }) } else { Ok(()) }
 }
 

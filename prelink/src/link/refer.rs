@@ -56,7 +56,6 @@ impl Linker<'_, '_> {
         }
     }
 
-
     /// Whether an address by section and offset may be that of the neighbour of a datum: the end of an array is where the
     /// next datum begins. That makes no difference as long as the whole section stays as it was.
     fn is_vague(&self, from: Key, reloc: &Reloc, target: PieceIndex) -> bool {

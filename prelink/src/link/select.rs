@@ -70,8 +70,16 @@ impl Linker<'_, '_> {
         }
         let resigned = original.is_some() && unit.diff.resigned.contains(&piece.name);
         if resigned && !only_called(unit.patched, function.patched) {
-            let message = format!("`{}` takes or returns other types than before, and is not only called by functions of its file", piece.name);
-            return self.refuse("signature-changed", key, message, "give the new version another name, and let the old one call it");
+            let message = format!(
+                "`{}` takes or returns other types than before, and is not only called by functions of its file",
+                piece.name
+            );
+            return self.refuse(
+                "signature-changed",
+                key,
+                message,
+                "give the new version another name, and let the old one call it",
+            );
         }
         // The entry of an old clone leads nowhere new: its callers come along, and what still runs expects the old one.
         if let Some(original) = original.filter(|_| !is_cold(&piece.name) && !is_clone(&piece.name) && !resigned) {

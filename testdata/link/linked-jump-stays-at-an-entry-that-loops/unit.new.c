@@ -1,0 +1,2 @@
+void use(long);
+void spin(volatile long *p) { while (*p) { } use(1); }
