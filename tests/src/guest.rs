@@ -98,12 +98,23 @@ pub struct Config {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// Processor model, under plain QEMU; its default when there is none.
+    pub model: Option<String>,
+    /// More words for the kernel's command line, under plain QEMU.
+    pub append: String,
 }
 
 impl Config {
     /// Two processors and 512 MiB, as all tests use.
     pub fn new(name: &str, kernel: &Path) -> Self {
-        Self { name: name.to_owned(), kernel: kernel.to_owned(), cpus: 2, memory_mib: 512 }
+        Self {
+            name: name.to_owned(),
+            kernel: kernel.to_owned(),
+            cpus: 2,
+            memory_mib: 512,
+            model: None,
+            append: String::new(),
+        }
     }
 }
 

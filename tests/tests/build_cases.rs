@@ -3,6 +3,8 @@
 //! `edit.json` says how the diff and the inputs are made, `expect.json` what the report must say. `cargo xtask bless`
 //! (LUCOS_BLESS=1) rewrites the latter.
 
+mod common;
+
 use lucos_tests::commands;
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit};
@@ -180,4 +182,14 @@ fn wrapper(dir: &Path, version: &str) -> Result<PathBuf, Failure> {
     std::fs::write(&path, script)?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
     Ok(path)
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let build = || {
+        let work = tempfile::tempdir().expect("a folder");
+        std::fs::read(common::visible_bundle(work.path(), &kernel)).expect("the bundle")
+    };
+    assert_eq!(build(), build());
 }

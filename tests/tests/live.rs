@@ -129,3 +129,38 @@ fn a_redirected_function_can_be_traced_and_probed() {
     guest.run_ok(&format!("echo nop > {tracing}/current_tracer")).expect("stops tracing");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
 }
+
+/// Processor models and boot choices that change the page tables or the code that boot writes.
+#[test]
+fn on_other_processors_and_mitigations() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    for (model, append, cpus) in [
+        ("max", "", 2),          // 5-level page tables
+        ("qemu64", "pti=on", 2), // page-table isolation
+        ("Skylake-Client", "", 4),
+        ("EPYC", "spectre_v2=retpoline retbleed=unret", 2),
+        ("Haswell-noTSX", "mitigations=off", 1),
+        ("qemu64", "nokaslr nosmp", 1),
+    ] {
+        let what = format!("{model} {append}");
+        let mut config = Config::new(&format!("model-{model}-{}", append.len()), &kernel.vmlinuz());
+        (config.model, config.append, config.cpus) = (Some(model.to_owned()), append.to_owned(), cpus);
+        let mut guest = Guest::under_plain_qemu(&config).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let said_at_boot = guest.kernel_warnings().expect("answers");
+        let before = Snapshot::take(&mut guest).expect("memory");
+        let service = guest.attach().expect("attaches");
+        let hv = Hv::new(guest.api());
+        for _ in 0..3 {
+            apply(&hv, &bundle);
+            assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1], "{what}");
+            undo(&hv, NAME);
+            assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "{what}");
+        }
+        service.detach().expect("ends");
+        let after = Snapshot::take(&mut guest).expect("memory");
+        assert_eq!(before.difference(&after), None, "{what}: after undo the memory is as it was");
+        assert_eq!(guest.kernel_warnings().expect("answers"), said_at_boot, "{what}");
+    }
+}

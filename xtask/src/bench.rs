@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: the numbers of SPECIFICATION.md, measured on this machine.
 //!
 //! Comes in: how often to apply. Decided: nothing. Goes out: `lucos-build` wall time against the compiler time it needs,
-//! the pause of an apply and of an undo (smallest, middle, largest), the size of the bundle.
+//! their ratio, the pause of an apply and of an undo (smallest, middle, largest), the size of the bundle.
 
 use crate::live::{Built, apply, undo};
 use crate::{JobError, cargo, say};
@@ -42,14 +42,16 @@ pub(crate) fn run(applies: u32) -> Result<(), JobError> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED);
     table.set_header(["measured", "smallest", "median", "largest", "unit", "times"]);
-    for (name, values, unit) in [
-        ("lucos-build, wall", &wall, "ms"),
-        ("compiler in it", &compiler, "ms"),
-        ("pause of apply", &applied, "µs"),
-        ("pause of undo", &undone, "µs"),
+    let ratio: Vec<f64> = wall.iter().zip(&compiler).map(|(wall, compiler)| wall / compiler.max(1.0)).collect();
+    for (name, values, unit, digits) in [
+        ("lucos-build, wall", &wall, "ms", 0),
+        ("compiler in it, processor time", &compiler, "ms", 0),
+        ("wall ÷ compiler", &ratio, "", 2),
+        ("pause of apply", &applied, "µs", 0),
+        ("pause of undo", &undone, "µs", 0),
     ] {
         let mut row = vec![name.to_owned()];
-        row.extend(spread(values).map(|value| format!("{value:.0}")));
+        row.extend(spread(values).map(|value| format!("{value:.digits$}")));
         row.extend([unit.to_owned(), values.len().to_string()]);
         table.add_row(row);
     }

@@ -54,11 +54,14 @@ impl Guest {
             .args(["-accel", "tcg", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"])
             .args(["-smp", &config.cpus.to_string(), "-m", &config.memory_mib.to_string()])
             .args(["-qmp", &socket(&qmp), "-qmp", &socket(&monitor)])
-            .args(["-append", APPEND])
+            .args(["-append", &format!("{APPEND} {}", config.append)])
             .arg("-kernel")
             .arg(&config.kernel)
             .arg("-initrd")
             .arg(&prepared.initrd);
+        if let Some(model) = &config.model {
+            command.args(["-cpu", model]);
+        }
         let mut guest = prepared.start(command, "qemu-system-x86_64", "install qemu-system-x86", config)?;
         (guest.qmp, guest.monitor) = (Some(qmp), Some(monitor));
         Ok(guest)
