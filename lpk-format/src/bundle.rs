@@ -180,7 +180,7 @@ impl Payload {
 }
 
 /// Where a symbol lives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Place {
     /// In the bundle.
     Payload {

@@ -27,7 +27,7 @@ use entry::NoPlace;
 use lpk_format::{
     FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
 };
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 /// A unit with all that is known of it.
 pub struct Unit<'a, 'o> {
@@ -93,7 +93,8 @@ struct Linker<'a, 'o> {
     placed: HashMap<Key, (SectionKind, u32)>,
     /// Places of strings, by width of a character and contents.
     strings: HashMap<(u64, Vec<u8>), u32>,
-    symbols: BTreeMap<(String, u8, u64), u32>,
+    /// Indices of the payload's symbols.
+    symbols: HashMap<(String, Place), u32>,
     linked: Linked,
     refusals: BTreeSet<Refusal>,
 }
@@ -108,7 +109,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             globals: HashMap::new(),
             placed: HashMap::new(),
             strings: HashMap::new(),
-            symbols: BTreeMap::new(),
+            symbols: HashMap::new(),
             linked: Linked::default(),
             refusals: BTreeSet::new(),
         }
@@ -265,13 +266,8 @@ impl<'a, 'o> Linker<'a, 'o> {
 
     /// The one symbol of that name and place.
     fn symbol(&mut self, name: &str, place: Place, size: u64, function: bool) -> u32 {
-        let (kind, value) = match place {
-            Place::Payload { section, offset } => (section as u8, u64::from(offset)),
-            Place::Kernel(address) => (4, address),
-            Place::Absolute(value) => (5, value),
-        };
         let symbols = &mut self.linked.payload.symbols;
-        *self.symbols.entry((name.to_owned(), kind, value)).or_insert_with(|| {
+        *self.symbols.entry((name.to_owned(), place)).or_insert_with(|| {
             symbols.push(Symbol { name: name.to_owned(), place, size, function });
             symbols.len() as u32 - 1
         })
