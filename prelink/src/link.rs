@@ -4,11 +4,11 @@
 //! what goes into the bundle (changed and new functions, new data, strings and constants they use), and where every
 //! reference leads. Goes out: [`Linked`], or all reasons why it cannot be done.
 //!
-//! 1. [`Linker::select`]: which functions are carried, and which of these replace an old one; link/select.rs
-//! 2. [`Linker::place_functions`]: their place in `.text`
-//! 3. [`Linker::relocate_functions`]: their references, which bring data, strings and replacement code along;
+//! 1. `Linker::select`: which functions are carried, and which of these replace an old one; link/select.rs
+//! 2. `Linker::place_functions`: their place in `.text`
+//! 3. `Linker::relocate_functions`: their references, which bring data, strings and replacement code along;
 //!    link/refer.rs, link/tables.rs
-//! 4. [`Linker::replace`]: the old functions, their bytes as proved, their boot sites
+//! 4. `Linker::replace`: the old functions, their bytes as proved, their boot sites
 
 mod entry;
 mod refer;
