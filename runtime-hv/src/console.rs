@@ -4,19 +4,21 @@
 //! the guest, except for Ctrl-A x, which ends the guest; or, without a terminal, plain standard input and output. The
 //! terminal is put back at the end.
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::dup2_stdin;
 use std::fs::File;
-use std::io::{self, IsTerminal, PipeWriter, Read, Write, stdin};
-use std::os::fd::AsFd;
+use std::io::{self, IsTerminal, PipeWriter, Read, Write, stdin, stdout};
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
 
 /// A terminal in raw mode; put back when this is dropped.
 pub(crate) struct Console {
+    /// Opened anew: QEMU makes the terminal that it inherits non-blocking, for everybody who shares that opening.
     terminal: File,
     before: Termios,
+    flags: OFlag,
     to_guest: Option<PipeWriter>,
 }
 
@@ -29,14 +31,15 @@ impl Console {
         if !stdin().is_terminal() {
             return Ok(None);
         }
-        let terminal = File::from(stdin().as_fd().try_clone_to_owned()?);
+        let terminal = File::options().read(true).write(true).open("/proc/self/fd/0")?;
         let before = tcgetattr(&terminal)?;
+        let flags = OFlag::from_bits_retain(fcntl(stdout(), FcntlArg::F_GETFL)?);
         let (from_us, to_guest) = io::pipe()?;
         dup2_stdin(&from_us)?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
         tcsetattr(&terminal, SetArg::TCSANOW, &raw)?;
-        Ok(Some(Console { terminal, before, to_guest: Some(to_guest) }))
+        Ok(Some(Console { terminal, before, flags, to_guest: Some(to_guest) }))
     }
 
     /// Hands keys to the guest in a thread of its own, until Ctrl-A x: then `end` is called.
@@ -55,6 +58,7 @@ impl Drop for Console {
     fn drop(&mut self) {
         // A terminal that is gone needs nothing.
         let _ = tcsetattr(&self.terminal, SetArg::TCSANOW, &self.before);
+        let _ = fcntl(stdout(), FcntlArg::F_SETFL(self.flags));
     }
 }
 
@@ -62,7 +66,13 @@ impl Drop for Console {
 fn hand_over(mut from: impl Read, mut guest: impl Write, end: impl FnOnce()) {
     let mut escaped = false;
     let mut keys = [0; 256];
-    while let Ok(count @ 1..) = from.read(&mut keys) {
+    loop {
+        let count = match from.read(&mut keys) {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => return,
+        };
         let mut through = Vec::with_capacity(count);
         for &key in &keys[..count] {
             match (escaped, key) {
