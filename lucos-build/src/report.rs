@@ -114,6 +114,10 @@ pub struct Timings {
     pub total: u64,
 }
 
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Milliseconds of a duration, rounded.
 pub fn millis(duration: Duration) -> u64 {
     (duration.as_micros() as u64 + 500) / 1000
@@ -184,8 +188,9 @@ impl Report {
         };
         let _ = match (self.reasons.len(), &self.bundle) {
             (0, Some(bundle)) => {
-                let (functions, data) = (self.functions.len(), self.data.len());
-                writeln!(text, "{kind}: {}, {functions} functions, {data} data", bundle.display())
+                let functions = counted(self.functions.len(), "function", "functions");
+                let data = counted(self.data.len(), "datum", "data");
+                writeln!(text, "{kind}: {}, {functions}, {data}", bundle.display())
             }
             (0, None) => writeln!(text, "{kind}; no bundle is needed"),
             (1, _) => writeln!(text, "{kind}: no bundle was written, for the reason above"),
