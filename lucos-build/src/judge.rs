@@ -250,6 +250,7 @@ impl Judge<'_, '_> {
             },
             payload: linked.payload,
             functions: linked.functions,
+            support: None,
         }
     }
 }

@@ -381,6 +381,7 @@ fn reloc_kind(kind: u32) -> Option<RelocKind> {
         (elf::R_X86_64_32S, RelocKind::Abs32S),
         (elf::R_X86_64_PC32, RelocKind::Pc32),
         (elf::R_X86_64_PLT32, RelocKind::Plt32),
+        (elf::R_X86_64_PC64, RelocKind::Pc64),
     ];
     known.into_iter().find(|(known, _)| known.0 == kind).map(|(_, kind)| kind)
 }
