@@ -17,7 +17,9 @@ use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
-use lpk_format::{BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, UpdateType};
+use lpk_format::{
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, TableKind, UpdateType,
+};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -141,14 +143,15 @@ impl Judge<'_, '_> {
         progress.phase("linking the support object");
         let support = match self.support(&profile.sizes) {
             Ok(support) => Some(support),
-            Err(why) if linked.payload.tables.is_empty() => {
+            Err(why) => {
+                let tables = linked.payload.tables.iter().map(|table| table.kind);
+                let required: Vec<&str> = tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                if !required.is_empty() {
+                    let message = format!("the guest has to know of entries in {}, but {why}", required.join(", "));
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
                 report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
                 None
-            }
-            Err(why) => {
-                let kinds: Vec<&str> = linked.payload.tables.iter().map(|table| table.kind.section()).collect();
-                let message = format!("the guest has to know of entries in {}, but {why}", kinds.join(", "));
-                return Err(Stop::refused(Reason::new("no-support-object", message)));
             }
         };
         report.verdict = Verdict::Type1;
