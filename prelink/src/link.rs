@@ -77,6 +77,22 @@ pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]
     linker.finish()
 }
 
+/// Links all of an object that no kernel has yet, the support object: nothing is replaced, and nobody is told of it.
+///
+/// # Errors
+/// All [`Refusal`]s found, sorted.
+pub fn link_support(image: &KernelImage, unit: &Unit<'_, '_>) -> Result<Payload, Vec<Refusal>> {
+    let mut linker = Linker::new(image, std::slice::from_ref(unit));
+    linker.select();
+    linker.place_functions();
+    linker.relocate_functions();
+    for datum in &unit.diff.data {
+        linker.payload_symbol((0, datum.patched));
+    }
+    linker.refuse_tables();
+    linker.finish().map(|linked| linked.payload)
+}
+
 /// A function of a unit: index of the unit, and of the piece in the patched object.
 type Key = (usize, PieceIndex);
 

@@ -198,6 +198,17 @@ impl Linker<'_, '_> {
         }
     }
 
+    /// Drops the unwind entries of the support object and refuses what would need a kernel that knows of it.
+    pub(super) fn refuse_tables(&mut self) {
+        let Some(first) = self.carried.first().map(|carried| carried.key) else { return };
+        for kind in std::mem::take(&mut self.rows).into_keys() {
+            if !matches!(kind, TableKind::OrcIp | TableKind::Orc) {
+                let message = format!("the support object has entries in {}", kind.section());
+                self.refuse("no-support-object", first, message, "report the kernel version and its configuration");
+            }
+        }
+    }
+
     /// Puts the tables into `.data`.
     pub(super) fn place_tables(&mut self) {
         for (kind, mut rows) in std::mem::take(&mut self.rows) {
