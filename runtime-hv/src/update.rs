@@ -20,6 +20,8 @@ pub mod transaction;
 mod call;
 mod errors;
 mod prepare;
+#[cfg(test)]
+mod prepared_tests;
 mod recover;
 #[cfg(test)]
 mod tests;
