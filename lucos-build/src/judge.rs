@@ -15,10 +15,11 @@ use diff_analyzer::dwarf_layout::{self, LayoutError};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
-use diff_analyzer::pieces::{Pieces, PiecesError};
+use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
+use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, TableKind, UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, Payload, TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -108,6 +109,10 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
+            .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
+            .collect();
+        report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
@@ -130,7 +135,8 @@ impl Judge<'_, '_> {
                 proof: &judged.proof,
             })
             .collect();
-        let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        let mut linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        linked.left_out.extend(without_effect);
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
             let reason =
@@ -296,6 +302,32 @@ impl Judge<'_, '_> {
             support,
         }
     }
+}
+
+/// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<LeftOut> {
+    let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
+    let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
+    let functions = diff.boot_functions.iter().map(|&function| {
+        let piece = patched.piece(function);
+        let SectionRole::BootCode(what) = piece.role else { return None };
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect at the next boot", piece.name)))
+    });
+    let sections = diff.boot_sections.iter().map(|section| {
+        Some(note(
+            section.clone(),
+            format!("{section} has been read at boot: its change takes effect at the next boot"),
+        ))
+    });
+    let entries = diff.new_entries.iter().map(|&entry| {
+        let SectionRole::List(what) = patched.piece(entry).role else { return None };
+        Some(note(section_of(entry), format!("`{}`: {what}", patched.piece(entry).name)))
+    });
+    let exports = diff.new_exports.iter().map(|name| {
+        let consequence = format!("`{name}` is newly exported: modules cannot link to it before the next boot");
+        Some(note(format!("___ksymtab+{name}"), consequence))
+    });
+    functions.chain(sections).chain(entries).chain(exports).flatten().collect()
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.
