@@ -139,9 +139,10 @@ impl Judge<'_, '_> {
         linked.left_out.extend(without_effect);
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
-            let reason =
-                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
-            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
+            let new = linked.manifest_functions.iter().map(|function| format!("`{}`", function.name));
+            let new: Vec<String> = new.collect();
+            report.notes.push(format!("no existing function leads to the new code: {}", new.join(", ")));
+            return Ok(None);
         }
         report.notes.extend(untraceable(&linked));
 
