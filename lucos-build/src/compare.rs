@@ -169,7 +169,7 @@ fn cut<'o>(side: &'o Side, sizes: &BTreeMap<String, u64>) -> Result<Pieces<'o>, 
     Pieces::cut(&side.object, sizes).map_err(|error| {
         let rule = match error {
             PiecesError::Table { .. } => "unknown-entry-size",
-            PiecesError::Place { .. } => "not-an-object",
+            PiecesError::Unwind { .. } | PiecesError::Place { .. } => "not-an-object",
         };
         let help = "give the kernel image with --vmlinux: its debug information has the types of these tables";
         Stop::refused(Reason::new(rule, error.to_string()).at(side.path.display().to_string(), None).help(help))

@@ -177,6 +177,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         request: &request,
         image: &image,
         units: &units,
+        folder: &folder,
         changes: &changes,
         name: args.name(),
         explain: &args.explain,
