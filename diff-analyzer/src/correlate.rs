@@ -5,6 +5,7 @@
 //! and only with one of the same function; where several remain, functions whose code has kept its shape decide. What
 //! stays open is ambiguous: it may be the live datum of the kernel or a new one. Goes out: [`Correlation`].
 
+use crate::object_diff::same_kind;
 use crate::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use crate::special::SectionRole;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -189,7 +190,7 @@ fn evidence(
             && old_relocs
                 .iter()
                 .zip(new_relocs)
-                .all(|(a, b)| a.kind == b.kind && a.offset - old_start == b.offset - new_start);
+                .all(|(a, b)| same_kind(a.kind, b.kind) && a.offset - old_start == b.offset - new_start);
         if !same_shape {
             continue;
         }

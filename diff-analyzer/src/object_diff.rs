@@ -343,7 +343,7 @@ impl Comparison<'_, '_> {
     }
 
     fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
-        if old.kind != new.kind || old.offset - old_start != new.offset - new_start {
+        if !same_kind(old.kind, new.kind) || old.offset - old_start != new.offset - new_start {
             return false;
         }
         self.same_target(self.original.target(old), self.patched.target(new), old.addend == new.addend)
@@ -462,6 +462,12 @@ impl Comparison<'_, '_> {
             _ => false,
         }
     }
+}
+
+/// Whether two relocation types make the same field: assemblers write a call as one or the other, by who can see the callee.
+pub(crate) fn same_kind(old: u32, new: u32) -> bool {
+    let plain = |kind| if kind == elf::R_X86_64_PLT32.0 { elf::R_X86_64_PC32.0 } else { kind };
+    plain(old) == plain(new)
 }
 
 /// Data that hold the line of the source they stand in.

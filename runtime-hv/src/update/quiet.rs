@@ -87,7 +87,10 @@ pub fn nobody_in<E: Engine>(
     let inside = |word: &&u64| ranges.iter().any(|range| range.contains(word));
     for task in &tasks {
         if let Some(word) = task.returns.iter().find(inside) {
-            return Ok(Some(format!("task {} ({}) returns to {word:#x}, say the guest's tracers", task.pid, task.comm)));
+            return Ok(Some(format!(
+                "task {} ({}) returns to {word:#x}, say the guest's tracers",
+                task.pid, task.comm
+            )));
         }
     }
     let spans = match stacks::survey(kernel, &registers, &processors, &tasks)? {
