@@ -4,6 +4,7 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
 use crate::pipeline::Stop;
@@ -48,6 +49,8 @@ pub struct Judge<'a, 'i> {
     pub changes: &'a [FileChange],
     /// Name of the update.
     pub name: String,
+    /// Functions to explain.
+    pub explain: &'a [String],
 }
 
 /// An object that cannot be used.
@@ -109,6 +112,9 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        if !self.explain.is_empty() {
+            self.explain(&read, &pieces, &judged, report)?;
+        }
         let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
             .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
             .collect();
@@ -139,9 +145,10 @@ impl Judge<'_, '_> {
         linked.left_out.extend(without_effect);
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
-            let reason =
-                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
-            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
+            let new = linked.manifest_functions.iter().map(|function| format!("`{}`", function.name));
+            let new: Vec<String> = new.collect();
+            report.notes.push(format!("no existing function leads to the new code: {}", new.join(", ")));
+            return Ok(None);
         }
         report.notes.extend(untraceable(&linked));
 
@@ -186,6 +193,46 @@ impl Judge<'_, '_> {
         })
     }
 
+    /// Shows the functions that were asked for, whatever the answer is.
+    fn explain(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        report: &mut Report,
+    ) -> Result<(), Stop> {
+        let load = |path: &PathBuf| {
+            let failed = |source| Stop::failed(JudgeError::Read { path: path.clone(), source });
+            std::fs::read(path).map_err(failed)
+        };
+        let files = read
+            .iter()
+            .map(|unit| Ok([load(&unit.compiled.original)?, load(&unit.compiled.patched)?]))
+            .collect::<Result<Vec<_>, Stop>>()?;
+        let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
+            .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
+                unit: &unit.unit,
+                original,
+                patched,
+                diff: &judged.diff,
+                bytes: [old, new],
+                proof: Some((&judged.proof, self.image)),
+                ranges: self.ranges(&unit.unit),
+            })
+            .collect();
+        let (explanations, notes) = explain::functions(self.explain, &units);
+        report.explanations = explanations;
+        report.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Code of a unit in the image.
+    fn ranges(&self, unit: &str) -> Vec<Range<u64>> {
+        (self.units.named(unit).iter())
+            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
+            .collect()
+    }
+
     fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
@@ -195,10 +242,7 @@ impl Judge<'_, '_> {
 
     fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
-        let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
-            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
-            .collect();
-        let proof = prove(self.image, original, &ranges);
+        let proof = prove(self.image, original, &self.ranges(&unit.unit));
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -256,12 +300,7 @@ impl Judge<'_, '_> {
     }
 
     fn of_refusals(&self, refusals: Vec<Refusal>) -> Stop {
-        Stop::Refused(
-            refusals
-                .into_iter()
-                .map(|refusal| Reason::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help))
-                .collect(),
-        )
+        Stop::Refused(refusals.into_iter().map(Reason::from).collect())
     }
 
     fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
