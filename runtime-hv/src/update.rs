@@ -32,6 +32,7 @@ pub use errors::UpdateError;
 use crate::engine::Engine;
 
 use crate::guest::arena::Allocation;
+use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, Record};
 use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind};
 use admit::Admitted;
@@ -139,9 +140,11 @@ impl<E: Engine> Updater<E> {
         let mut prepared = None;
         let applied = self.apply_at(&bundle, &id, bytes, in_area, &mut prepared, &mut times, start);
         if let (Err(_), Some(area)) = (&applied, prepared) {
-            // The first error is the one to tell; what is not released now is released later.
-            if !self.unsettled && !self.document.is_applied(&id) {
-                let _ = self.context(&id).and_then(|context| self.release(&context, &area, &mut times));
+            if !self.unsettled
+                && !self.document.is_applied(&id)
+                && let Ok(context) = self.context(&id)
+            {
+                self.tidy(&context, Some(&area), &mut times);
             }
         }
         applied
@@ -180,12 +183,18 @@ impl<E: Engine> Updater<E> {
                 *prepared = Some(self.prepare(&admitted, bundle, id, times)?);
                 continue; // a while has passed
             }
-            let plan = times.measure("plan", || match &area {
+            let mut plan = times.measure("plan", || match &area {
                 Some(area) => plan::in_area(&self.engine, &admitted, &self.document, bundle, area, prepared.is_none()),
                 None => plan::apply(&self.engine, &admitted, &self.document, bundle, id),
             })?;
-            let info = describe(bundle, id, &admitted, &plan, area.as_ref());
             let mut after = self.document.clone();
+            // The object that prepared it goes with the jumps.
+            if let (Some(_), Some(support)) = (&area, &bundle.support)
+                && let Some(call) = after.call.take_if(|call| call.answered)
+            {
+                call::leaving(&self.engine, &Object::of(support)?, &call, &mut plan)?;
+            }
+            let info = describe(bundle, id, &admitted, &plan, area.as_ref());
             after.bundles.retain(|record| record.info.id != id);
             after.bundles.push(Record { info, jumps: plan.jumps.clone() });
             after.boot = Some(admitted.boot());

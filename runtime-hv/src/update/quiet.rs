@@ -46,6 +46,13 @@ pub fn check<E: Engine>(engine: &mut E, admitted: &Admitted, plan: &Plan) -> Res
     if !unchanged(engine, &plan.writes)? || !unchanged(engine, &plan.jumps)? {
         return Ok(Check::Changed);
     }
+    if let Some((at, bits)) = plan.idle {
+        let mut word = [0; 4];
+        engine.read(at, &mut word)?;
+        if u32::from_le_bytes(word) & bits != 0 {
+            return Ok(Check::Busy("an interrupt that prepared it is not over".to_owned()));
+        }
+    }
     let inside = admitted.inside.iter().map(|range| kernel.live(range.start).0..kernel.live(range.end).0);
     let ranges: Vec<Range<u64>> = inside.chain(plan.untouched.iter().cloned()).collect();
     Ok(nobody_in(engine, kernel, &ranges)?.map_or(Check::Ready, Check::Busy))
