@@ -63,7 +63,7 @@ pub struct ModuleSection {
     pub name: String,
     /// Link address.
     pub address: u64,
-    /// Size in bytes, not 0.
+    /// Size in bytes. An empty section has no known place in a guest, and only the addresses of empty data lie in it.
     pub size: u64,
 }
 

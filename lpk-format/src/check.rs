@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 pub use problem::Problem;
 
-use crate::{Bundle, ModuleId, limits};
+use crate::{Bundle, ModuleId, ModuleSection, limits};
 
 /// The link addresses that a bundle may name: the kernel image from `_text` to `_end`, and its module if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +38,16 @@ impl<'a> Image<'a> {
     }
 
     fn check(self, what: &'static str, address: u64, size: u64) -> Result<(), Problem> {
-        let within = |start: u64, end: u64| address >= start && address < end && size <= end - address;
-        let in_module = |module: &ModuleId| {
-            module.sections.iter().any(|section| within(section.address, section.address + section.size))
-                || module.imports.iter().any(|import| import.address == address)
+        let in_image = address >= self.text && address < self.end && size <= self.end - address;
+        // The address of an empty datum of a module may be that of the end of its section.
+        let in_section = |section: &ModuleSection| {
+            let offset = address.checked_sub(section.address);
+            offset.is_some_and(|offset| offset <= section.size && size <= section.size - offset)
         };
-        if within(self.text, self.end) || self.module.is_some_and(in_module) {
+        let in_module = |module: &ModuleId| {
+            module.sections.iter().any(in_section) || module.imports.iter().any(|import| import.address == address)
+        };
+        if in_image || self.module.is_some_and(in_module) {
             Ok(())
         } else {
             Err(Problem::OutsideImage { what, address, size, text: self.text, end: self.end })

@@ -38,7 +38,6 @@ fn site(offset: u32, len: u8, kind: BootSiteKind) -> Vec<BootSite> {
 refused! {
     module_name_too_long: |b| b.modules[0].module.as_mut().expect("a part").name = "m".repeat(56) => Problem::Text { max: 55, .. },
     module_without_build_id: |b| b.modules[0].module.as_mut().expect("a part").build_id.clear() => Problem::BuildId(0),
-    module_section_empty: |b| b.modules[0].module.as_mut().expect("a part").sections[1].size = 0 => Problem::ModuleRange { size: 0, .. },
     module_sections_share_bytes: |b| b.modules[0].module.as_mut().expect("a part").sections[0].size = 0x1001 => Problem::ModuleRange { .. },
     module_section_in_the_image: |b| b.modules[0].module.as_mut().expect("a part").sections[0].address = TEXT => Problem::ModuleRange { address: TEXT, .. },
     module_section_overflows: |b| b.modules[0].module.as_mut().expect("a part").sections[1].size = u64::MAX => Problem::ModuleRange { .. },

@@ -23,10 +23,11 @@ pub(super) fn module(module: &ModuleId, image: Image<'_>) -> Result<(), Problem>
     for (name, address, size) in sections.chain(imports) {
         line("the name of a module's section or import", name, limits::BANNER_LEN)?;
         let end = address.checked_add(size).filter(|end| *end <= MODULE_SPACE.end);
-        let (Some(end), true) = (end, address >= follows && size != 0) else {
+        let (Some(end), true) = (end, address >= follows) else {
             return Err(Problem::ModuleRange { name: name.clone(), address, size });
         };
-        follows = end;
+        // An empty section takes an address all the same.
+        follows = end.max(address + 1);
     }
     let mut names: Vec<&str> = module.sections.iter().map(|section| section.name.as_str()).collect();
     names.sort_unstable();

@@ -149,7 +149,7 @@ pub enum Problem {
     ModuleSpace { end: u64 },
     /// A section or import of a module at no address of its own.
     #[error(
-        "`{name}` of a module at {address:#x} with {size} bytes: empty, not behind the one before, or outside of the space for modules"
+        "`{name}` of a module at {address:#x} with {size} bytes: not behind the one before, or outside of the space for modules"
     )]
     ModuleRange { name: String, address: u64, size: u64 },
     /// Two sections of a module have the same name.
