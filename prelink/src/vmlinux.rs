@@ -256,10 +256,8 @@ impl KernelImage {
 
     /// Whether the image was linked with `--emit-relocs`.
     pub fn has_relocs(&self) -> bool {
-        self.sections
-            .iter()
-            .position(|section| section.name == ".text")
-            .is_some_and(|index| self.rela.contains_key(&index))
+        let text = self.sections.iter().position(|section| section.name == ".text");
+        self.module.is_some() || text.is_some_and(|index| self.rela.contains_key(&index))
     }
 
     fn contents(&self, section: &ImageSection) -> &[u8] {
