@@ -6,6 +6,7 @@
 
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
+use crate::modules::Modules;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
@@ -17,7 +18,9 @@ use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
-use lpk_format::{BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, UpdateType};
+use lpk_format::{
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, ModuleId, Payload, UpdateType,
+};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -37,6 +40,8 @@ pub struct Judge<'a, 'i> {
     pub request: &'a Request,
     /// The kernel image.
     pub image: &'a KernelImage,
+    /// The modules of the diff.
+    pub modules: &'a Modules,
     /// Its units.
     pub units: &'a UnitIndex<'i>,
     /// Its prepared build folder.
@@ -117,42 +122,72 @@ impl Judge<'_, '_> {
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
         progress.phase("resolving symbols");
-        let tables = BootTables::read(self.image, &profile.sizes).map_err(of_sites)?;
-        let units: Vec<link::Unit<'_, '_>> = (read.iter().zip(&pieces).zip(&judged))
-            .filter(|(_, judged)| !judged.diff.is_empty())
-            .map(|((unit, (original, patched)), judged)| link::Unit {
-                name: &unit.unit,
-                original,
-                patched,
-                diff: &judged.diff,
-                proof: &judged.proof,
-            })
-            .collect();
-        let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        let units = (read.iter().zip(&pieces).zip(&judged)).filter(|(_, judged)| !judged.diff.is_empty()).map(
+            |((unit, (original, patched)), judged)| {
+                let (diff, proof) = (&judged.diff, &judged.proof);
+                (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
+            },
+        );
+        let parts = self.link(units.collect(), &profile.sizes)?;
         report.timings_ms.link = millis(clock.elapsed());
-        if linked.functions.is_empty() {
-            let reason =
-                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
-            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
-        }
-        report.notes.extend(untraceable(&linked));
+        parts.iter().for_each(|(_, linked)| report.notes.extend(untraceable(linked)));
 
         // The part that runs in the guest: kbuild/support.rs
         progress.phase("linking the support object");
         let support = match self.support(&profile.sizes) {
             Ok(support) => Some(support),
-            Err(why) if linked.payload.tables.is_empty() => {
+            Err(why) if parts.iter().all(|(_, linked)| linked.payload.tables.is_empty()) => {
                 report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
                 None
             }
             Err(why) => {
-                let kinds: Vec<&str> = linked.payload.tables.iter().map(|table| table.kind.section()).collect();
-                let message = format!("the guest has to know of entries in {}, but {why}", kinds.join(", "));
+                let tables = parts.iter().flat_map(|(_, linked)| &linked.payload.tables);
+                let kinds: BTreeSet<&str> = tables.map(|table| table.kind.section()).collect();
+                let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+                let message = format!("the guest has to know of entries in {kinds}, but {why}");
                 return Err(Stop::refused(Reason::new("no-support-object", message)));
             }
         };
         report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(linked, support, profile, report)))
+        Ok(Some(self.bundle(parts, support, profile, report)))
+    }
+
+    /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
+    fn link<'p>(
+        &self,
+        units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
+        let mut groups: BTreeMap<Option<&str>, (&KernelImage, Vec<link::Unit<'p, 'p>>)> = BTreeMap::new();
+        for (read, unit) in units {
+            let image = self.image_of(read);
+            let module = image.module().map(|module| module.name.as_str());
+            groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
+        }
+        let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        for (image, units) in groups.values() {
+            let tables = BootTables::read(image, sizes).map_err(of_sites)?;
+            match link::link(image, &tables, units) {
+                Ok(linked) => parts.push((image.module().cloned(), linked)),
+                Err(more) => refusals.extend(more),
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(self.of_refusals(refusals));
+        }
+        if let Some((module, _)) = parts.iter().find(|(_, linked)| linked.functions.is_empty()) {
+            let place =
+                module.as_ref().map_or_else(|| "the kernel".to_owned(), |module| format!("module {}", module.name));
+            let message = format!("the change brings new code to {place}, but no existing function leads to it");
+            let help = "a bundle needs at least one existing function that changes";
+            return Err(Stop::refused(Reason::new("nothing-to-redirect", message).help(help)));
+        }
+        Ok(parts)
+    }
+
+    /// The image that a unit's code is in.
+    fn image_of(&self, unit: &Read) -> &KernelImage {
+        self.modules.of(&unit.compiled.unit).unwrap_or(self.image)
     }
 
     /// The support object, or why this kernel cannot have one.
@@ -189,7 +224,9 @@ impl Judge<'_, '_> {
         let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
             .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
             .collect();
-        let proof = prove(self.image, original, &ranges);
+        // A module has no debug information: its functions are found by name and contents.
+        let image = self.image_of(unit);
+        let proof = prove(image, original, if image.module().is_some() { &[] } else { &ranges });
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -255,23 +292,32 @@ impl Judge<'_, '_> {
         )
     }
 
-    fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
-        report.functions = (linked.manifest_functions.iter())
-            .map(|function| FunctionRow {
+    fn bundle(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        support: Option<Payload>,
+        profile: GuestProfile,
+        report: &mut Report,
+    ) -> Bundle {
+        for (module, linked) in &parts {
+            report.functions.extend(linked.manifest_functions.iter().map(|function| FunctionRow {
                 name: function.name.clone(),
                 unit: function.unit.clone(),
+                module: module.as_ref().map(|module| module.name.clone()),
                 old_address: function.old_address.map(|address| format!("{address:#x}")),
                 old_size: function.old_size,
                 new_size: function.new_size,
-            })
-            .collect();
-        report.data = (linked.manifest_data.iter())
-            .map(|datum| DatumRow { name: datum.name.clone(), unit: datum.unit.clone(), size: datum.size })
-            .collect();
+            }));
+            report.data.extend(linked.manifest_data.iter().map(|datum| DatumRow {
+                name: datum.name.clone(),
+                unit: datum.unit.clone(),
+                size: datum.size,
+            }));
+        }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        Bundle {
+        let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
                 release: self.image.release().to_owned(),
@@ -284,14 +330,30 @@ impl Judge<'_, '_> {
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
-                functions: linked.manifest_functions,
-                data: linked.manifest_data,
-                left_out: linked.left_out,
+                functions: Vec::new(),
+                data: Vec::new(),
+                left_out: Vec::new(),
             },
-            payload: linked.payload,
-            functions: linked.functions,
-            support,
+            payload: Payload::default(),
+            functions: Vec::new(),
+            support: None,
+            module: None,
+            modules: Vec::new(),
+        };
+        let mut bundle = Bundle { support, ..empty.clone() };
+        for (module, linked) in parts {
+            let mut part = empty.clone();
+            let into = if module.is_some() { &mut part } else { &mut bundle };
+            into.manifest.functions = linked.manifest_functions;
+            into.manifest.data = linked.manifest_data;
+            into.manifest.left_out = linked.left_out;
+            into.payload = linked.payload;
+            into.functions = linked.functions;
+            if module.is_some() {
+                bundle.modules.push(Bundle { module, ..part });
+            }
         }
+        bundle
     }
 }
 

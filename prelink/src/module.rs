@@ -123,9 +123,7 @@ pub fn open(path: &Path, bytes: &[u8], kernel: &KernelImage) -> Result<KernelIma
     let id = ModuleId {
         name,
         build_id: build_id.clone(),
-        sections: kept
-            .map(|s| ModuleSection { name: s.name.clone(), address: s.address, size: s.size })
-            .collect(),
+        sections: kept.map(|s| ModuleSection { name: s.name.clone(), address: s.address, size: s.size }).collect(),
         imports: names.imports,
     };
     let unique: BTreeSet<&str> = id.sections.iter().map(|section| section.name.as_str()).collect();
@@ -133,7 +131,9 @@ pub fn open(path: &Path, bytes: &[u8], kernel: &KernelImage) -> Result<KernelIma
         return Err(not("it has two sections of one name".to_owned()));
     }
     // What an address of the kernel is can be asked here as well, though not what it holds.
-    layout.sections.extend(kernel.sections.iter().map(|section| ImageSection { has_contents: false, ..section.clone() }));
+    layout
+        .sections
+        .extend(kernel.sections.iter().map(|section| ImageSection { has_contents: false, ..section.clone() }));
     let once = OnceLock::new();
     once.get_or_init(|| relocs);
     Ok(KernelImage {
@@ -201,7 +201,8 @@ impl Layout {
         for header in elf.section_headers.iter().filter(|header| header.sh_type == SHT_RELA) {
             let index = header.sh_info as usize;
             let Some(section) = self.sections.get(index).filter(|section| section.has_contents) else { continue };
-            let damaged = |what: &str| ModuleError::NotAModule(format!("{what} in the relocations of {}", section.name));
+            let damaged =
+                |what: &str| ModuleError::NotAModule(format!("{what} in the relocations of {}", section.name));
             let raw = contents(file, header).ok_or_else(|| damaged("no contents"))?;
             let relocs = all.entry(index).or_default();
             for entry in raw.chunks_exact(24) {

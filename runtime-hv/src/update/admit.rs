@@ -58,6 +58,12 @@ pub fn admit<E: Engine>(
             "this version applies Type 1 updates only; the bundle is of Type 2".into(),
         ));
     }
+    if let Some(module) = bundle.modules.iter().find_map(|part| part.module.as_ref()) {
+        return Err(UpdateError::Unsupported(format!(
+            "this version does not update loadable modules yet; the bundle changes {}",
+            module.name
+        )));
+    }
     let registers = engine.registers()?;
     let resets = engine.resets();
     let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;

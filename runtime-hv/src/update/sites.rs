@@ -125,6 +125,7 @@ fn kind_name(kind: &BootSiteKind) -> &'static str {
         BootSiteKind::StaticCall { .. } => "a static call",
         BootSiteKind::JumpLabel { .. } => "a jump label",
         BootSiteKind::SmpLock => "a lock prefix",
+        BootSiteKind::Relocation { .. } => "an address that the module's loader filled",
     }
 }
 
@@ -144,6 +145,7 @@ fn accepts(
         BootSiteKind::Ftrace => found == NOP5,
         BootSiteKind::Alternative { .. } => false, // compared after all others
         BootSiteKind::SmpLock => matches!(found, [0xf0 | 0x3e]),
+        BootSiteKind::Relocation { .. } => false,
         BootSiteKind::Return => is_return(found, at, facts) || found == expected,
         BootSiteKind::JumpLabel { target } => {
             let target = target.wrapping_add(facts.slide);
