@@ -299,6 +299,14 @@ impl TableKind {
         }
     }
 
+    /// Whether new code must not run before the kernel knows the table. Without the others it is traced less well.
+    pub fn is_required(self) -> bool {
+        match self {
+            Self::Exceptions | Self::Bugs | Self::JumpLabels | Self::DynamicDebug => true,
+            Self::OrcIp | Self::Orc => false,
+        }
+    }
+
     /// Alignment of the table in bytes: that of the widest field of an entry.
     pub fn align(self) -> u32 {
         match self {

@@ -19,7 +19,7 @@ use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, ModuleId, Payload, UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, ModuleId, Payload, TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -136,16 +136,21 @@ impl Judge<'_, '_> {
         progress.phase("linking the support object");
         let support = match self.support(&profile.sizes) {
             Ok(support) => Some(support),
-            Err(why) if parts.iter().all(|(_, linked)| linked.payload.tables.is_empty()) => {
+            Err(why) => {
+                let tables = parts.iter().flat_map(|(_, linked)| &linked.payload.tables).map(|table| table.kind);
+                let required: BTreeSet<&str> =
+                    tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                if !required.is_empty() {
+                    let list = required.into_iter().collect::<Vec<_>>().join(", ");
+                    let message = format!("the guest has to know of entries in {list}, but {why}");
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
+                if parts.iter().any(|(module, _)| module.is_some()) {
+                    let message = format!("new code of a module has to be prepared in the guest, but {why}");
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
                 report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
                 None
-            }
-            Err(why) => {
-                let tables = parts.iter().flat_map(|(_, linked)| &linked.payload.tables);
-                let kinds: BTreeSet<&str> = tables.map(|table| table.kind.section()).collect();
-                let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
-                let message = format!("the guest has to know of entries in {kinds}, but {why}");
-                return Err(Stop::refused(Reason::new("no-support-object", message)));
             }
         };
         report.verdict = Verdict::Type1;
