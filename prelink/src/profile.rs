@@ -51,8 +51,15 @@ const FACTS: [Fact; 22] = [
         "struct task_struct",
         "kernel/fork.c",
         true,
-        &["tasks", "thread_node", "signal", "stack", "thread", "pid", "tgid", "comm", "flags", "__state", "state"],
+        &[
+            "tasks", "thread_node", "signal", "stack", "thread", "pid", "tgid", "comm", "flags", "__state", "state",
+            "ret_stack", "curr_ret_stack", "rethooks", "kretprobe_instances",
+        ],
     ),
+    // Where tracers keep return addresses that they have taken off a stack.
+    maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret"]),
+    maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr"]),
+    maybe("struct kretprobe_instance", "kernel/kprobes.c", &["llist", "ret_addr"]),
     some("struct signal_struct", "kernel/fork.c", false, &["thread_head"]),
     some("struct thread_struct", "kernel/fork.c", true, &["sp"]),
     some("struct list_head", "kernel/fork.c", true, &["next", "prev"]),

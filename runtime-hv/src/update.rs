@@ -127,13 +127,15 @@ impl<E: Engine> Updater<E> {
     pub fn apply(&mut self, bytes: &[u8], in_arena: bool) -> Result<BundleInfo, UpdateError> {
         let start = Instant::now();
         let (bundle, id) = errors::read_bundle(bytes)?;
-        if in_arena && !bundle.payload.tables.is_empty() {
-            let tables: Vec<&str> = bundle.payload.tables.iter().map(|table| table.kind.section()).collect();
-            return Err(UpdateError::NeedsPreparation { tables: tables.join(", ") });
+        let required = bundle.payload.tables.iter().filter(|table| table.kind.is_required());
+        let required: Vec<&str> = required.map(|table| table.kind.section()).collect();
+        if in_arena && !required.is_empty() {
+            return Err(UpdateError::NeedsPreparation { tables: required.join(", ") });
         }
+        let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty());
         let mut times = Times::default();
         let mut prepared = None;
-        let applied = self.apply_at(&bundle, &id, bytes, in_arena, &mut prepared, &mut times, start);
+        let applied = self.apply_at(&bundle, &id, bytes, in_area, &mut prepared, &mut times, start);
         if let (Err(_), Some(area)) = (&applied, prepared) {
             // The first error is the one to tell; what is not released now is released later.
             if !self.unsettled && !self.document.is_applied(&id) {
@@ -149,7 +151,7 @@ impl<E: Engine> Updater<E> {
         bundle: &Bundle,
         id: &str,
         bytes: &[u8],
-        in_arena: bool,
+        in_area: bool,
         prepared: &mut Option<Area>,
         times: &mut Times,
         start: Instant,
@@ -158,7 +160,7 @@ impl<E: Engine> Updater<E> {
         loop {
             attempt += 1;
             self.look()?;
-            if !in_arena && attempt == 1 {
+            if in_area && attempt == 1 {
                 self.catch_up(times)?;
             }
             let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, bundle, id));
@@ -171,7 +173,6 @@ impl<E: Engine> Updater<E> {
                 other => other?,
             };
             self.journal.save_bundle(id, bytes)?;
-            let in_area = !in_arena && (bundle.support.is_some() || !bundle.payload.tables.is_empty());
             let area = self.area_of(id).filter(|_| in_area);
             if in_area && area.is_none() {
                 *prepared = Some(self.prepare(&admitted, bundle, id, times)?);

@@ -6,13 +6,13 @@
 use super::UpdateError;
 use super::admit::{Admitted, JUMP};
 use super::area::Area;
-use super::code::{JMP, branch};
+use super::code::{CALL, JMP, branch};
 use super::link::{self, Addresses, LinkError};
 use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
 use crate::guest::paging::PAGE;
 use crate::journal::Document;
-use lpk_format::{Bundle, Payload, Place, RelocKind, SectionKind};
+use lpk_format::{Bundle, Payload, Place, SectionKind};
 use std::ops::Range;
 
 /// What will be written, and what holds afterwards.
@@ -180,6 +180,18 @@ fn between_tables(payload: &Payload, size: u64) -> Vec<Range<u64>> {
     parts
 }
 
+/// Whether a relocated field of code is the distance of a branch, and not an address to be used: `call`, `jmp` or `jcc` come
+/// right before it. Instructions that use an address relative to their own have a ModRM byte there, 0x05 to 0x3d (Intel SDM
+/// vol. 2, table 2-7).
+fn is_branch(text: &[u8], field: usize) -> bool {
+    let before = |distance: usize| field.checked_sub(distance).and_then(|at| text.get(at)).copied();
+    match before(1) {
+        Some(CALL | JMP) => true,
+        Some(0x80..=0x8f) => before(2) == Some(0x0f),
+        _ => false,
+    }
+}
+
 /// `jmp new` behind `endbr64` of every old function.
 fn jumps(admitted: &Admitted, bundle: &Bundle, addresses: &Addresses) -> Result<Vec<Write>, UpdateError> {
     let mut writes = Vec::new();
@@ -242,7 +254,7 @@ pub fn only_stacks_can_refer(bundle: &Bundle) -> bool {
     payload.bss_size == 0
         && between_tables(payload, data.len() as u64).iter().all(padding)
         && payload.relocs.iter().all(|reloc| match reloc.section {
-            SectionKind::Text => reloc.kind == RelocKind::Plt32 || !into_text(reloc.symbol),
+            SectionKind::Text => !into_text(reloc.symbol) || is_branch(&payload.text, reloc.offset as usize),
             SectionKind::Data => in_table(reloc.offset),
             SectionKind::Rodata | SectionKind::Bss => false,
         })

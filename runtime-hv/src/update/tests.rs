@@ -386,6 +386,28 @@ fn nobody_may_stand_inside_the_bytes_of_the_jump() {
     apply(&word(SECOND_STACK + 0x100, inside), fake::user()).expect("below the saved stack pointer: stale");
     apply(&word(fake::STACK + 0x3f80, inside), fake::user()).expect("the current task is in user mode");
     apply(&word(fake::STACK + 0x3f80, inside), fake::kernel(live(0))).expect_err("the current task is in the kernel");
+    // Return addresses that tracers keep elsewhere.
+    let shadow = SECOND_TASK + 0x280;
+    let graphed = |index: i32| {
+        move |image: &mut Image| {
+            image.word(SECOND_TASK + 88, live(shadow));
+            image.put(SECOND_TASK + 96, &index.to_le_bytes());
+            image.word(shadow + 24, inside);
+        }
+    };
+    let message = apply(&graphed(1), fake::user()).expect_err("a traced function returns there");
+    assert!(message.contains("task 42") && message.contains("tracers"), "{message}");
+    apply(&graphed(0), fake::user()).expect("the second entry is not in use");
+    let probed = move |image: &mut Image| {
+        image.word(SECOND_TASK + 104, live(shadow + 16));
+        image.word(shadow + 32, inside);
+    };
+    apply(&probed, fake::user()).expect_err("a probed function returns there");
+    let endless = move |image: &mut Image| {
+        image.word(SECOND_TASK + 104, live(shadow + 16));
+        image.word(shadow + 16, live(shadow + 16));
+    };
+    assert!(apply(&endless, fake::user()).expect_err("a loop").contains("no end"));
     let lost = crate::engine::Registers { rsp: 0x1234, ..fake::kernel(live(0)) };
     assert!(apply(&|_| {}, lost).expect_err("unknown stack").contains("is not a known one"));
     // Hostile lists end.
