@@ -160,6 +160,21 @@ pub fn find(memory: &dyn ReadMemory, kernel: &Kernel, id: &ModuleId) -> Result<F
     Ok(Found::Loaded(Loaded { at: entry.at, name: id.name.clone(), sections: located, imports }))
 }
 
+/// Whether a module that was located is still there, as it was: on the list at the same place, running, with the same build id
+/// in the same place. What its code holds has to be looked at besides.
+///
+/// # Errors
+/// [`GuestError`].
+pub fn is_still(memory: &dyn ReadMemory, kernel: &Kernel, loaded: &Loaded, id: &ModuleId) -> Result<bool, GuestError> {
+    let listed = |entry: &Entry| entry.at == loaded.at && entry.name == loaded.name && entry.live;
+    if !all(memory, kernel)?.iter().any(listed) {
+        return Ok(false);
+    }
+    let note = id.sections.iter().find(|section| section.name == BUILD_ID);
+    let Some(at) = note.and_then(|section| loaded.live(section.address)) else { return Ok(false) };
+    Ok(build_id(memory, kernel, id, at)?.as_deref() == Some(id.build_id.as_slice()))
+}
+
 /// Addresses of a module's sections, by name.
 fn sections(memory: &dyn ReadMemory, kernel: &Kernel, module: Va) -> Result<BTreeMap<String, u64>, GuestError> {
     let word = |at: u64| kernel.read_u64(memory, Va(at), "the sections of a module");
