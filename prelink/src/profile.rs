@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 22] = [
+const FACTS: [Fact; 25] = [
     some(
         "struct task_struct",
         "kernel/fork.c",

@@ -25,6 +25,7 @@ mod recover;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod watch;
 
 pub use errors::UpdateError;
 
@@ -77,6 +78,8 @@ pub struct Updater<E> {
     resets: u64,
     /// An action ended with the guest in an unknown state: its journal comes first.
     unsettled: bool,
+    /// The kernel, for looks that do not stop it.
+    seen: Option<watch::Seen>,
 }
 
 impl<E: Engine> Updater<E> {
@@ -88,7 +91,8 @@ impl<E: Engine> Updater<E> {
         let document = journal.load()?;
         let resets = engine.resets();
         let bundles = BTreeMap::new();
-        let mut updater = Updater { engine, journal, document, bundles, patience, resets, unsettled: false };
+        let mut updater =
+            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None };
         updater.recover()?;
         Ok(updater)
     }

@@ -32,24 +32,24 @@ pub enum InitramfsError {
     Io(#[from] io::Error),
 }
 
-/// Writes the archive to `path`.
+/// Writes the archive to `path`, with `files` in its folder `/files`.
 ///
 /// # Errors
 /// [`InitramfsError`] when busybox is missing or not static, or the archive cannot be written.
-pub fn write(path: &Path) -> Result<(), InitramfsError> {
+pub fn write(path: &Path, files: &[(String, Vec<u8>)]) -> Result<(), InitramfsError> {
     let program = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
     let program = program.iter().find(|path| path.exists()).unwrap_or(&program[0]);
     let busybox = std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
     if has_interpreter(&busybox) {
         return Err(InitramfsError::Dynamic(program.clone()));
     }
-    std::fs::write(path, archive(&busybox)?)?;
+    std::fs::write(path, archive(&busybox, files)?)?;
     Ok(())
 }
 
-fn archive(busybox: &[u8]) -> io::Result<Vec<u8>> {
+fn archive(busybox: &[u8], files: &[(String, Vec<u8>)]) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(busybox.len() + 8192);
-    for name in ["bin", "dev", "proc", "sys", "tmp"] {
+    for name in ["bin", "dev", "files", "proc", "sys", "tmp"] {
         entry(&mut out, Builder::new(name).mode(DIRECTORY).nlink(2), &[])?;
     }
     // Init's input and output before devtmpfs is mounted: character device 5:1 (Documentation/admin-guide/devices.txt).
@@ -57,6 +57,9 @@ fn archive(busybox: &[u8]) -> io::Result<Vec<u8>> {
     entry(&mut out, Builder::new("bin/busybox").mode(EXECUTABLE), busybox)?;
     entry(&mut out, Builder::new("bin/sh").mode(SYMLINK), b"busybox")?;
     entry(&mut out, Builder::new("init").mode(EXECUTABLE), INIT.as_bytes())?;
+    for (name, contents) in files {
+        entry(&mut out, Builder::new(&format!("files/{name}")).mode(EXECUTABLE), contents)?;
+    }
     trailer(&mut out)?;
     Ok(out)
 }
@@ -84,7 +87,7 @@ mod tests {
 
     #[test]
     fn archive_reads_back() {
-        let bytes = archive(b"program").expect("an archive in memory");
+        let bytes = archive(b"program", &[("a.ko".to_owned(), vec![1; 9])]).expect("an archive in memory");
         let mut names = Vec::new();
         let mut input = bytes.as_slice();
         loop {
@@ -96,6 +99,7 @@ mod tests {
             input = reader.finish().expect("the next entry");
         }
         assert!(names.contains(&("bin/busybox".to_owned(), 7)), "{names:?}");
+        assert!(names.contains(&("files/a.ko".to_owned(), 9)), "{names:?}");
         assert!(names.contains(&("init".to_owned(), INIT.len() as u32)), "{names:?}");
         assert!(names.contains(&("dev/console".to_owned(), 0)), "{names:?}");
     }

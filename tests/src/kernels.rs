@@ -112,6 +112,11 @@ impl Kernel {
         self.dir.join("source")
     }
 
+    /// Its loadable modules.
+    pub fn modules(&self) -> PathBuf {
+        self.dir.join("lib/modules").join(&self.release)
+    }
+
     /// Link address of a symbol, from `System.map`.
     ///
     /// # Errors

@@ -122,6 +122,7 @@ impl<E: Engine> Updater<E> {
         self.journal.set_aside()?;
         self.document = Document::default();
         self.bundles.clear();
+        self.seen = None;
         Ok(())
     }
 
