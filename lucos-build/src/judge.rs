@@ -16,10 +16,12 @@ use diff_analyzer::dwarf_layout::{self, LayoutError};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
-use diff_analyzer::pieces::{Pieces, PiecesError};
+use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
+use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, ModuleId, Payload, TableKind, UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Payload, TableKind,
+    UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -111,6 +113,16 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
+            .flat_map(|((unit, (_, patched)), judged)| {
+                let when = match self.image_of(unit).module() {
+                    Some(_) => "when the module is loaded from a new file",
+                    None => "at the next boot",
+                };
+                without_effect(&unit.unit, patched, &judged.diff, when)
+            })
+            .collect();
+        report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
@@ -118,6 +130,19 @@ impl Judge<'_, '_> {
             return Ok(None);
         }
         self.refuse_type2(&read, &judged, report)?;
+        let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
+            let in_module = self.image_of(unit).module().is_some();
+            judged
+                .diff
+                .boot_functions
+                .iter()
+                .filter(move |_| in_module)
+                .filter_map(|&at| exit_code(&unit.unit, patched, at))
+        });
+        let exits: Vec<Reason> = exits.collect();
+        if !exits.is_empty() {
+            return Err(Stop::Refused(exits));
+        }
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
@@ -128,7 +153,15 @@ impl Judge<'_, '_> {
                 (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
             },
         );
-        let parts = self.link(units.collect(), &profile.sizes)?;
+        let mut parts = self.link(units.collect(), &profile.sizes)?;
+        for note in without_effect {
+            let unit = read.iter().find(|unit| unit.unit == note.unit);
+            let of = unit.and_then(|unit| self.image_of(unit).module());
+            let part = parts.iter_mut().find(|(module, _)| module.as_ref() == of);
+            if let Some((_, linked)) = part {
+                linked.left_out.push(note);
+            }
+        }
         report.timings_ms.link = millis(clock.elapsed());
         parts.iter().for_each(|(_, linked)| report.notes.extend(untraceable(linked)));
 
@@ -360,6 +393,40 @@ impl Judge<'_, '_> {
         }
         bundle
     }
+}
+
+/// Code that only a module has and runs: when it is unloaded.
+fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<Reason> {
+    let piece = patched.piece(function);
+    let section = &patched.object.section(piece.section).name;
+    section.starts_with(".exit.text").then(|| {
+        let message = format!("`{}` is in {section}: it runs when the module is unloaded", piece.name);
+        let help = "leave it out of the diff; the exit code of a loaded module cannot be replaced yet";
+        Reason::new("special-code", message).at(unit.to_owned(), None).help(help)
+    })
+}
+
+/// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
+    let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
+    let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
+    let functions = diff.boot_functions.iter().map(|&function| {
+        let piece = patched.piece(function);
+        let SectionRole::BootCode(what) = piece.role else { return None };
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))
+    });
+    let sections = diff.boot_sections.iter().map(|section| {
+        Some(note(section.clone(), format!("{section} has been read already: its change takes effect {when}")))
+    });
+    let entries = diff.new_entries.iter().map(|&entry| {
+        let SectionRole::List(what) = patched.piece(entry).role else { return None };
+        Some(note(section_of(entry), format!("`{}`: {what}", patched.piece(entry).name)))
+    });
+    let exports = diff.new_exports.iter().map(|name| {
+        let consequence = format!("`{name}` is newly exported: modules cannot link to it before the next boot");
+        Some(note(format!("___ksymtab+{name}"), consequence))
+    });
+    functions.chain(sections).chain(entries).chain(exports).flatten().collect()
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.

@@ -21,6 +21,8 @@ mod call;
 mod errors;
 mod parts;
 mod prepare;
+#[cfg(test)]
+mod prepared_tests;
 mod recover;
 #[cfg(test)]
 mod tests;

@@ -102,8 +102,8 @@ pub struct Config {
     pub model: Option<String>,
     /// More words for the kernel's command line, under plain QEMU.
     pub append: String,
-    /// Files for the guest, in its folder `/files`.
-    pub files: Vec<(String, Vec<u8>)>,
+    /// Files of this machine that the guest finds in `/files`.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {

@@ -112,9 +112,9 @@ impl Kernel {
         self.dir.join("source")
     }
 
-    /// Its loadable modules.
-    pub fn modules(&self) -> PathBuf {
-        self.dir.join("lib/modules").join(&self.release)
+    /// A loadable module of it, by path below its folder of modules (`kernel/fs/nls/nls_utf8.ko`).
+    pub fn module(&self, path: &str) -> PathBuf {
+        self.dir.join("lib/modules").join(&self.release).join(path)
     }
 
     /// Link address of a symbol, from `System.map`.

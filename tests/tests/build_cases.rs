@@ -197,7 +197,7 @@ fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, F
 
 /// A copy of a module whose `vermagic` names another release.
 fn of_another_kernel(dir: &Path, kernel: &Kernel, path: &str) -> Result<PathBuf, Failure> {
-    let mut bytes = std::fs::read(kernel.modules().join(path))?;
+    let mut bytes = std::fs::read(kernel.module(path))?;
     let magic = format!("vermagic={}", kernel.release);
     let at = bytes.windows(magic.len()).position(|window| window == magic.as_bytes()).ok_or("no vermagic")?;
     bytes[at + magic.len() - 1] ^= 1;

@@ -75,7 +75,7 @@ fn a_person_at_a_terminal() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let initrd = work.path().join("initrd");
-    initramfs::write(&initrd, &[]).expect("an initramfs");
+    initramfs::write(&initrd).expect("an initramfs");
     let pty = nix::pty::openpty(None, None).expect("a pseudo-terminal");
     let terminal = || pty.slave.try_clone().expect("one more handle of the terminal");
     let program = commands::program("lucos-hv").expect("is built");

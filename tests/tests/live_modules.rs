@@ -3,17 +3,17 @@
 
 mod common;
 
-use common::{apply, undo};
-use lucos_tests::commands::{self, Hv, Outcome};
+use common::{apply, edited_bundle, undo};
+use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
-use lucos_tests::patches::{self, Edit};
+use lucos_tests::patches::Edit;
 use lucos_tests::require;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// The module, and the file of its build.
-const MODULE: (&str, &str) = ("dummy", "kernel/drivers/net/dummy.ko");
+/// The module that most cases change.
+const MODULE: &str = "kernel/drivers/net/dummy.ko";
 /// What a change of the carrier answers in the guest: as shipped nothing, as updated an error.
 const CARRIER: &str = "ip link set dummy0 up; echo 0 > /sys/class/net/dummy0/carrier";
 
@@ -26,21 +26,7 @@ fn edit() -> Edit {
     }
 }
 
-fn module_file(kernel: &Kernel, path: &str) -> Vec<u8> {
-    let file = kernel.modules().join(path);
-    std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()))
-}
-
-fn build(dir: &Path, kernel: &Kernel, name: &str, edits: &[Edit]) -> PathBuf {
-    let diff = patches::diff(&kernel.source(), edits).expect("the edits fit this kernel");
-    let (file, bundle) = (dir.join(format!("{name}.diff")), dir.join(format!("{name}.lpk")));
-    std::fs::write(&file, diff).expect("a diff in the work folder");
-    let outcome = commands::build_bundle(&file, &kernel.vmlinux(), &bundle).expect("lucos-build runs");
-    assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{}", outcome.describe());
-    bundle
-}
-
-fn boot(name: &str, kernel: &Kernel, files: Vec<(String, Vec<u8>)>) -> Guest {
+fn boot(name: &str, kernel: &Kernel, files: Vec<PathBuf>) -> Guest {
     Guest::under_lucos_hv(&Config { files, ..Config::new(name, &kernel.vmlinuz()) }).expect("boots")
 }
 
@@ -75,8 +61,8 @@ fn areas(guest: &mut Guest) -> usize {
 fn a_module_is_changed_wherever_it_is_and_whenever_it_comes() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let bundle = build(work.path(), &kernel, "carrier", &[edit()]);
-    let mut guest = boot("modules", &kernel, vec![("dummy.ko".to_owned(), module_file(&kernel, MODULE.1))]);
+    let bundle = edited_bundle(work.path(), &kernel, "carrier", &[edit()]);
+    let mut guest = boot("modules", &kernel, vec![kernel.module(MODULE)]);
     let hv = Hv::new(guest.api());
 
     // There when the bundle is applied.

@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         Job::Ci => cargo::ci(),
         Job::Bench { applies } => bench::run(applies),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
-        Job::Initramfs { file } => lucos_tests::initramfs::write(&file, &[]).map_err(JobError::from),
+        Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Bless => cargo::bless(),
     };
     match result {

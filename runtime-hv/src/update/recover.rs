@@ -91,9 +91,12 @@ impl<E: Engine> Updater<E> {
         self.engine.is_paused()?;
         let resets = self.engine.resets();
         let reset = std::mem::replace(&mut self.resets, resets) != resets;
-        let window = self.document.arena.window.as_ref();
-        let lost = !window.map_or(Ok(true), |window| window.is_there(&self.engine))?;
-        if (reset || lost || self.areas_are_gone()?) && !self.document.is_empty() {
+        // The window is the better witness: an area may be gone because the guest was asked to take it back.
+        let lost = match &self.document.arena.window {
+            Some(window) => !window.is_there(&self.engine)?,
+            None => self.areas_are_gone()?,
+        };
+        if (reset || lost) && !self.document.is_empty() {
             self.forget_boot()?;
             return Ok(true);
         }
