@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 25] = [
+const FACTS: [Fact; 27] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -103,7 +103,9 @@ const FACTS: [Fact; 25] = [
     ),
     // Where the sections of a loaded module are, and what it exports (include/linux/export.h).
     maybe("struct module_sect_attrs", "kernel/module/sysfs.c", &["nsections", "attrs"]),
-    maybe("struct module_sect_attr", "kernel/module/sysfs.c", &["address", "battr.attr.name"]),
+    maybe("struct module_sect_attr", "kernel/module/sysfs.c", &["address", "battr"]),
+    maybe("struct bin_attribute", "kernel/module/sysfs.c", &["attr"]),
+    maybe("struct attribute", "kernel/module/sysfs.c", &["name"]),
     maybe("struct kernel_symbol", "kernel/module/main.c", &["value_offset", "name_offset"]),
     // Until Linux 6.3 and from 6.4 on (include/linux/module.h).
     maybe("struct module_layout", "kernel/module/main.c", &["base", "size", "text_size", "ro_size"]),

@@ -184,8 +184,10 @@ fn sections(memory: &dyn ReadMemory, kernel: &Kernel, module: Va) -> Result<BTre
     }
     let count = word(list.wrapping_add(kernel.offset("module_sect_attrs.nsections")?))? & 0xffff_ffff;
     let (first, size) = (kernel.offset("module_sect_attrs.attrs")?, kernel.size("module_sect_attr")?);
-    let (name, address) =
-        (kernel.offset("module_sect_attr.battr.attr.name")?, kernel.offset("module_sect_attr.address")?);
+    // The name is that of the file in sysfs: `battr.attr.name`.
+    let attribute = kernel.offset("module_sect_attr.battr")?.wrapping_add(kernel.offset("bin_attribute.attr")?);
+    let name = attribute.wrapping_add(kernel.offset("attribute.name")?);
+    let address = kernel.offset("module_sect_attr.address")?;
     let mut found = BTreeMap::new();
     for index in 0..count.min(SECTIONS_LIMIT) {
         let entry = list.wrapping_add(first).wrapping_add(index * size);
