@@ -63,6 +63,8 @@ pub(super) fn bundle() -> Bundle {
             new_size: 13,
         }],
         support: None,
+        module: None,
+        modules: vec![],
     }
 }
 
