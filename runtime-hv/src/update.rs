@@ -82,6 +82,8 @@ pub struct Updater<E> {
     unsettled: bool,
     /// The kernel, for looks that do not stop it.
     seen: Option<watch::Seen>,
+    /// How often the guest's modules were looked at.
+    looks: u64,
 }
 
 impl<E: Engine> Updater<E> {
@@ -94,7 +96,7 @@ impl<E: Engine> Updater<E> {
         let resets = engine.resets();
         let bundles = BTreeMap::new();
         let mut updater =
-            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None };
+            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
         updater.recover()?;
         Ok(updater)
     }

@@ -25,6 +25,9 @@ use crate::journal::{Boot, Jump, PartRecord};
 use crate::protocol::{BundleState, ModuleInfo, ModuleState};
 use std::time::Instant;
 
+/// A module that was refused is looked at again at every so-many-th look: another one may have come to its place.
+const AGAIN: u64 = 10;
+
 /// The kernel as found once, for looks that do not stop the guest.
 #[derive(Debug)]
 pub(super) struct Seen {
@@ -76,6 +79,7 @@ impl<E: Engine> Updater<E> {
     /// What has changed since the last look.
     fn news(&mut self) -> Result<Vec<(String, usize, News)>, UpdateError> {
         let Some(kernel) = self.seen()? else { return Ok(Vec::new()) };
+        self.looks += 1;
         let listed = modules::all(&self.engine, &kernel)?;
         let mut news = Vec::new();
         for record in self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
@@ -100,6 +104,7 @@ impl<E: Engine> Updater<E> {
             (ModuleState::Waiting, Some(entry)) if entry.live => Some(News::Come),
             (ModuleState::Refused, None) => Some(News::Gone),
             (ModuleState::Refused, Some(entry)) if entry.at.0 != part.at => Some(News::Gone),
+            (ModuleState::Refused, Some(entry)) if entry.live && self.looks.is_multiple_of(AGAIN) => Some(News::Come),
             // While it is being removed its code may still run, through our jumps.
             (ModuleState::Applied, Some(entry)) if !entry.live && entry.at.0 == part.at => None,
             (ModuleState::Applied, Some(entry)) if entry.at.0 == part.at => {
@@ -154,6 +159,11 @@ impl<E: Engine> Updater<E> {
         );
         if of_module {
             let at = self.place_of(id, index)?;
+            let known =
+                self.info(id, index).is_some_and(|info| info.state == ModuleState::Refused && info.reason == reason);
+            if known && self.part(id, index).is_some_and(|part| part.at == at) {
+                return Ok(());
+            }
             return self.write_down(
                 id,
                 index,
@@ -174,6 +184,10 @@ impl<E: Engine> Updater<E> {
         self.document.bundles.iter().find(|record| record.info.id == id)?.info.modules.get(index)
     }
 
+    fn part(&self, id: &str, index: usize) -> Option<&PartRecord> {
+        self.document.bundles.iter().find(|record| record.info.id == id)?.parts.get(index)
+    }
+
     /// The `struct module` of a part's module; 0 when the guest does not have it.
     fn place_of(&mut self, id: &str, index: usize) -> Result<u64, UpdateError> {
         let Some(kernel) = self.seen()? else { return Ok(0) };
@@ -184,8 +198,7 @@ impl<E: Engine> Updater<E> {
 
     /// A part waits again. Its area is given up when nobody is inside: [`Self::stale`].
     fn gone(&mut self, id: &str, index: usize) -> Result<(), UpdateError> {
-        let part = self.document.bundles.iter().find(|record| record.info.id == id).and_then(|r| r.parts.get(index));
-        let area = part.map_or(0, |part| part.area);
+        let area = self.part(id, index).map_or(0, |part| part.area);
         let pages: u64 = self.document.areas.iter().filter(|known| known.base == area).map(Area::pages).sum();
         self.document.areas.iter_mut().filter(|known| known.base == area).for_each(|known| known.kept = true);
         for record in self.document.bundles.iter_mut().filter(|record| record.info.id == id) {
