@@ -21,7 +21,7 @@ use super::{Times, UpdateError, Updater, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::Kernel;
 use crate::guest::modules::{self, Entry};
-use crate::journal::{Boot, Jump, PartRecord};
+use crate::journal::{Boot, Jump, PartRecord, Record};
 use crate::protocol::{BundleState, ModuleInfo, ModuleState};
 use std::time::Instant;
 
@@ -46,11 +46,12 @@ enum News {
 }
 
 impl<E: Engine> Updater<E> {
-    /// Whether a bundle in effect has to do with modules.
+    /// Whether a bundle in effect has to do with modules, or something is left of one.
     #[must_use]
     pub fn has_modules(&self) -> bool {
-        let mut records = self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
-        records.any(|record| !record.info.modules.is_empty())
+        let applied = |record: &Record| record.info.state == BundleState::Applied && !record.info.modules.is_empty();
+        let left = |record: &Record| record.parts.iter().any(|part| !part.left.is_empty());
+        self.document.bundles.iter().any(|record| applied(record) || left(record))
     }
 
     /// Looks at the guest's modules, and does what is due. What cannot be done now is tried again at the next look.
@@ -199,12 +200,13 @@ impl<E: Engine> Updater<E> {
     /// A part waits again. Its area is given up when nobody is inside: [`Self::stale`].
     fn gone(&mut self, id: &str, index: usize) -> Result<(), UpdateError> {
         let area = self.part(id, index).map_or(0, |part| part.area);
+        let left: Vec<u64> = self.document.areas.iter().map(|known| known.base).filter(|&base| base == area).collect();
         let pages: u64 = self.document.areas.iter().filter(|known| known.base == area).map(Area::pages).sum();
         self.document.areas.iter_mut().filter(|known| known.base == area).for_each(|known| known.kept = true);
         for record in self.document.bundles.iter_mut().filter(|record| record.info.id == id) {
             record.info.kept_pages += pages;
         }
-        self.write_down(id, index, ModuleState::Waiting, None, PartRecord::default())
+        self.write_down(id, index, ModuleState::Waiting, None, PartRecord { left, ..PartRecord::default() })
     }
 
     fn write_down(
@@ -229,14 +231,8 @@ impl<E: Engine> Updater<E> {
 
     /// An area of a part whose module is gone.
     fn stale(&self) -> Option<Area> {
-        let mut applied = self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
-        applied.find_map(|record| {
-            let of_gone = |area: &&Area| {
-                let of_part = area.bundle != record.info.id && parts::bundle_of(&area.bundle) == record.info.id;
-                of_part && area.kept && record.parts.iter().all(|part| part.area != area.base)
-            };
-            self.document.areas.iter().find(of_gone).cloned()
-        })
+        let mut left = self.document.bundles.iter().flat_map(|record| &record.parts).flat_map(|part| &part.left);
+        left.find_map(|base| self.document.areas.iter().find(|area| area.base == *base).cloned())
     }
 
     /// Has an area taken back by the guest if no stack refers to it. Says whether it is gone.
@@ -247,7 +243,15 @@ impl<E: Engine> Updater<E> {
         if inside?.is_some() {
             return Ok(false);
         }
-        self.release(&context, area, &mut Times::default())?;
+        match self.release(&context, area, &mut Times::default()) {
+            // It stays, and is counted.
+            Err(UpdateError::Declined { .. }) => {
+                let parts = self.document.bundles.iter_mut().flat_map(|record| &mut record.parts);
+                parts.for_each(|part| part.left.retain(|base| *base != area.base));
+                self.journal.finish(&self.document)?;
+            }
+            other => other?,
+        }
         Ok(self.document.areas.iter().all(|known| known.base != area.base))
     }
 }
