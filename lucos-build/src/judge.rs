@@ -4,6 +4,7 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
 use crate::modules::Modules;
@@ -52,6 +53,8 @@ pub struct Judge<'a, 'i> {
     pub changes: &'a [FileChange],
     /// Name of the update.
     pub name: String,
+    /// Functions to explain.
+    pub explain: &'a [String],
 }
 
 /// An object that cannot be used.
@@ -113,6 +116,9 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        if !self.explain.is_empty() {
+            self.explain(&read, &pieces, &judged, report)?;
+        }
         let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
             .flat_map(|((unit, (_, patched)), judged)| {
                 let when = match self.image_of(unit).module() {
@@ -153,7 +159,10 @@ impl Judge<'_, '_> {
                 (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
             },
         );
-        let mut parts = self.link(units.collect(), &profile.sizes)?;
+        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        if parts.is_empty() {
+            return Ok(None);
+        }
         for note in without_effect {
             let unit = read.iter().find(|unit| unit.unit == note.unit);
             let of = unit.and_then(|unit| self.image_of(unit).module());
@@ -195,6 +204,7 @@ impl Judge<'_, '_> {
         &self,
         units: Vec<(&Read, link::Unit<'p, 'p>)>,
         sizes: &BTreeMap<String, u64>,
+        report: &mut Report,
     ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
         let mut groups: BTreeMap<Option<&str>, (&KernelImage, Vec<link::Unit<'p, 'p>>)> = BTreeMap::new();
         for (read, unit) in units {
@@ -213,12 +223,11 @@ impl Judge<'_, '_> {
         if !refusals.is_empty() {
             return Err(self.of_refusals(refusals));
         }
-        if let Some((module, _)) = parts.iter().find(|(_, linked)| linked.functions.is_empty()) {
-            let place =
-                module.as_ref().map_or_else(|| "the kernel".to_owned(), |module| format!("module {}", module.name));
-            let message = format!("the change brings new code to {place}, but no existing function leads to it");
-            let help = "a bundle needs at least one existing function that changes";
-            return Err(Stop::refused(Reason::new("nothing-to-redirect", message).help(help)));
+        for (module, linked) in parts.extract_if(.., |(_, linked)| linked.functions.is_empty()) {
+            let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
+            let new: Vec<String> =
+                linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
+            report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
         }
         Ok(parts)
     }
@@ -250,6 +259,46 @@ impl Judge<'_, '_> {
         })
     }
 
+    /// Shows the functions that were asked for, whatever the answer is.
+    fn explain(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        report: &mut Report,
+    ) -> Result<(), Stop> {
+        let load = |path: &PathBuf| {
+            let failed = |source| Stop::failed(JudgeError::Read { path: path.clone(), source });
+            std::fs::read(path).map_err(failed)
+        };
+        let files = read
+            .iter()
+            .map(|unit| Ok([load(&unit.compiled.original)?, load(&unit.compiled.patched)?]))
+            .collect::<Result<Vec<_>, Stop>>()?;
+        let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
+            .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
+                unit: &unit.unit,
+                original,
+                patched,
+                diff: &judged.diff,
+                bytes: [old, new],
+                proof: Some((&judged.proof, self.image_of(unit))),
+                ranges: self.ranges(&unit.unit),
+            })
+            .collect();
+        let (explanations, notes) = explain::functions(self.explain, &units);
+        report.explanations = explanations;
+        report.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Code of a unit in the image.
+    fn ranges(&self, unit: &str) -> Vec<Range<u64>> {
+        (self.units.named(unit).iter())
+            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
+            .collect()
+    }
+
     fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
@@ -259,12 +308,10 @@ impl Judge<'_, '_> {
 
     fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
-        let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
-            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
-            .collect();
         // A module has no debug information: its functions are found by name and contents.
         let image = self.image_of(unit);
-        let proof = prove(image, original, if image.module().is_some() { &[] } else { &ranges });
+        let ranges = if image.module().is_some() { Vec::new() } else { self.ranges(&unit.unit) };
+        let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -322,12 +369,7 @@ impl Judge<'_, '_> {
     }
 
     fn of_refusals(&self, refusals: Vec<Refusal>) -> Stop {
-        Stop::Refused(
-            refusals
-                .into_iter()
-                .map(|refusal| Reason::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help))
-                .collect(),
-        )
+        Stop::Refused(refusals.into_iter().map(Reason::from).collect())
     }
 
     fn bundle(

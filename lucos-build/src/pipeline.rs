@@ -187,6 +187,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         modules: &modules,
         changes: &changes,
         name: args.name(),
+        explain: &args.explain,
     };
     let Some(bundle) = judge.run(&compiled, report, progress)? else { return Ok(()) };
 

@@ -331,9 +331,40 @@ impl<E: Engine> Updater<E> {
     /// Raises the interrupt of a request again that nobody has looked at.
     fn remind(&mut self, call: &Call) -> Result<(), UpdateError> {
         if answer(&self.engine, call)?.state == State::Asked {
-            paused(&mut self.engine, |engine| engine.interrupt(call.apic_id, call.vector))?.0?;
+            self.stop(&call.area.bundle, &mut Times::default(), |engine| {
+                Ok(engine.interrupt(call.apic_id, call.vector)?)
+            })?;
         }
         Ok(())
+    }
+
+    /// A stop in which nothing of the guest's own is written. It is in the journal all the same: whoever finds the guest
+    /// stopped must know that it was us.
+    pub(super) fn stop<T>(
+        &mut self,
+        bundle: &str,
+        times: &mut Times,
+        work: impl FnOnce(&mut E) -> Result<T, UpdateError>,
+    ) -> Result<T, UpdateError> {
+        let boot = self.document.boot.clone().ok_or(UpdateError::OtherBoot)?;
+        let action = Action {
+            sequence: self.document.sequence + 1,
+            boot,
+            bundle: bundle.to_owned(),
+            owner_paused: self.engine.is_paused()?,
+            writes: Vec::new(),
+            moving: Vec::new(),
+            list: None,
+            mapped: Vec::new(),
+            after: self.document.clone(),
+        };
+        self.journal.begin(&action, &self.document)?;
+        self.unsettled = true;
+        let (done, time) = paused(&mut self.engine, work)?;
+        self.unsettled = false;
+        times.paused(time);
+        self.journal.forget_action()?;
+        done
     }
 
     /// One stop of the guest: looks, writes if it is the moment, and then does `last`. Says why it was not the moment.
