@@ -84,6 +84,9 @@ pub struct PartRecord {
     pub area: u64,
     /// The jumps.
     pub jumps: Vec<Jump>,
+    /// Areas of earlier lives of the module, to be given back when nobody is inside.
+    #[serde(default)]
+    pub left: Vec<u64>,
 }
 
 /// A write into the code of a module, which is at its place only as long as the module is.

@@ -82,6 +82,8 @@ pub struct Updater<E> {
     unsettled: bool,
     /// The kernel, for looks that do not stop it.
     seen: Option<watch::Seen>,
+    /// How often the guest's modules were looked at.
+    looks: u64,
 }
 
 impl<E: Engine> Updater<E> {
@@ -94,7 +96,7 @@ impl<E: Engine> Updater<E> {
         let resets = engine.resets();
         let bundles = BTreeMap::new();
         let mut updater =
-            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None };
+            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
         updater.recover()?;
         Ok(updater)
     }
@@ -238,7 +240,10 @@ impl<E: Engine> Updater<E> {
             let plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
             let mut after = self.document.clone();
             let known = after.bundles.iter().position(|record| record.info.id == goal.id);
-            let mut record = match known.map(|index| after.bundles.remove(index)) {
+            let earlier = known.map(|index| after.bundles.remove(index));
+            let left = earlier.as_ref().map(|record| record.parts.iter().map(|part| part.left.clone()).collect());
+            let left: Vec<Vec<u64>> = left.unwrap_or_default();
+            let mut record = match earlier {
                 Some(record) if goal.only.is_some() => record,
                 _ => Record {
                     info: describe(&first.target.bundle, goal.id, &first.admitted, &first.plan, first.area.as_ref()),
@@ -247,6 +252,7 @@ impl<E: Engine> Updater<E> {
                 },
             };
             if goal.only.is_none() {
+                record.parts.iter_mut().zip(left).for_each(|(part, left)| part.left = left);
                 let all = targets.iter().filter(|target| target.index.is_some());
                 record.info.modules = all.map(|target| parts::idle(target, (ModuleState::Waiting, None))).collect();
             }

@@ -466,6 +466,8 @@ fn take_over(
         }
         (Operation::Release, 0) => {
             document.areas.retain(|area| area.base != call.area.base);
+            let parts = document.bundles.iter_mut().flat_map(|record| &mut record.parts);
+            parts.for_each(|part| part.left.retain(|base| *base != call.area.base));
             let bundle = super::parts::bundle_of(&call.area.bundle);
             let removed = |record: &&mut Record| record.info.id == bundle && record.info.kept_pages != 0;
             for record in document.bundles.iter_mut().filter(removed) {

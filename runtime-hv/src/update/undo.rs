@@ -278,7 +278,9 @@ impl<E: Engine> Updater<E> {
             for module in &mut record.info.modules {
                 (module.state, module.reason) = (ModuleState::Removed, None);
             }
-            record.parts.iter_mut().for_each(|part| *part = PartRecord::default());
+            for part in &mut record.parts {
+                *part = PartRecord { left: std::mem::take(&mut part.left), ..PartRecord::default() };
+            }
         }
         after
     }
