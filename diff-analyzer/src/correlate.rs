@@ -77,6 +77,13 @@ pub fn without_number(name: &str) -> &str {
     }
 }
 
+/// A name without any number of the compiler or the preprocessor: `__UNIQUE_ID_ddebug254.3` is `__UNIQUE_ID_ddebug`
+/// (`__UNIQUE_ID`, include/linux/compiler.h, ends in `__COUNTER__`).
+pub fn without_counter(name: &str) -> &str {
+    let stem = without_number(name);
+    if stem.starts_with("__UNIQUE_ID_") { stem.trim_end_matches(|c: char| c.is_ascii_digit()) } else { stem }
+}
+
 /// The function of the source that a function of the object was made from: `foo` of `foo.isra.0.cold`.
 fn source_name(name: &str) -> &str {
     match name.find('.') {
@@ -276,6 +283,8 @@ mod tests {
         assert_eq!(without_number("foo.isra.0"), "foo.isra");
         assert_eq!(without_number("foo.cold"), "foo.cold");
         assert_eq!(without_number(".12"), ".12");
+        assert_eq!(without_counter("__UNIQUE_ID_ddebug254.3"), "__UNIQUE_ID_ddebug");
+        assert_eq!(without_counter("state254.3"), "state254");
         assert_eq!(source_name("foo.isra.0.cold"), "foo");
     }
 

@@ -4,7 +4,7 @@
 //! after relocations are resolved to what they mean (symbol and addend, string contents, anonymous data by contents), and
 //! a difference that is only a line number is none. Goes out: [`ObjectDiff`].
 
-use crate::correlate::{Correlation, correlate, is_fresh, without_number};
+use crate::correlate::{Correlation, correlate, is_fresh, without_counter, without_number};
 use crate::object::{Definition, Object, Reloc, Section};
 use crate::pieces::{Entry, Piece, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
@@ -374,7 +374,7 @@ impl Comparison<'_, '_> {
             PieceKind::Function => false,
             PieceKind::Datum if !is_fresh(new_piece) => false,
             PieceKind::Datum => {
-                let same_name = without_number(&old_piece.name) == without_number(&new_piece.name);
+                let same_name = without_counter(&old_piece.name) == without_counter(&new_piece.name);
                 let difference = if may_hold_line(&new_piece.name) && old_piece.size() == new_piece.size() {
                     self.references((old, old_piece.range.clone()), (new, new_piece.range.clone()))
                 } else {
