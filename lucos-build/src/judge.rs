@@ -452,7 +452,7 @@ fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<R
 fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
     let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
     let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
-    let functions = diff.boot_functions.iter().map(|&function| {
+    let functions = diff.changed_boot_functions().map(|function| {
         let piece = patched.piece(function);
         let SectionRole::BootCode(what) = piece.role else { return None };
         Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))
