@@ -35,6 +35,8 @@ struct Alternative {
     len: u8,
     replacement: u64,
     replacement_len: u8,
+    /// Calls what the pointer of the call in its place holds (`ALT_FLAG_DIRECT_CALL`, since Linux 6.8).
+    direct_call: bool,
 }
 
 /// A table that cannot be read.
@@ -84,6 +86,7 @@ impl<'i> BootTables<'i> {
                 replacement: relative(at, entry, 4),
                 len: entry[size - 2],
                 replacement_len: entry[size - 1],
+                direct_call: size == 14 && entry[10] & 2 != 0,
             })
             .collect();
         alternatives.sort_by_key(|alternative| alternative.site);
@@ -142,8 +145,12 @@ impl<'i> BootTables<'i> {
             let same = self.alternatives[index..].iter().take_while(|other| other.site == first.site).count();
             let group = &self.alternatives[index..index + same];
             let len = group.iter().map(|alternative| alternative.len).max().unwrap_or(0);
-            let forms = group.iter().filter_map(|alternative| self.form(alternative, len)).collect();
-            sites.add(first.site, len, BootSiteKind::Alternative { forms });
+            let plain = group.iter().filter(|alternative| !alternative.direct_call);
+            let forms: Vec<_> = plain.filter_map(|alternative| self.form(alternative, len)).collect();
+            match self.call_slot(first.site) {
+                Some(slot) if forms.is_empty() => sites.add(first.site, len, BootSiteKind::Paravirt { slot }),
+                _ => sites.add(first.site, len, BootSiteKind::Alternative { forms }),
+            }
             index += same;
         }
         for &(at, len, slot) in self.paravirt.iter().filter(|(at, ..)| range.contains(at)) {
@@ -216,6 +223,13 @@ impl<'i> BootTables<'i> {
                 _ => {}
             }
         }
+    }
+
+    /// The pointer that `call *slot(%rip)` at an address calls through.
+    fn call_slot(&self, at: u64) -> Option<u64> {
+        let field = at.checked_add(2)?;
+        let reloc = self.image.relocs(field, 4).first().filter(|reloc| reloc.address == field)?;
+        is_pc_relative(reloc.kind).then(|| reloc.target.wrapping_add(4))
     }
 
     /// What a site holds when this alternative is taken: the replacement moved to the site, padded with no-ops.
