@@ -6,7 +6,7 @@
 
 use crate::correlate::{Correlation, correlate, is_fresh, without_number};
 use crate::object::{Definition, Object, Reloc, Section};
-use crate::pieces::{Entry, PieceIndex, PieceKind, Pieces, Target, field_width};
+use crate::pieces::{Entry, Piece, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
 use object::elf;
 use std::cell::RefCell;
@@ -35,6 +35,8 @@ pub enum Difference {
     Reference(u64),
     /// Entries of a special section.
     Table(Table),
+    /// How to unwind the stack from an instruction at a byte offset.
+    Unwind(u64),
     /// The section, before and after.
     Section(String, String),
 }
@@ -45,6 +47,7 @@ impl std::fmt::Display for Difference {
             Self::Size(old, new) => write!(f, "its size changes from {old} to {new} bytes"),
             Self::Bytes(at) => write!(f, "its contents change at offset {at:#x}"),
             Self::Reference(at) => write!(f, "what it refers to at offset {at:#x} changes"),
+            Self::Unwind(at) => write!(f, "how to unwind the stack from offset {at:#x} changes"),
             Self::Table(table) => write!(f, "its entries in {} change", table.section()),
             Self::Section(old, new) => write!(f, "it moves from section {old} to {new}"),
         }
@@ -269,7 +272,8 @@ impl Comparison<'_, '_> {
         }
         let found = self
             .contents((old, old_piece.range.clone()), (new, new_piece.range.clone()))
-            .or_else(|| self.tables(old, new));
+            .or_else(|| self.tables(old, new))
+            .or_else(|| self.unwind(old_piece, new_piece));
         self.under_way.borrow_mut().remove(&(old, new));
         found
     }
@@ -363,6 +367,16 @@ impl Comparison<'_, '_> {
         }
         let mut pairs = old_entries.iter().zip(new_entries);
         pairs.find(|(old, new)| !self.same_entry(old, new)).map(|(_, new)| Difference::Table(new.table))
+    }
+
+    /// Unwind entries follow from the code, except for hints of inline assembly.
+    fn unwind(&self, old: &Piece, new: &Piece) -> Option<Difference> {
+        let old = self.original.unwind(old.section, old.range.clone());
+        let new = self.patched.unwind(new.section, new.range.clone());
+        let at = old.iter().zip(&new).position(|(old, new)| old != new);
+        let at = at.or_else(|| (old.len() != new.len()).then_some(old.len().min(new.len())))?;
+        let place = new.get(at).or_else(|| old.get(at)).map_or(0, |&(place, _)| place);
+        Some(Difference::Unwind(place))
     }
 
     fn same_entry(&self, old: &Entry, new: &Entry) -> bool {

@@ -23,6 +23,8 @@ pub enum SectionRole {
     PerCpu,
     /// A table whose entries belong to functions.
     Table(Table),
+    /// How to unwind the stack from code (`.orc_unwind`, `.orc_unwind_ip`).
+    Unwind,
     /// Never loaded, or only of use to the build (`.debug_*`, `.discard.*`).
     NotLoaded,
     /// Loaded, and no part of what a function means: (what a guest goes without).
@@ -98,6 +100,9 @@ impl Table {
     }
 }
 
+/// Section of the descriptors of `pr_debug` (`struct _ddebug`): data that code refers to, and a table for the kernel.
+pub const DYNAMIC_DEBUG: &str = "__dyndbg";
+
 const TABLES: [Table; 10] = [
     Table::Alternatives,
     Table::Paravirt,
@@ -151,9 +156,9 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
         {
             SectionRole::NotLoaded
         }
-        ".orc_unwind" | ".orc_unwind_ip" | ".orc_header" => {
-            SectionRole::LeftOut("the guest's own stack traces end at frames of the new code")
-        }
+        ".orc_unwind" | ".orc_unwind_ip" => SectionRole::Unwind,
+        // A hash of the entry's layout, which the module loader compares with the kernel's.
+        ".orc_header" => SectionRole::NotLoaded,
         ".printk_index" => SectionRole::LeftOut("messages of the new code are not in the guest's printk index"),
         _ if name.starts_with("___ksymtab") || name.starts_with("___kcrctab") || name.starts_with("__ksymtab") => {
             SectionRole::LeftOut("modules loaded later link to the old function, whose entry leads to the new one")
@@ -164,6 +169,7 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
         _ if name.starts_with(".data..ro_after_init") => SectionRole::ReadOnly,
         _ if name.starts_with(".data..percpu") || name.starts_with(".bss..percpu") => SectionRole::PerCpu,
         _ if name.starts_with(".init.") || name.starts_with(".exit.") => SectionRole::Unknown,
+        DYNAMIC_DEBUG => SectionRole::Data,
         _ if in_family(name, ".data") || in_family(name, ".bss") => SectionRole::Data,
         _ => SectionRole::Unknown,
     }

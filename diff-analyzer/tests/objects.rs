@@ -54,6 +54,7 @@ fn difference(change: &Change) -> String {
         Change::Changed(Difference::Bytes(_)) => "contents changed".to_owned(),
         Change::Changed(Difference::Reference(_)) => "reference changed".to_owned(),
         Change::Changed(Difference::Table(table)) => format!("{} changed", table.section()),
+        Change::Changed(Difference::Unwind(_)) => "unwind entries changed".to_owned(),
         Change::Changed(Difference::Section(old, new)) => format!("moved from {old} to {new}"),
     }
 }

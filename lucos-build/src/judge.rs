@@ -5,6 +5,7 @@
 //! or the reasons for a refusal.
 
 use crate::kbuild::compile::CompiledUnit;
+use crate::kbuild::{BuildFolder, support};
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
@@ -16,7 +17,9 @@ use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
-use lpk_format::{BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, UpdateType};
+use lpk_format::{
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, TableKind, UpdateType,
+};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -38,6 +41,8 @@ pub struct Judge<'a, 'i> {
     pub image: &'a KernelImage,
     /// Its units.
     pub units: &'a UnitIndex<'i>,
+    /// Its prepared build folder.
+    pub folder: &'a BuildFolder,
     /// Changed files of the diff.
     pub changes: &'a [FileChange],
     /// Name of the update.
@@ -133,8 +138,46 @@ impl Judge<'_, '_> {
             return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
         }
         report.notes.extend(untraceable(&linked));
+
+        // The part that runs in the guest: kbuild/support.rs
+        progress.phase("linking the support object");
+        let support = match self.support(&profile.sizes) {
+            Ok(support) => Some(support),
+            Err(why) => {
+                let tables = linked.payload.tables.iter().map(|table| table.kind);
+                let required: Vec<&str> = tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                if !required.is_empty() {
+                    let message = format!("the guest has to know of entries in {}, but {why}", required.join(", "));
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
+                report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
+                None
+            }
+        };
         report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(linked, profile, report)))
+        Ok(Some(self.bundle(linked, support, profile, report)))
+    }
+
+    /// The support object, or why this kernel cannot have one.
+    fn support(&self, sizes: &BTreeMap<String, u64>) -> Result<Payload, String> {
+        let object = support::object(self.folder, self.request).map_err(|error| error.to_string())?;
+        let bytes = std::fs::read(&object).map_err(|error| format!("{}: {error}", object.display()))?;
+        let patched = Object::parse(&bytes).map_err(|error| error.to_string())?;
+        let original = Object::default();
+        let cut = |object| Pieces::cut(object, sizes).map_err(|error| error.to_string());
+        let (original, patched) = (cut(&original)?, cut(&patched)?);
+        let (diff, proof) = (compare(&original, &patched), Proof::default());
+        let unit = link::Unit {
+            name: "support/support.c",
+            original: &original,
+            patched: &patched,
+            diff: &diff,
+            proof: &proof,
+        };
+        link::link_support(self.image, &unit).map_err(|refusals| {
+            let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+            list.join("; ")
+        })
     }
 
     fn profile(&self) -> Result<GuestProfile, Stop> {
@@ -215,7 +258,7 @@ impl Judge<'_, '_> {
         )
     }
 
-    fn bundle(&self, linked: Linked, profile: GuestProfile, report: &mut Report) -> Bundle {
+    fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
         report.functions = (linked.manifest_functions.iter())
             .map(|function| FunctionRow {
                 name: function.name.clone(),
@@ -250,6 +293,7 @@ impl Judge<'_, '_> {
             },
             payload: linked.payload,
             functions: linked.functions,
+            support,
         }
     }
 }

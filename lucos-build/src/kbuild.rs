@@ -8,6 +8,7 @@ pub mod command;
 pub mod compile;
 pub mod lines;
 pub mod overlay;
+pub mod support;
 
 use crate::identity::Config;
 use crate::progress::Progress;

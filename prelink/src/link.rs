@@ -8,10 +8,12 @@
 //! 2. `Linker::place_functions`: their place in `.text`
 //! 3. `Linker::relocate_functions`: their references, which bring data, strings and replacement code along;
 //!    link/refer.rs, link/tables.rs
-//! 4. `Linker::replace`: the old functions, their bytes as proved, their boot sites
+//! 4. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
+//! 5. `Linker::replace`: the old functions, their bytes as proved, their boot sites
 
 mod entry;
 mod refer;
+mod registered;
 mod select;
 mod tables;
 
@@ -27,6 +29,7 @@ use entry::NoPlace;
 use lpk_format::{
     FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
 };
+use registered::{Code, Rows};
 use std::collections::{BTreeSet, HashMap};
 
 /// A unit with all that is known of it.
@@ -66,9 +69,28 @@ pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]
     let mut linker = Linker::new(image, units);
     linker.select();
     linker.place_functions();
+    linker.place_descriptors();
     linker.relocate_functions();
+    linker.relocate_descriptors();
+    linker.place_tables();
     linker.replace(tables);
     linker.finish()
+}
+
+/// Links all of an object that no kernel has yet, the support object: nothing is replaced, and nobody is told of it.
+///
+/// # Errors
+/// All [`Refusal`]s found, sorted.
+pub fn link_support(image: &KernelImage, unit: &Unit<'_, '_>) -> Result<Payload, Vec<Refusal>> {
+    let mut linker = Linker::new(image, std::slice::from_ref(unit));
+    linker.select();
+    linker.place_functions();
+    linker.relocate_functions();
+    for datum in &unit.diff.data {
+        linker.payload_symbol((0, datum.patched));
+    }
+    linker.refuse_tables();
+    linker.finish().map(|linked| linked.payload)
 }
 
 /// A function of a unit: index of the unit, and of the piece in the patched object.
@@ -93,6 +115,10 @@ struct Linker<'a, 'o> {
     placed: HashMap<Key, (SectionKind, u32)>,
     /// Places of strings, by width of a character and contents.
     strings: HashMap<(u64, Vec<u8>), u32>,
+    /// Tables about new code, until all of it has its place.
+    rows: Rows,
+    /// Descriptors of `pr_debug` in the order of their table.
+    descriptors: Vec<Key>,
     /// Indices of the payload's symbols.
     symbols: HashMap<(String, Place), u32>,
     linked: Linked,
@@ -109,6 +135,8 @@ impl<'a, 'o> Linker<'a, 'o> {
             globals: HashMap::new(),
             placed: HashMap::new(),
             strings: HashMap::new(),
+            rows: Rows::new(),
+            descriptors: Vec::new(),
             symbols: HashMap::new(),
             linked: Linked::default(),
             refusals: BTreeSet::new(),
@@ -138,7 +166,9 @@ impl<'a, 'o> Linker<'a, 'o> {
             let key = self.carried[index].key;
             let (pieces, piece) = self.piece(key);
             let offset = self.placed[&key].1;
-            let dropped = self.apply_tables(key, offset);
+            let code = Code { piece: key.1, part: 0..piece.size(), offset };
+            let dropped = self.apply_tables(key, &code);
+            self.register_unwind(key, &code);
             for reloc in pieces.relocs(key.1) {
                 let at = reloc.offset - piece.range.start;
                 if !dropped.contains(&at) {

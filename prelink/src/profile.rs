@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 18] = [
+const FACTS: [Fact; 19] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -77,6 +77,7 @@ const FACTS: [Fact; 18] = [
     all("struct jump_entry", "kernel/jump_label.c"),
     all("struct static_call_site", "kernel/static_call_inline.c"),
     all("struct orc_entry", "arch/x86/kernel/unwind_orc.c"),
+    maybe("struct _ddebug", "lib/dynamic_debug.c", &[]),
 ];
 
 /// Enumerators: the enum, a unit that uses it, the names.

@@ -62,6 +62,7 @@ fn bundle() -> Bundle {
             new_offset: 0,
             new_size: 13,
         }],
+        support: None,
     }
 }
 
