@@ -82,7 +82,7 @@ impl CorpusArgs {
             modules: 2,
             jobs: 2,
             live: 4,
-            seed: None,
+            seed: Some(1),
             json: None,
             fresh: false,
         }
@@ -136,6 +136,9 @@ pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
     }
     println!("\n{}", corpus.to_text());
     say(&format!("every file with its reason: {}", folder.join("summary.txt").display()));
+    if let Some(entry) = entries.iter().find(|entry| entry.verdict == "failed") {
+        return Err(JobError::Corpus(format!("{}: {}", entry.file, entry.reasons[0].message)));
+    }
     match live.iter().find(|tried| tried.verdict == "harmed") {
         Some(tried) => Err(JobError::NotSeen {
             what: format!("a bundle of {} on the running kernel", tried.file),
@@ -192,7 +195,7 @@ fn evaluate_all(
     let one = |(file, place): &(String, Place)| {
         let entry = evaluator.run(file, *place);
         let number = done.fetch_add(1, Ordering::Relaxed) + 1;
-        let rule = entry.rule();
+        let rule = if entry.verdict == "failed" { &entry.reasons[0].message } else { entry.rule() };
         say(&format!("{number}/{} {file}: {} {rule}", files.len(), entry.verdict));
         entry
     };

@@ -82,8 +82,12 @@ impl Checker {
         }
     }
 
-    /// What the compiler says about a unit, with the texts of a plan.
+    /// What the compiler says about a unit, with the texts of a plan; nothing about a unit that cannot be compiled alone,
+    /// which `lucos-build` says then.
     pub(crate) fn complaints(&self, unit: &str, plan: &Plan, trees: &Trees) -> Result<Vec<Complaint>, JobError> {
+        if self.commands(unit).is_err() {
+            return Ok(Vec::new());
+        }
         let output = self.check(unit, plan, trees)?;
         let missing = |complaint: &Complaint| {
             complaint.missing_file.as_ref().is_some_and(|name| {

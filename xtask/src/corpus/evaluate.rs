@@ -6,6 +6,7 @@
 use super::assemble::Workbench;
 use super::complaints;
 use super::entry::{Entry, Place};
+use super::hunks::Role;
 use super::plan::{Plan, Trees};
 use crate::JobError;
 use lucos_tests::commands;
@@ -212,14 +213,21 @@ impl Evaluator<'_> {
                     }
                 }
                 "signature-changed" => {
-                    let users: Vec<String> = trees
-                        .ending(&[".c"])
-                        .filter(|(file, _)| !self.workbench.built_in.units_of(file).is_empty())
-                        .map(|(file, _)| file.to_owned())
-                        .collect();
-                    for file in users {
-                        if trees.versions(&file)?.changes_lines_with(name) {
-                            more |= plan.add_whole(&file);
+                    for file in self.built_in_sources() {
+                        if trees.versions(file)?.changes_lines_with(name) {
+                            more |= plan.add_whole(file);
+                        }
+                    }
+                }
+                // New code without a caller in this file: the files that call it.
+                "nothing-to-redirect" => {
+                    let own = trees.versions(&entry.file)?;
+                    let names = own.new_definitions();
+                    for file in self.built_in_sources() {
+                        let versions = trees.versions(file)?;
+                        let calls = |name: &&str| versions.roles(name).any(|(_, role)| role == Role::Introduces);
+                        if names.iter().any(|name| calls(name)) {
+                            more |= plan.add_whole(file);
                         }
                     }
                 }
@@ -247,6 +255,15 @@ impl Evaluator<'_> {
             }
         }
         Ok(more)
+    }
+}
+
+impl<'a> Evaluator<'a> {
+    /// Changed sources that are built in.
+    fn built_in_sources(&self) -> Vec<&'a str> {
+        let Workbench { trees, built_in, .. } = self.workbench;
+        let sources = trees.ending(&[".c"]).map(|(file, _)| file);
+        sources.filter(|file| !built_in.units_of(file).is_empty()).collect()
     }
 }
 

@@ -94,9 +94,17 @@ impl Versions {
     }
 
     /// Whether the newer text defines a function or a variable of a name that the older one does not define: a line
-    /// at the left margin that has the name and does not end as a declaration.
+    /// at the left margin that has the name and is no declaration.
     pub(crate) fn brings_definition(&self, name: &str) -> bool {
         defines(&self.new, name) && !defines(&self.old, name)
+    }
+
+    /// Functions and variables that only the newer text defines.
+    pub(crate) fn new_definitions(&self) -> BTreeSet<&str> {
+        let added = self.hunks.iter().flat_map(|hunk| &hunk.added).map(|&line| self.new[line].as_str());
+        let at_margin = added.filter(|line| line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_'));
+        let named: BTreeSet<&str> = at_margin.flat_map(words).collect();
+        named.into_iter().filter(|name| self.brings_definition(name)).collect()
     }
 
     /// Whether a changed line has a name.
@@ -108,19 +116,28 @@ impl Versions {
 fn defines(lines: &[String], name: &str) -> bool {
     lines.iter().enumerate().any(|(index, line)| {
         let margin = line.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-        if !margin || line.starts_with("extern ") || !words(line).any(|word| word == name) {
+        if !margin || line.starts_with("extern ") || line.starts_with("typedef ") {
             return false;
         }
-        // A definition opens a brace or has a value before any semicolon; `EXPORT_SYMBOL(name);` does not.
-        let rest = lines[index..].iter().take(12).flat_map(|line| line.chars());
-        let end = rest.skip_while(|c| *c != '(' && *c != ';' && *c != '=' && *c != '{').find(|c| "{;=".contains(*c));
-        let is_function = line.contains(&format!("{name}("));
-        match end {
-            Some('{') => is_function || line.contains(" = "),
-            Some('=') => true,
-            Some(';') => !is_function && !line.contains('('),
+        let Some(behind) = behind_word(line, name) else { return false };
+        match behind.trim_start().chars().next() {
+            // A function, if its parameters are followed by a brace and not by a semicolon.
+            Some('(') => {
+                let rest = lines[index..].iter().take(12).flat_map(|line| line.chars());
+                rest.skip_while(|c| *c != ')').find(|c| "{;".contains(*c)) == Some('{')
+            }
+            Some('[' | '=' | ';') => true,
             _ => false,
         }
+    })
+}
+
+/// What follows a word of a line.
+fn behind_word<'a>(line: &'a str, name: &str) -> Option<&'a str> {
+    let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    line.match_indices(name).find_map(|(at, _)| {
+        let (before, behind) = (&line[..at], &line[at + name.len()..]);
+        (!before.ends_with(inside) && !behind.starts_with(inside)).then_some(behind)
     })
 }
 
@@ -162,5 +179,6 @@ mod tests {
         for (name, expected) in [("f", true), ("g", false), ("h", false), ("table", true), ("plain", true)] {
             assert_eq!(versions.brings_definition(name), expected, "{name}");
         }
+        assert_eq!(versions.new_definitions(), BTreeSet::from(["f", "plain", "table"]));
     }
 }
