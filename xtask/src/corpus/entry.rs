@@ -33,6 +33,9 @@ pub(crate) struct Entry {
     pub(crate) place: Place,
     /// All files of its diff.
     pub(crate) files: Vec<String>,
+    /// Options that the build was asked with, beyond the usual.
+    #[serde(default)]
+    pub(crate) flags: Vec<String>,
     /// Header hunks in it.
     pub(crate) header_hunks: usize,
     /// `type1`, `no-effect`, `type2`, `refused`, or `failed`.
@@ -46,7 +49,7 @@ pub(crate) struct Entry {
     pub(crate) bundle_bytes: u64,
     pub(crate) wall_ms: u64,
     pub(crate) compiler_ms: u64,
-    /// Digest of the diff.
+    /// Digest of the diff and the options.
     pub(crate) diff: String,
     /// Digest of all that the result depends on.
     pub(crate) key: String,
