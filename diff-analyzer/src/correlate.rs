@@ -5,6 +5,7 @@
 //! and only with one of the same function; where several remain, functions whose code has kept its shape decide. What
 //! stays open is ambiguous: it may be the live datum of the kernel or a new one. Goes out: [`Correlation`].
 
+use crate::object_diff::same_kind;
 use crate::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use crate::special::SectionRole;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -76,6 +77,13 @@ pub fn without_number(name: &str) -> &str {
     }
 }
 
+/// A name without any number of the compiler or the preprocessor: `__UNIQUE_ID_ddebug254.3` is `__UNIQUE_ID_ddebug`
+/// (`__UNIQUE_ID`, include/linux/compiler.h, ends in `__COUNTER__`).
+pub fn without_counter(name: &str) -> &str {
+    let stem = without_number(name);
+    if stem.starts_with("__UNIQUE_ID_") { stem.trim_end_matches(|c: char| c.is_ascii_digit()) } else { stem }
+}
+
 /// The function of the source that a function of the object was made from: `foo` of `foo.isra.0.cold`.
 fn source_name(name: &str) -> &str {
     match name.find('.') {
@@ -113,7 +121,13 @@ struct Key {
     function: bool,
     /// Whether it is a static local, whose name has a number.
     numbered: bool,
+    /// Whether it is gone after boot: what takes its name then is another thing.
+    boot: bool,
     name: String,
+}
+
+fn is_of_boot(piece: &Piece) -> bool {
+    matches!(piece.role, SectionRole::BootCode(_) | SectionRole::BootData)
 }
 
 /// Named pieces that can be the same thing.
@@ -126,7 +140,7 @@ fn groups(pieces: &Pieces<'_>) -> BTreeMap<Key, Vec<PieceIndex>> {
             _ => continue,
         };
         let name = if piece.global || function { &piece.name } else { without_number(&piece.name) };
-        let key = Key { function, numbered: *name != piece.name, name: name.to_owned() };
+        let key = Key { function, numbered: *name != piece.name, boot: is_of_boot(piece), name: name.to_owned() };
         groups.entry(key).or_default().push(index);
     }
     groups
@@ -135,15 +149,17 @@ fn groups(pieces: &Pieces<'_>) -> BTreeMap<Key, Vec<PieceIndex>> {
 /// Pairs what has several names, of which the first one comes or goes.
 fn pair_aliases(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
     let taken = this.originals();
-    let mut names: HashMap<(PieceKind, &str), Vec<PieceIndex>> = HashMap::new();
+    let mut names: HashMap<(PieceKind, bool, &str), Vec<PieceIndex>> = HashMap::new();
     for (old, piece) in original.iter().filter(|(old, piece)| !taken.contains(old) && !is_fresh(piece)) {
         for &symbol in &piece.symbols {
-            names.entry((piece.kind, original.object.symbol(symbol).name.as_str())).or_default().push(old);
+            let name = original.object.symbol(symbol).name.as_str();
+            names.entry((piece.kind, is_of_boot(piece), name)).or_default().push(old);
         }
     }
     let mut found = BTreeMap::new();
     for (new, piece) in patched.iter().filter(|(new, piece)| !this.pairs.contains_key(new) && !is_fresh(piece)) {
-        let same = |symbol| names.get(&(piece.kind, patched.object.symbol(symbol).name.as_str()));
+        let name = |symbol| patched.object.symbol(symbol).name.as_str();
+        let same = |symbol| names.get(&(piece.kind, is_of_boot(piece), name(symbol)));
         let numbered = without_number(&piece.name) != piece.name && piece.kind == PieceKind::Datum;
         if let Some([old]) = piece.symbols.iter().find_map(|&symbol| same(symbol)).map(Vec::as_slice)
             && !numbered
@@ -174,7 +190,7 @@ fn evidence(
             && old_relocs
                 .iter()
                 .zip(new_relocs)
-                .all(|(a, b)| a.kind == b.kind && a.offset - old_start == b.offset - new_start);
+                .all(|(a, b)| same_kind(a.kind, b.kind) && a.offset - old_start == b.offset - new_start);
         if !same_shape {
             continue;
         }
@@ -242,8 +258,9 @@ fn settle(
 /// to the file. Where it has state, nobody may guess.
 fn doubt_what_moved(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
     let taken = this.originals();
-    let state =
-        |piece: &Piece| piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece);
+    let state = |piece: &Piece| {
+        piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece) && !is_of_boot(piece)
+    };
     let gone: HashSet<&str> = original
         .iter()
         .filter(|(old, piece)| state(piece) && !taken.contains(old))
@@ -266,6 +283,8 @@ mod tests {
         assert_eq!(without_number("foo.isra.0"), "foo.isra");
         assert_eq!(without_number("foo.cold"), "foo.cold");
         assert_eq!(without_number(".12"), ".12");
+        assert_eq!(without_counter("__UNIQUE_ID_ddebug254.3"), "__UNIQUE_ID_ddebug");
+        assert_eq!(without_counter("state254.3"), "state254");
         assert_eq!(source_name("foo.isra.0.cold"), "foo");
     }
 

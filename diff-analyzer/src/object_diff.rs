@@ -4,7 +4,7 @@
 //! after relocations are resolved to what they mean (symbol and addend, string contents, anonymous data by contents), and
 //! a difference that is only a line number is none. Goes out: [`ObjectDiff`].
 
-use crate::correlate::{Correlation, correlate, is_fresh, without_number};
+use crate::correlate::{Correlation, correlate, is_fresh, without_counter, without_number};
 use crate::object::{Definition, Object, Reloc, Section};
 use crate::pieces::{Entry, Piece, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
@@ -77,6 +77,12 @@ pub struct ObjectDiff {
     pub unknown_sections: Vec<String>,
     /// Symbols that the patched object exports to modules and the original does not.
     pub new_exports: Vec<String>,
+    /// Functions of the patched object that change and that only boot runs.
+    pub boot_functions: Vec<PieceIndex>,
+    /// Sections that only boot reads and whose contents change, by name.
+    pub boot_sections: Vec<String>,
+    /// New entries of lists that the kernel has read at boot.
+    pub new_entries: Vec<PieceIndex>,
     /// Whether the patched object brings data that other units can see.
     pub new_global_data: bool,
     /// Names of functions that take or return other types than before.
@@ -104,7 +110,6 @@ impl ObjectDiff {
         self.changed_functions().next().is_none()
             && self.changed_data().next().is_none()
             && self.unknown_sections.is_empty()
-            && self.new_exports.is_empty()
             && !self.new_global_data
     }
 }
@@ -135,6 +140,11 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
     }
     join_families(patched, &mut functions);
     join_callers_of_clones(patched, &mut functions, &resigned);
+    let role_of = |compared: &Compared| patched.piece(compared.patched).role;
+    let boot_functions = take(&mut functions, |function| matches!(role_of(function), SectionRole::BootCode(_)));
+    take(&mut data, |datum| role_of(datum) == SectionRole::BootData);
+    let new = |datum: &Compared| datum.change == Change::New && matches!(role_of(datum), SectionRole::List(_));
+    let new_entries = take(&mut data, new);
     let kept = correlation.originals();
     let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
     let removed = original
@@ -142,10 +152,29 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
         .filter(|(index, piece)| named(piece.kind) && !is_fresh(piece) && !kept.contains(index))
         .map(|(index, _)| index)
         .collect();
-    let unknown_sections = comparison.unknown_sections();
+    let unknown_sections = comparison.sections_that_differ(SectionRole::Unknown);
+    let boot_sections = comparison.sections_that_differ(SectionRole::BootData);
     let new_exports = exports(patched).difference(&exports(original)).cloned().collect();
     let new_global_data = data.iter().any(|datum| datum.change == Change::New && patched.piece(datum.patched).global);
-    ObjectDiff { functions, data, removed, unknown_sections, new_exports, new_global_data, resigned, correlation }
+    ObjectDiff {
+        functions,
+        data,
+        removed,
+        unknown_sections,
+        new_exports,
+        boot_functions,
+        boot_sections,
+        new_entries,
+        new_global_data,
+        resigned,
+        correlation,
+    }
+}
+
+/// Takes out of a list what is set apart, and returns those of it that changed.
+fn take(list: &mut Vec<Compared>, apart: impl Fn(&Compared) -> bool) -> Vec<PieceIndex> {
+    let taken = list.extract_if(.., |compared| apart(compared));
+    taken.filter(|compared| compared.change != Change::Same).map(|compared| compared.patched).collect()
 }
 
 /// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).
@@ -154,12 +183,12 @@ fn exports(pieces: &Pieces<'_>) -> BTreeSet<String> {
     sections.filter_map(|section| section.name.split_once('+').map(|(_, name)| name.to_owned())).collect()
 }
 
-/// Sections without a known role, by name.
-fn unknown_sections(object: &Object) -> BTreeMap<&str, Vec<&Section>> {
+/// Sections of a role, by name.
+fn sections_of(object: &Object, wanted: SectionRole) -> BTreeMap<&str, Vec<&Section>> {
     let mut sections: BTreeMap<&str, Vec<&Section>> = BTreeMap::new();
     for section in &object.sections {
         let loaded = section.size > 0 && section.flags & elf::SHF_ALLOC.0 != 0;
-        if loaded && role(&section.name, section.is_code()) == SectionRole::Unknown {
+        if loaded && role(&section.name, section.is_code()) == wanted {
             sections.entry(&section.name).or_default().push(section);
         }
     }
@@ -232,9 +261,9 @@ struct Comparison<'a, 'o> {
 }
 
 impl Comparison<'_, '_> {
-    /// Sections without a known role that differ, by name; also those that come or go.
-    fn unknown_sections(&self) -> Vec<String> {
-        let (old, new) = (unknown_sections(self.original.object), unknown_sections(self.patched.object));
+    /// Sections of a role that differ, by name; also those that come or go.
+    fn sections_that_differ(&self, role: SectionRole) -> Vec<String> {
+        let (old, new) = (sections_of(self.original.object, role), sections_of(self.patched.object, role));
         let names: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
         let same = |name: &str| match (old.get(name), new.get(name)) {
             (Some(old), Some(new)) => {
@@ -314,7 +343,7 @@ impl Comparison<'_, '_> {
     }
 
     fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
-        if old.kind != new.kind || old.offset - old_start != new.offset - new_start {
+        if !same_kind(old.kind, new.kind) || old.offset - old_start != new.offset - new_start {
             return false;
         }
         self.same_target(self.original.target(old), self.patched.target(new), old.addend == new.addend)
@@ -345,7 +374,7 @@ impl Comparison<'_, '_> {
             PieceKind::Function => false,
             PieceKind::Datum if !is_fresh(new_piece) => false,
             PieceKind::Datum => {
-                let same_name = without_number(&old_piece.name) == without_number(&new_piece.name);
+                let same_name = without_counter(&old_piece.name) == without_counter(&new_piece.name);
                 let difference = if may_hold_line(&new_piece.name) && old_piece.size() == new_piece.size() {
                     self.references((old, old_piece.range.clone()), (new, new_piece.range.clone()))
                 } else {
@@ -433,6 +462,12 @@ impl Comparison<'_, '_> {
             _ => false,
         }
     }
+}
+
+/// Whether two relocation types make the same field: assemblers write a call as one or the other, by who can see the callee.
+pub(crate) fn same_kind(old: u32, new: u32) -> bool {
+    let plain = |kind| if kind == elf::R_X86_64_PLT32.0 { elf::R_X86_64_PC32.0 } else { kind };
+    plain(old) == plain(new)
 }
 
 /// Data that hold the line of the source they stand in.

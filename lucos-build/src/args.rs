@@ -39,6 +39,8 @@ pub struct Args {
 pub enum Command {
     /// Shows what is in a bundle, after checking all of it.
     Inspect(InspectArgs),
+    /// Compares two objects of one unit: what changes, what goes along, what could not be replaced.
+    Compare(CompareArgs),
 }
 
 /// Arguments of `inspect`.
@@ -47,6 +49,37 @@ pub struct InspectArgs {
     /// The bundle.
     #[arg(value_name = "FILE.lpk")]
     pub bundle: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER_COMPARE_HELP: &str = "\
+With --vmlinux the original is also proved against the kernel image, and every reference of the patched code is resolved in
+it, as a build would. Without it, sizes of table entries are taken from the debug information of the objects or from the
+tables themselves.
+
+Exit status: 0 nothing that runs differs; 4 they differ; 3 they cannot be compared, or what differs cannot be replaced: the
+reasons are printed; 1 the tool or its environment failed; 2 usage.
+
+JSON: docs/compare-report.schema.json.";
+
+/// Arguments of `compare`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = AFTER_COMPARE_HELP)]
+pub struct CompareArgs {
+    /// The object of the original source.
+    #[arg(value_name = "ORIGINAL.o")]
+    pub original: PathBuf,
+    /// The object of the patched source, compiled in the same way.
+    #[arg(value_name = "PATCHED.o")]
+    pub patched: PathBuf,
+    /// The kernel image that the original is a part of.
+    #[arg(long, value_name = "FILE")]
+    pub vmlinux: Option<PathBuf>,
+    /// Show the instructions of a function that differ, side by side with their source lines; may be repeated.
+    #[arg(long, value_name = "FUNCTION")]
+    pub explain: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -82,6 +115,9 @@ pub struct BuildArgs {
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,
+    /// Show the instructions of a function that differ, side by side with their source lines; may be repeated.
+    #[arg(long, value_name = "FUNCTION")]
+    pub explain: Vec<String>,
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,

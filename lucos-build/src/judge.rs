@@ -4,6 +4,7 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
 use crate::pipeline::Stop;
@@ -15,10 +16,11 @@ use diff_analyzer::dwarf_layout::{self, LayoutError};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
-use diff_analyzer::pieces::{Pieces, PiecesError};
+use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
+use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, Payload, TableKind, UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, Payload, TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -47,6 +49,8 @@ pub struct Judge<'a, 'i> {
     pub changes: &'a [FileChange],
     /// Name of the update.
     pub name: String,
+    /// Functions to explain.
+    pub explain: &'a [String],
 }
 
 /// An object that cannot be used.
@@ -108,6 +112,13 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        if !self.explain.is_empty() {
+            self.explain(&read, &pieces, &judged, report)?;
+        }
+        let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
+            .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
+            .collect();
+        report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
@@ -130,12 +141,14 @@ impl Judge<'_, '_> {
                 proof: &judged.proof,
             })
             .collect();
-        let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        let mut linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        linked.left_out.extend(without_effect);
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
-            let reason =
-                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
-            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
+            let new = linked.manifest_functions.iter().map(|function| format!("`{}`", function.name));
+            let new: Vec<String> = new.collect();
+            report.notes.push(format!("no existing function leads to the new code: {}", new.join(", ")));
+            return Ok(None);
         }
         report.notes.extend(untraceable(&linked));
 
@@ -180,6 +193,46 @@ impl Judge<'_, '_> {
         })
     }
 
+    /// Shows the functions that were asked for, whatever the answer is.
+    fn explain(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        report: &mut Report,
+    ) -> Result<(), Stop> {
+        let load = |path: &PathBuf| {
+            let failed = |source| Stop::failed(JudgeError::Read { path: path.clone(), source });
+            std::fs::read(path).map_err(failed)
+        };
+        let files = read
+            .iter()
+            .map(|unit| Ok([load(&unit.compiled.original)?, load(&unit.compiled.patched)?]))
+            .collect::<Result<Vec<_>, Stop>>()?;
+        let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
+            .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
+                unit: &unit.unit,
+                original,
+                patched,
+                diff: &judged.diff,
+                bytes: [old, new],
+                proof: Some((&judged.proof, self.image)),
+                ranges: self.ranges(&unit.unit),
+            })
+            .collect();
+        let (explanations, notes) = explain::functions(self.explain, &units);
+        report.explanations = explanations;
+        report.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Code of a unit in the image.
+    fn ranges(&self, unit: &str) -> Vec<Range<u64>> {
+        (self.units.named(unit).iter())
+            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
+            .collect()
+    }
+
     fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
@@ -189,10 +242,7 @@ impl Judge<'_, '_> {
 
     fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
-        let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
-            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
-            .collect();
-        let proof = prove(self.image, original, &ranges);
+        let proof = prove(self.image, original, &self.ranges(&unit.unit));
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -250,12 +300,7 @@ impl Judge<'_, '_> {
     }
 
     fn of_refusals(&self, refusals: Vec<Refusal>) -> Stop {
-        Stop::Refused(
-            refusals
-                .into_iter()
-                .map(|refusal| Reason::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help))
-                .collect(),
-        )
+        Stop::Refused(refusals.into_iter().map(Reason::from).collect())
     }
 
     fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
@@ -296,6 +341,32 @@ impl Judge<'_, '_> {
             support,
         }
     }
+}
+
+/// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<LeftOut> {
+    let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
+    let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
+    let functions = diff.boot_functions.iter().map(|&function| {
+        let piece = patched.piece(function);
+        let SectionRole::BootCode(what) = piece.role else { return None };
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect at the next boot", piece.name)))
+    });
+    let sections = diff.boot_sections.iter().map(|section| {
+        Some(note(
+            section.clone(),
+            format!("{section} has been read at boot: its change takes effect at the next boot"),
+        ))
+    });
+    let entries = diff.new_entries.iter().map(|&entry| {
+        let SectionRole::List(what) = patched.piece(entry).role else { return None };
+        Some(note(section_of(entry), format!("`{}`: {what}", patched.piece(entry).name)))
+    });
+    let exports = diff.new_exports.iter().map(|name| {
+        let consequence = format!("`{name}` is newly exported: modules cannot link to it before the next boot");
+        Some(note(format!("___ksymtab+{name}"), consequence))
+    });
+    functions.chain(sections).chain(entries).chain(exports).flatten().collect()
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.

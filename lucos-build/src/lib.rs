@@ -4,6 +4,8 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod compare;
+pub mod explain;
 pub mod identity;
 pub mod inputs;
 pub mod inspect;

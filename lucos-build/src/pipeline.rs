@@ -180,6 +180,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         folder: &folder,
         changes: &changes,
         name: args.name(),
+        explain: &args.explain,
     };
     let Some(bundle) = judge.run(&compiled, report, progress)? else { return Ok(()) };
 

@@ -3,6 +3,7 @@
 //! Comes in: what the phases found. Decided: nothing. Goes out: [`Report`], as text for people (diagnostics that point
 //! into the diff, a table of functions) or as the JSON of `docs/build-report.schema.json`.
 
+use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
@@ -69,6 +70,12 @@ impl Reason {
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
+    }
+}
+
+impl From<prelink::refusal::Refusal> for Reason {
+    fn from(refusal: prelink::refusal::Refusal) -> Self {
+        Self::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help)
     }
 }
 
@@ -142,6 +149,9 @@ pub struct Report {
     pub inputs: Inputs,
     /// Where the time went.
     pub timings_ms: Timings,
+    /// Functions that were to be explained.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub explanations: Vec<Explanation>,
     /// The diff, to point into.
     #[serde(skip)]
     pub diff: Vec<u8>,
@@ -159,6 +169,7 @@ impl Report {
             bundle: None,
             inputs: Inputs::default(),
             timings_ms: Timings::default(),
+            explanations: Vec::new(),
             diff: Vec::new(),
         }
     }
@@ -171,6 +182,9 @@ impl Report {
     /// The report for people.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        for explanation in &self.explanations {
+            let _ = writeln!(text, "{}", explanation.to_text());
+        }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
         }
@@ -232,7 +246,8 @@ impl Report {
         table
     }
 
-    fn diagnostic(&self, reason: &Reason) -> String {
+    /// A reason for people, pointing into the diff where it can.
+    pub fn diagnostic(&self, reason: &Reason) -> String {
         let place = match (&reason.file, reason.line) {
             (Some(file), Some(line)) if !reason.message.starts_with(file) => format!("{file}:{line}: "),
             (Some(file), None) if !reason.message.contains(file) => format!("{file}: "),

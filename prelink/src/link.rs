@@ -23,7 +23,7 @@ use crate::sites::BootTables;
 use crate::vmlinux::KernelImage;
 use diff_analyzer::correlate::without_number;
 use diff_analyzer::object_diff::ObjectDiff;
-use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
+use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::SectionRole;
 use entry::NoPlace;
 use lpk_format::{
@@ -72,6 +72,7 @@ pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]
     linker.place_descriptors();
     linker.relocate_functions();
     linker.relocate_descriptors();
+    linker.refuse_boot_setup();
     linker.place_tables();
     linker.replace(tables);
     linker.finish()
@@ -109,6 +110,8 @@ struct Linker<'a, 'o> {
     carried: Vec<Carried>,
     /// Carried functions that have an old version, whose entry will lead to the new one.
     replacing: BTreeSet<Key>,
+    /// Functions that cannot be carried, for which a reason is known.
+    refused: BTreeSet<Key>,
     /// Functions and data of the units by name, for references between them.
     globals: HashMap<String, Key>,
     /// Where pieces lie in the payload.
@@ -132,6 +135,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             units,
             carried: Vec::new(),
             replacing: BTreeSet::new(),
+            refused: BTreeSet::new(),
             globals: HashMap::new(),
             placed: HashMap::new(),
             strings: HashMap::new(),
@@ -249,29 +253,41 @@ impl<'a, 'o> Linker<'a, 'o> {
         });
     }
 
-    /// Sections that speak of carried functions and are not carried.
+    /// Sections that speak of carried functions, or hold them, and whose meaning is not carried.
     fn note_left_out(&mut self) {
         let carried: BTreeSet<Key> = self.carried.iter().map(|carried| carried.key).collect();
+        let mut left_out = BTreeSet::new();
         for (unit_index, unit) in self.units.iter().enumerate() {
             for section in &unit.patched.object.sections {
-                let SectionRole::LeftOut(consequence) = diff_analyzer::special::role(&section.name, false) else {
-                    continue;
+                let role = diff_analyzer::special::role(&section.name, section.is_code());
+                let (SectionRole::LeftOut(what) | SectionRole::Unsupported(what)) = role else { continue };
+                let speaks_of = |reloc: &diff_analyzer::object::Reloc| {
+                    let target = unit.patched.resolve(reloc.symbol, reloc.addend);
+                    let Target::Piece(piece, _) = target else { return None };
+                    carried.get(&(unit_index, piece)).copied()
                 };
-                let speaks =
-                    section.relocs.iter().any(|reloc| match unit.patched.resolve(reloc.symbol, reloc.addend) {
-                        diff_analyzer::pieces::Target::Piece(piece, _) => carried.contains(&(unit_index, piece)),
-                        diff_analyzer::pieces::Target::External(_) => false,
-                    });
-                if speaks {
-                    let left_out = LeftOut {
-                        section: section.name.clone(),
-                        unit: unit.name.to_owned(),
-                        consequence: consequence.to_owned(),
-                    };
-                    self.linked.left_out.push(left_out);
+                let Some(key) = section.relocs.iter().find_map(speaks_of) else { continue };
+                if let SectionRole::Unsupported(_) = role {
+                    let message = format!("an entry of section {} is about it: {what}", section.name);
+                    self.refuse("table-unsupported", key, message, "this kernel configuration is not supported yet");
+                } else {
+                    left_out.insert((unit.name, section.name.as_str(), what.to_owned()));
+                }
+            }
+            for carried in self.carried.iter().filter(|carried| carried.key.0 == unit_index) {
+                let piece = unit.patched.piece(carried.key.1);
+                let section = unit.patched.object.section(piece.section).name.as_str();
+                if let SectionRole::MarkedCode(what) = piece.role {
+                    left_out.insert((unit.name, section, format!("`{}`: {what}", piece.name)));
                 }
             }
         }
+        let entry = |(unit, section, consequence): (&str, &str, String)| LeftOut {
+            section: section.to_owned(),
+            unit: unit.to_owned(),
+            consequence,
+        };
+        self.linked.left_out.extend(left_out.into_iter().map(entry));
     }
 
     fn finish(mut self) -> Result<Linked, Vec<Refusal>> {

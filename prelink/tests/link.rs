@@ -248,6 +248,9 @@ fn linked(image: &KernelImage, linked: &Linked) -> Outcome<String> {
     for datum in &linked.manifest_data {
         writeln!(text, "{}: new datum {} of {} bytes", datum.unit, datum.name, datum.size)?;
     }
+    for left in &linked.left_out {
+        writeln!(text, "{}: left out {}: {}", left.unit, left.section, left.consequence)?;
+    }
     let payload = &linked.payload;
     for reloc in &payload.relocs {
         let holder = payload.symbols.iter().filter_map(|symbol| match symbol.place {

@@ -11,7 +11,7 @@ use crate::symbol_db::{AddressKind, KernelSymbol, SymbolKind};
 use diff_analyzer::correlate::{is_fresh, without_number};
 use diff_analyzer::object::{Definition, Reloc, SymbolIndex};
 use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Target, bias, is_pc_relative};
-use diff_analyzer::special::{DYNAMIC_DEBUG, SectionRole};
+use diff_analyzer::special::{DYNAMIC_DEBUG, SectionRole, why_not};
 use lpk_format::{ManifestDatum, Place, RelocKind, SectionKind};
 use object::elf;
 
@@ -163,6 +163,9 @@ impl Linker<'_, '_> {
 
     /// A function or datum of this unit that stays where it is in the kernel.
     fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
+        if self.refused.contains(&key) {
+            return None;
+        }
         let unit = &self.units[key.0];
         let piece = unit.patched.piece(key.1);
         let original = unit.diff.correlation.original(key.1);
@@ -247,15 +250,19 @@ impl Linker<'_, '_> {
             AddressKind::Image => Place::Kernel(symbol.address),
             AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(symbol.address),
         };
-        let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
-        let gone = symbol.address_kind == AddressKind::Image
-            && (section.starts_with(".init.") || section.starts_with(".exit."));
-        if gone && symbol.kind != SymbolKind::Label {
+        if self.is_gone(symbol) && symbol.kind != SymbolKind::Label {
+            let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
             let message = format!("it refers to `{}` in {section}, which the kernel has freed after boot", symbol.name);
             self.refuse("init-reference", from, message, "new code cannot use what exists at boot only");
             return None;
         }
         Some(self.symbol(&symbol.name, place, symbol.size, symbol.kind == SymbolKind::Function))
+    }
+
+    /// Whether the kernel has given a place back after boot.
+    pub(super) fn is_gone(&self, symbol: &KernelSymbol) -> bool {
+        let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
+        symbol.address_kind == AddressKind::Image && (section.starts_with(".init.") || section.starts_with(".exit."))
     }
 
     pub(super) fn payload_symbol(&mut self, key: Key) -> Option<u32> {
@@ -337,13 +344,9 @@ impl Linker<'_, '_> {
                 return None;
             }
             _ => {
-                let message = format!("it refers to section {name}, which new code cannot bring along yet");
-                self.refuse(
-                    "unknown-section",
-                    from,
-                    message,
-                    "avoid what puts data there (tracepoints, parameters, …)",
-                );
+                let why = why_not(&name).unwrap_or("new code cannot bring along what is there");
+                let message = format!("it refers to `{}` in section {name}: {why}", piece.name);
+                self.refuse("unknown-section", from, message, "avoid what puts data there");
                 return None;
             }
         };
