@@ -12,6 +12,7 @@ Inputs that are not given are looked for by convention, and what was found is sa
   config      beside vmlinux, in /boot, in the modules' build folder
   source      `source` beside vmlinux, the folder the kernel was built in, /usr/src/linux-source-X.Y,
               /lib/modules/RELEASE/source and build, the current folder
+  modules     `lib/modules/RELEASE` beside vmlinux, the folder of vmlinux, /lib/modules/RELEASE
 
 Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cache/lucos.
 
@@ -103,6 +104,12 @@ pub struct BuildArgs {
     /// The kernel's configuration.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The file of a loadable module that the diff changes; may be given several times.
+    #[arg(long, value_name = "FILE.ko")]
+    pub module: Vec<PathBuf>,
+    /// The kernel's folder of loadable modules, as /lib/modules/RELEASE.
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
     /// The compiler; by default the one that the configuration names.
     #[arg(long, value_name = "PROGRAM")]
     pub cc: Option<PathBuf>,

@@ -11,6 +11,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod judge;
 pub mod kbuild;
+pub mod modules;
 pub mod pipeline;
 pub mod progress;
 pub mod report;

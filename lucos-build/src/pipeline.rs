@@ -7,9 +7,10 @@ use crate::args::BuildArgs;
 use crate::identity::Config;
 use crate::inputs::Found;
 use crate::judge::Judge;
-use crate::kbuild::command::CommandError;
+use crate::kbuild::command::{CommandError, UnitCommands};
 use crate::kbuild::compile::{Compile, CompileError, children_time};
 use crate::kbuild::{BuildFolder, KbuildError};
+use crate::modules::Modules;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
 use crate::request::{self, RequestError};
@@ -18,6 +19,7 @@ use diff_analyzer::source_diff::{self, DiffError, FileChange};
 use lpk_format::Bundle;
 use prelink::dwarf::DebugSections;
 use prelink::units::UnitIndex;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -144,11 +146,15 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.notes.extend(folder.drift.iter().cloned());
     let list: Vec<PathBuf> = scope.units.into_iter().collect();
     progress.phase("asking make how the units are compiled");
-    let commands = folder.commands(&request, &list).map_err(of_kbuild)?;
-    let modules: Vec<Reason> =
-        commands.iter().filter(|(_, commands)| commands.is_module()).map(|(unit, _)| module(unit)).collect();
-    if !modules.is_empty() {
-        return Err(Stop::Refused(modules));
+    let commands = folder.commands(&request, &list).map_err(|error| of_kbuild(error, &scope.outside))?;
+    let misplaced: Vec<Reason> =
+        commands.iter().filter_map(|(unit, commands)| misplaced(unit, commands, &scope.outside)).collect();
+    if !misplaced.is_empty() {
+        return Err(Stop::Refused(misplaced));
+    }
+    let modules = Modules::find(args, &image, &commands)?;
+    for (name, path, how) in &modules.found {
+        progress.say(&format!("module {name}: {} ({how})", path.display()));
     }
     report.timings_ms.setup = millis(clock.elapsed());
     let clock = Instant::now();
@@ -178,6 +184,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         image: &image,
         units: &units,
         folder: &folder,
+        modules: &modules,
         changes: &changes,
         name: args.name(),
         explain: &args.explain,
@@ -253,8 +260,10 @@ fn of_diff(error: DiffError) -> Stop {
     Stop::refused(reason)
 }
 
-fn of_kbuild(error: KbuildError) -> Stop {
+fn of_kbuild(error: KbuildError, outside: &BTreeMap<PathBuf, Reason>) -> Stop {
     match error {
+        // make has no rule for a file that the configuration leaves out.
+        KbuildError::Ask { .. } if !outside.is_empty() => Stop::Refused(outside.values().cloned().collect()),
         KbuildError::Command(error @ (CommandError::UnknownStep { .. } | CommandError::Twice { .. })) => {
             Stop::refused(Reason::new("unknown-build-step", error.to_string()))
         }
@@ -265,7 +274,16 @@ fn of_kbuild(error: KbuildError) -> Stop {
     }
 }
 
-fn module(unit: &Path) -> Reason {
+/// A unit of the image that is compiled for a module, or one outside of it that is not.
+fn misplaced(unit: &Path, commands: &UnitCommands, outside: &BTreeMap<PathBuf, Reason>) -> Option<Reason> {
+    match (outside.get(unit), commands.is_module()) {
+        (Some(_), true) | (None, false) => None,
+        (Some(reason), false) => Some(reason.clone()),
+        (None, true) => Some(of_image_and_module(unit)),
+    }
+}
+
+fn of_image_and_module(unit: &Path) -> Reason {
     let message = "the kernel's build compiles it for a loadable module, though vmlinux has a unit of this name";
     Reason::new("not-built-in", message)
         .at(unit.display().to_string(), None)

@@ -86,6 +86,9 @@ pub struct FunctionRow {
     pub name: String,
     /// Translation unit, relative to the source tree.
     pub unit: String,
+    /// Loadable module that it is in; absent for the kernel image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     /// Link address of the old function, `0x…`; absent for a new one.
     pub old_address: Option<String>,
     /// Size of the old function in bytes; 0 for a new one.

@@ -44,6 +44,9 @@ struct Case {
     compiler: Option<String>,
     /// `newer`: the source tree of the next release.
     source: Option<String>,
+    /// Which modules are given: `none` is a folder without any; a path of a module gives a copy of it that says it was built for
+    /// another kernel.
+    modules: Option<String>,
 }
 
 /// What the report must say.
@@ -112,6 +115,11 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         Some("newer") => args.extend(["--source".into(), newer.source().into()]),
         Some(other) => return Err(format!("edit.json: source is `{other}`, expected `newer`").into()),
     }
+    match case.modules.as_deref() {
+        None => {}
+        Some("none") => args.extend(["--modules".into(), work.path().join("none").into()]),
+        Some(path) => args.extend(["--module".into(), of_another_kernel(work.path(), kernel, path)?.into()]),
+    }
     let outcome = commands::lucos_build(&args)?;
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
@@ -122,7 +130,8 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
             if read.support.is_none() {
                 return Err("the bundle has no support object".into());
             }
-            read.payload.tables.iter().map(|table| table.kind.section().to_owned()).collect()
+            let tables = read.parts().flat_map(|part| &part.payload.tables);
+            tables.map(|table| table.kind.section().to_owned()).collect()
         }
         Err(_) => BTreeSet::new(),
     };
@@ -184,6 +193,17 @@ fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, F
     let path = dir.join(name);
     std::fs::write(&path, text)?;
     Ok(path)
+}
+
+/// A copy of a module whose `vermagic` names another release.
+fn of_another_kernel(dir: &Path, kernel: &Kernel, path: &str) -> Result<PathBuf, Failure> {
+    let mut bytes = std::fs::read(kernel.module(path))?;
+    let magic = format!("vermagic={}", kernel.release);
+    let at = bytes.windows(magic.len()).position(|window| window == magic.as_bytes()).ok_or("no vermagic")?;
+    bytes[at + magic.len() - 1] ^= 1;
+    let copy = dir.join(Path::new(path).file_name().ok_or("a path without a name")?);
+    std::fs::write(&copy, bytes)?;
+    Ok(copy)
 }
 
 /// A compiler that is gcc in everything but what it says of itself.
