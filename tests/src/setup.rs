@@ -167,10 +167,10 @@ fn cached_step(cache: &Path, wanted: &Wanted) -> Option<Step> {
         .filter(|(version, path)| in_series(version) && path.join("source/Makefile").is_file())
         .collect();
     folders.sort_by(|one, two| discover::compare_versions(&two.0, &one.0));
-    let has_source = |path: &Path| [kernels::MARKER, kernels::SOURCE_MARKER].iter().any(|marker| path.join(marker).exists());
-    let (newer_version, newer) = folders
-        .iter()
-        .find(|(version, path)| discover::fits(version, wanted.to.as_deref()) && has_source(path))?;
+    let has_source =
+        |path: &Path| [kernels::MARKER, kernels::SOURCE_MARKER].iter().any(|marker| path.join(marker).exists());
+    let (newer_version, newer) =
+        folders.iter().find(|(version, path)| discover::fits(version, wanted.to.as_deref()) && has_source(path))?;
     let older = folders.iter().filter_map(|(_, path)| Kernel::open(path).ok()).find(|kernel| {
         kernel.is_complete()
             && kernel.has_debug()

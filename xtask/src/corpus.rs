@@ -5,14 +5,15 @@
 //! Diffs, reports and bundles stay in `target/corpus/FROM-TO/FILE/`.
 //!
 //! The phases: [`checker`] (the kernel's own compiler), [`plan`] and [`hunks`] (what a diff takes), [`assemble`] (the
-//! smallest diff that compiles, from [`complaints`]), [`evaluate`] (`lucos-build`, one [`entry`] per file), [`guest`]
-//! (live), [`summary`].
+//! smallest diff that compiles, from [`complaints`]), [`evaluate`] and [`extend`] (`lucos-build`, one [`entry`] per file),
+//! [`guest`] (live), [`summary`].
 
 mod assemble;
 mod checker;
 mod complaints;
 mod entry;
 mod evaluate;
+mod extend;
 mod guest;
 mod hunks;
 mod plan;
@@ -101,7 +102,11 @@ pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
         cargo::build()?;
     }
     let kernel = &step.older;
-    let trees = Trees::new(kernel.source(), step.newer_source.clone(), official::changed(&kernel.source(), &step.newer_source)?);
+    let trees = Trees::new(
+        kernel.source(),
+        step.newer_source.clone(),
+        official::changed(&kernel.source(), &step.newer_source)?,
+    );
     let built_in = BuiltIn::of(&kernel.vmlinux(), &kernel.source())?;
     let checker = Checker::open(kernel)?;
     let workbench = Workbench { trees: &trees, checker: &checker, built_in: &built_in };
@@ -182,11 +187,7 @@ fn choose(args: &CorpusArgs, workbench: &Workbench<'_>, random: &mut fastrand::R
     files
 }
 
-fn evaluate_all(
-    evaluator: &Evaluator<'_>,
-    files: &[(String, Place)],
-    jobs: usize,
-) -> Result<Vec<Entry>, JobError> {
+fn evaluate_all(evaluator: &Evaluator<'_>, files: &[(String, Place)], jobs: usize) -> Result<Vec<Entry>, JobError> {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(jobs)
         .build()

@@ -22,9 +22,39 @@ pub(crate) struct Complaint {
 
 /// Words in messages that are no names.
 const NOT_NAMES: &[&str] = &[
-    "struct", "union", "enum", "const", "static", "inline", "extern", "unsigned", "signed", "int", "char", "long",
-    "short", "void", "volatile", "typeof", "sizeof", "return", "if", "else", "for", "while", "asm", "attribute",
-    "expression", "declaration", "aka", "u8", "u16", "u32", "u64", "size_t", "bool",
+    "struct",
+    "union",
+    "enum",
+    "const",
+    "static",
+    "inline",
+    "extern",
+    "unsigned",
+    "signed",
+    "int",
+    "char",
+    "long",
+    "short",
+    "void",
+    "volatile",
+    "typeof",
+    "sizeof",
+    "return",
+    "if",
+    "else",
+    "for",
+    "while",
+    "asm",
+    "attribute",
+    "expression",
+    "declaration",
+    "aka",
+    "u8",
+    "u16",
+    "u32",
+    "u64",
+    "size_t",
+    "bool",
 ];
 
 /// All errors of a compilation.
@@ -36,8 +66,7 @@ pub(crate) fn read(output: &str) -> Vec<Complaint> {
             continue;
         };
         let file = place.trim_end_matches(" fatal").split(':').next().unwrap_or_default().to_owned();
-        let missing_file =
-            text.strip_suffix(": No such file or directory").map(|name| name.trim().to_owned());
+        let missing_file = text.strip_suffix(": No such file or directory").map(|name| name.trim().to_owned());
         // gcc shows the line as ` 123 | text`, and those of the macros it came through as well.
         let about = lines[index + 1..].iter().take_while(|line| !line.contains(" error: "));
         let shown: Vec<&str> = about.filter_map(|line| Some(line.split_once(" | ")?.1)).collect();

@@ -85,7 +85,11 @@ impl Machine {
 
     fn quiet(&mut self, when: &str) -> Result<(), JobError> {
         let warnings = self.guest.kernel_warnings()?;
-        if warnings.is_empty() { Ok(()) } else { Err(not_seen("kernel log", &format!("{when}: {}", warnings.join("; ")))) }
+        if warnings.is_empty() {
+            Ok(())
+        } else {
+            Err(not_seen("kernel log", &format!("{when}: {}", warnings.join("; "))))
+        }
     }
 }
 

@@ -67,8 +67,7 @@ impl Versions {
         let (mut text, mut at) = (String::new(), 0);
         for (index, hunk) in self.hunks.iter().enumerate() {
             text.extend(self.old[at..hunk.old.start].iter().map(String::as_str));
-            let lines =
-                if taken.contains(&index) { &self.new[hunk.new.clone()] } else { &self.old[hunk.old.clone()] };
+            let lines = if taken.contains(&index) { &self.new[hunk.new.clone()] } else { &self.old[hunk.old.clone()] };
             text.extend(lines.iter().map(String::as_str));
             at = hunk.old.end;
         }

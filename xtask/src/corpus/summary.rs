@@ -55,14 +55,7 @@ impl Totals {
     fn line(&self, what: &str) -> String {
         format!(
             "{what}: {} files in {} diffs: {} type1 ({} functions), {} no-effect, {} type2, {} refused, {} failed",
-            self.files,
-            self.diffs,
-            self.type1,
-            self.functions,
-            self.no_effect,
-            self.type2,
-            self.refused,
-            self.failed
+            self.files, self.diffs, self.type1, self.functions, self.no_effect, self.type2, self.refused, self.failed
         )
     }
 }
@@ -103,10 +96,9 @@ impl<'a> Corpus<'a> {
     pub(crate) fn to_text(&self) -> String {
         let mut text = String::new();
         let _ = writeln!(text, "{} -> {} ({})", self.from, self.to, self.release);
-        for (place, title, totals) in [
-            (Place::BuiltIn, "built in", &self.built_in),
-            (Place::Module, "modules (a sample)", &self.modules),
-        ] {
+        for (place, title, totals) in
+            [(Place::BuiltIn, "built in", &self.built_in), (Place::Module, "modules (a sample)", &self.modules)]
+        {
             if totals.files == 0 {
                 continue;
             }
