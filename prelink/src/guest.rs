@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 48] = [
+const SYMBOLS: [&str; 50] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -39,6 +39,8 @@ const SYMBOLS: [&str; 48] = [
     "pv_ops",
     "_paravirt_nop",
     "paravirt_BUG",
+    "nop_func",
+    "BUG_func",
     "__static_call_return0",
     "__x86_indirect_thunk_array",
     "__fentry__",

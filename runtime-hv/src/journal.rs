@@ -84,6 +84,9 @@ pub struct PartRecord {
     pub area: u64,
     /// The jumps.
     pub jumps: Vec<Jump>,
+    /// Areas of earlier lives of the module, to be given back when nobody is inside.
+    #[serde(default)]
+    pub left: Vec<u64>,
 }
 
 /// A write into the code of a module, which is at its place only as long as the module is.
@@ -157,6 +160,9 @@ pub struct Call {
     pub apic_id: u8,
     /// Interrupt that makes the processor look there.
     pub vector: u8,
+    /// The guest has answered, and what it answered is in the document: the object may be asked again.
+    #[serde(default)]
+    pub answered: bool,
 }
 
 /// An action in progress.

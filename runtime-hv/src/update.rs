@@ -35,6 +35,7 @@ use crate::engine::Engine;
 
 use crate::guest::arena::Allocation;
 use crate::guest::modules::Loaded;
+use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind, ModuleState};
 use admit::Admitted;
@@ -82,6 +83,8 @@ pub struct Updater<E> {
     unsettled: bool,
     /// The kernel, for looks that do not stop it.
     seen: Option<watch::Seen>,
+    /// How often the guest's modules were looked at.
+    looks: u64,
 }
 
 impl<E: Engine> Updater<E> {
@@ -94,7 +97,7 @@ impl<E: Engine> Updater<E> {
         let resets = engine.resets();
         let bundles = BTreeMap::new();
         let mut updater =
-            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None };
+            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
         updater.recover()?;
         Ok(updater)
     }
@@ -170,7 +173,9 @@ impl<E: Engine> Updater<E> {
             for (area, _) in
                 prepared.iter().filter(|(area, _)| !self.document.is_applied(&area.bundle)).cloned().collect::<Vec<_>>()
             {
-                let _ = self.context(&area.bundle).and_then(|context| self.release(&context, &area, times));
+                if let Ok(context) = self.context(&area.bundle) {
+                    self.tidy(&context, Some(&area), times);
+                }
             }
         }
         reached
@@ -235,10 +240,19 @@ impl<E: Engine> Updater<E> {
                 active.push(Active { target, admitted, area, plan });
             }
             let Some((first, rest)) = active.split_first() else { return Ok(()) };
-            let plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
+            let mut plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
             let mut after = self.document.clone();
+            // The object that prepared them goes with the jumps.
+            if let Some(support) = &goal.bundle.support
+                && let Some(call) = after.call.take_if(|call| goal.in_area && call.answered)
+            {
+                call::leaving(&self.engine, &Object::of(support)?, &call, &mut plan)?;
+            }
             let known = after.bundles.iter().position(|record| record.info.id == goal.id);
-            let mut record = match known.map(|index| after.bundles.remove(index)) {
+            let earlier = known.map(|index| after.bundles.remove(index));
+            let left = earlier.as_ref().map(|record| record.parts.iter().map(|part| part.left.clone()).collect());
+            let left: Vec<Vec<u64>> = left.unwrap_or_default();
+            let mut record = match earlier {
                 Some(record) if goal.only.is_some() => record,
                 _ => Record {
                     info: describe(&first.target.bundle, goal.id, &first.admitted, &first.plan, first.area.as_ref()),
@@ -247,6 +261,7 @@ impl<E: Engine> Updater<E> {
                 },
             };
             if goal.only.is_none() {
+                record.parts.iter_mut().zip(left).for_each(|(part, left)| part.left = left);
                 let all = targets.iter().filter(|target| target.index.is_some());
                 record.info.modules = all.map(|target| parts::idle(target, (ModuleState::Waiting, None))).collect();
             }

@@ -5,7 +5,7 @@
 
 use crate::{JobError, root, say};
 use lucos_tests::kernels::Pair;
-use lucos_tests::{commands, setup};
+use lucos_tests::{commands, selfbuilt, setup};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -21,6 +21,7 @@ pub(crate) fn build() -> Result<PathBuf, JobError> {
 /// All tests.
 pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
+    selfbuilt::prepare(&pair.older, &say)?;
     let mut command = test_command(&pair)?;
     if args.is_empty() {
         command.arg("--workspace");

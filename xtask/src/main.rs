@@ -10,6 +10,7 @@ mod demo;
 mod live;
 
 use clap::{Parser, Subcommand};
+use lucos_tests::selfbuilt;
 use lucos_tests::setup::{self, SetupError};
 use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Job {
-    /// Installs what is missing and fetches the two kernels into the cache
+    /// Installs what is missing, fetches the two kernels into the cache and builds small ones of other configurations
     Setup,
     /// Builds two patches, applies them to a running stock kernel and takes them back
     Demo,
@@ -112,7 +113,9 @@ fn say(line: &str) {
 
 fn main() -> ExitCode {
     let result = match Args::parse().job {
-        Job::Setup => setup::prepare(&say).map(|_| ()).map_err(JobError::from),
+        Job::Setup => setup::prepare(&say)
+            .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| ()))
+            .map_err(JobError::from),
         Job::Demo => demo::run(),
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),

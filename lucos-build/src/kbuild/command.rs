@@ -133,7 +133,7 @@ impl UnitCommands {
 }
 
 /// The simple commands of a shell line: cut at `;`, `&` and `|` outside quotes.
-fn steps(line: &str) -> Vec<&str> {
+pub(super) fn steps(line: &str) -> Vec<&str> {
     let (mut steps, mut start, mut quote, mut escaped) = (Vec::new(), 0, None, false);
     for (index, c) in line.char_indices() {
         if escaped {

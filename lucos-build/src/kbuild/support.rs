@@ -49,14 +49,14 @@ pub fn object(folder: &BuildFolder, request: &Request) -> Result<PathBuf, Suppor
     let unit = PathBuf::from(LIKE);
     let commands = folder.commands(request, std::slice::from_ref(&unit))?;
     let (_, commands) = commands.into_iter().next().ok_or_else(|| SupportError::Compile(format!("no {LIKE}")))?;
-    let kept = folder.path.join(format!(".lucos-support-{}", key(&commands)));
+    let kept = folder.kept.join(format!(".lucos-support-{}", key(&commands)));
     let object = kept.join("support.o");
     if object.is_file() {
         return Ok(object);
     }
     // Made aside and moved, so that another build never sees half of it.
-    let aside = tempfile::Builder::new().prefix(".lucos-support-").tempdir_in(&folder.path);
-    let aside = aside.map_err(io(&folder.path))?;
+    let aside = tempfile::Builder::new().prefix(".lucos-support-").tempdir_in(&folder.kept);
+    let aside = aside.map_err(io(&folder.kept))?;
     for (name, text) in SOURCES {
         let path = aside.path().join(name);
         fs::write(&path, text).map_err(io(&path))?;

@@ -125,16 +125,18 @@ pub(super) fn in_effect(record: &mut Record, active: &Active<'_>) {
         at: admitted.kernel.module().map_or(0, |module| module.at.0),
         area: area.as_ref().map_or(0, |area| area.base),
         jumps: jumps.map(|(write, &(va, _))| Jump { va, write: write.clone() }).collect(),
+        left: Vec::new(),
     };
     set(record, index, info, part);
 }
 
-/// Writes into a record what a part is now.
+/// Writes into a record what a part is now; what it has left behind stays.
 pub(super) fn set(record: &mut Record, index: usize, info: ModuleInfo, part: PartRecord) {
     if let Some(known) = record.info.modules.get_mut(index) {
         *known = info;
     }
     if let Some(known) = record.parts.get_mut(index) {
-        *known = part;
+        let left = std::mem::take(&mut known.left);
+        *known = PartRecord { left: left.into_iter().chain(part.left).collect(), ..part };
     }
 }

@@ -102,7 +102,7 @@ impl<E: Engine> Updater<E> {
         };
         let kept = if free { Ok(None) } else { self.reclaim(&action, &mut times) };
         let kept = kept.and_then(|kept| match kept {
-            None => self.leave(&action, &mut times).map(|()| None),
+            None => self.give_back(&action, &mut times).map(|()| None),
             kept => Ok(kept),
         });
         times.add("total", start.elapsed());
@@ -130,7 +130,7 @@ impl<E: Engine> Updater<E> {
     }
 
     /// Has the guest take back the areas that nothing can reach any more.
-    fn leave(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
+    fn give_back(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
         let mut released = Ok(());
         for area in &action.areas {
             let now = self.context(&area.bundle).and_then(|context| self.release(&context, area, times));
@@ -278,7 +278,9 @@ impl<E: Engine> Updater<E> {
             for module in &mut record.info.modules {
                 (module.state, module.reason) = (ModuleState::Removed, None);
             }
-            record.parts.iter_mut().for_each(|part| *part = PartRecord::default());
+            for part in &mut record.parts {
+                *part = PartRecord { left: std::mem::take(&mut part.left), ..PartRecord::default() };
+            }
         }
         after
     }

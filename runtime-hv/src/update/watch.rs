@@ -21,9 +21,12 @@ use super::{Times, UpdateError, Updater, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::Kernel;
 use crate::guest::modules::{self, Entry};
-use crate::journal::{Boot, Jump, PartRecord};
+use crate::journal::{Boot, Jump, PartRecord, Record};
 use crate::protocol::{BundleState, ModuleInfo, ModuleState};
 use std::time::Instant;
+
+/// A module that was refused is looked at again at every so-many-th look: another one may have come to its place.
+const AGAIN: u64 = 10;
 
 /// The kernel as found once, for looks that do not stop the guest.
 #[derive(Debug)]
@@ -43,11 +46,12 @@ enum News {
 }
 
 impl<E: Engine> Updater<E> {
-    /// Whether a bundle in effect has to do with modules.
+    /// Whether a bundle in effect has to do with modules, or something is left of one.
     #[must_use]
     pub fn has_modules(&self) -> bool {
-        let mut records = self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
-        records.any(|record| !record.info.modules.is_empty())
+        let applied = |record: &Record| record.info.state == BundleState::Applied && !record.info.modules.is_empty();
+        let left = |record: &Record| record.parts.iter().any(|part| !part.left.is_empty());
+        self.document.bundles.iter().any(|record| applied(record) || left(record))
     }
 
     /// Looks at the guest's modules, and does what is due. What cannot be done now is tried again at the next look.
@@ -76,6 +80,7 @@ impl<E: Engine> Updater<E> {
     /// What has changed since the last look.
     fn news(&mut self) -> Result<Vec<(String, usize, News)>, UpdateError> {
         let Some(kernel) = self.seen()? else { return Ok(Vec::new()) };
+        self.looks += 1;
         let listed = modules::all(&self.engine, &kernel)?;
         let mut news = Vec::new();
         for record in self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
@@ -100,6 +105,7 @@ impl<E: Engine> Updater<E> {
             (ModuleState::Waiting, Some(entry)) if entry.live => Some(News::Come),
             (ModuleState::Refused, None) => Some(News::Gone),
             (ModuleState::Refused, Some(entry)) if entry.at.0 != part.at => Some(News::Gone),
+            (ModuleState::Refused, Some(entry)) if entry.live && self.looks.is_multiple_of(AGAIN) => Some(News::Come),
             // While it is being removed its code may still run, through our jumps.
             (ModuleState::Applied, Some(entry)) if !entry.live && entry.at.0 == part.at => None,
             (ModuleState::Applied, Some(entry)) if entry.at.0 == part.at => {
@@ -154,6 +160,11 @@ impl<E: Engine> Updater<E> {
         );
         if of_module {
             let at = self.place_of(id, index)?;
+            let known =
+                self.info(id, index).is_some_and(|info| info.state == ModuleState::Refused && info.reason == reason);
+            if known && self.part(id, index).is_some_and(|part| part.at == at) {
+                return Ok(());
+            }
             return self.write_down(
                 id,
                 index,
@@ -174,6 +185,10 @@ impl<E: Engine> Updater<E> {
         self.document.bundles.iter().find(|record| record.info.id == id)?.info.modules.get(index)
     }
 
+    fn part(&self, id: &str, index: usize) -> Option<&PartRecord> {
+        self.document.bundles.iter().find(|record| record.info.id == id)?.parts.get(index)
+    }
+
     /// The `struct module` of a part's module; 0 when the guest does not have it.
     fn place_of(&mut self, id: &str, index: usize) -> Result<u64, UpdateError> {
         let Some(kernel) = self.seen()? else { return Ok(0) };
@@ -184,14 +199,14 @@ impl<E: Engine> Updater<E> {
 
     /// A part waits again. Its area is given up when nobody is inside: [`Self::stale`].
     fn gone(&mut self, id: &str, index: usize) -> Result<(), UpdateError> {
-        let part = self.document.bundles.iter().find(|record| record.info.id == id).and_then(|r| r.parts.get(index));
-        let area = part.map_or(0, |part| part.area);
+        let area = self.part(id, index).map_or(0, |part| part.area);
+        let left: Vec<u64> = self.document.areas.iter().map(|known| known.base).filter(|&base| base == area).collect();
         let pages: u64 = self.document.areas.iter().filter(|known| known.base == area).map(Area::pages).sum();
         self.document.areas.iter_mut().filter(|known| known.base == area).for_each(|known| known.kept = true);
         for record in self.document.bundles.iter_mut().filter(|record| record.info.id == id) {
             record.info.kept_pages += pages;
         }
-        self.write_down(id, index, ModuleState::Waiting, None, PartRecord::default())
+        self.write_down(id, index, ModuleState::Waiting, None, PartRecord { left, ..PartRecord::default() })
     }
 
     fn write_down(
@@ -216,14 +231,8 @@ impl<E: Engine> Updater<E> {
 
     /// An area of a part whose module is gone.
     fn stale(&self) -> Option<Area> {
-        let mut applied = self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied);
-        applied.find_map(|record| {
-            let of_gone = |area: &&Area| {
-                let of_part = area.bundle != record.info.id && parts::bundle_of(&area.bundle) == record.info.id;
-                of_part && area.kept && record.parts.iter().all(|part| part.area != area.base)
-            };
-            self.document.areas.iter().find(of_gone).cloned()
-        })
+        let mut left = self.document.bundles.iter().flat_map(|record| &record.parts).flat_map(|part| &part.left);
+        left.find_map(|base| self.document.areas.iter().find(|area| area.base == *base).cloned())
     }
 
     /// Has an area taken back by the guest if no stack refers to it. Says whether it is gone.
@@ -234,7 +243,15 @@ impl<E: Engine> Updater<E> {
         if inside?.is_some() {
             return Ok(false);
         }
-        self.release(&context, area, &mut Times::default())?;
+        match self.release(&context, area, &mut Times::default()) {
+            // It stays, and is counted.
+            Err(UpdateError::Declined { .. }) => {
+                let parts = self.document.bundles.iter_mut().flat_map(|record| &mut record.parts);
+                parts.for_each(|part| part.left.retain(|base| *base != area.base));
+                self.journal.finish(&self.document)?;
+            }
+            other => other?,
+        }
         Ok(self.document.areas.iter().all(|known| known.base != area.base))
     }
 }
