@@ -138,12 +138,8 @@ impl Judge<'_, '_> {
         self.refuse_type2(&read, &judged, report)?;
         let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
             let in_module = self.image_of(unit).module().is_some();
-            judged
-                .diff
-                .boot_functions
-                .iter()
-                .filter(move |_| in_module)
-                .filter_map(|&at| exit_code(&unit.unit, patched, at))
+            (judged.diff.changed_boot_functions().filter(move |_| in_module))
+                .filter_map(|at| exit_code(&unit.unit, patched, at))
         });
         let exits: Vec<Reason> = exits.collect();
         if !exits.is_empty() {
