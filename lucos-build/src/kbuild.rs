@@ -7,6 +7,7 @@
 pub mod command;
 pub mod compile;
 pub mod lines;
+pub mod listing;
 pub mod overlay;
 
 use crate::identity::Config;

@@ -4,6 +4,7 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod headers;
 pub mod identity;
 pub mod inputs;
 pub mod inspect;

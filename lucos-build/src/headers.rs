@@ -1,0 +1,5 @@
+//! Which units a changed header can change.
+
+pub mod graph;
+pub mod paste;
+pub mod text;
