@@ -113,7 +113,13 @@ struct Key {
     function: bool,
     /// Whether it is a static local, whose name has a number.
     numbered: bool,
+    /// Whether it is gone after boot: what takes its name then is another thing.
+    boot: bool,
     name: String,
+}
+
+fn is_of_boot(piece: &Piece) -> bool {
+    matches!(piece.role, SectionRole::BootCode(_) | SectionRole::BootData)
 }
 
 /// Named pieces that can be the same thing.
@@ -126,7 +132,7 @@ fn groups(pieces: &Pieces<'_>) -> BTreeMap<Key, Vec<PieceIndex>> {
             _ => continue,
         };
         let name = if piece.global || function { &piece.name } else { without_number(&piece.name) };
-        let key = Key { function, numbered: *name != piece.name, name: name.to_owned() };
+        let key = Key { function, numbered: *name != piece.name, boot: is_of_boot(piece), name: name.to_owned() };
         groups.entry(key).or_default().push(index);
     }
     groups
@@ -135,15 +141,17 @@ fn groups(pieces: &Pieces<'_>) -> BTreeMap<Key, Vec<PieceIndex>> {
 /// Pairs what has several names, of which the first one comes or goes.
 fn pair_aliases(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
     let taken = this.originals();
-    let mut names: HashMap<(PieceKind, &str), Vec<PieceIndex>> = HashMap::new();
+    let mut names: HashMap<(PieceKind, bool, &str), Vec<PieceIndex>> = HashMap::new();
     for (old, piece) in original.iter().filter(|(old, piece)| !taken.contains(old) && !is_fresh(piece)) {
         for &symbol in &piece.symbols {
-            names.entry((piece.kind, original.object.symbol(symbol).name.as_str())).or_default().push(old);
+            let name = original.object.symbol(symbol).name.as_str();
+            names.entry((piece.kind, is_of_boot(piece), name)).or_default().push(old);
         }
     }
     let mut found = BTreeMap::new();
     for (new, piece) in patched.iter().filter(|(new, piece)| !this.pairs.contains_key(new) && !is_fresh(piece)) {
-        let same = |symbol| names.get(&(piece.kind, patched.object.symbol(symbol).name.as_str()));
+        let name = |symbol| patched.object.symbol(symbol).name.as_str();
+        let same = |symbol| names.get(&(piece.kind, is_of_boot(piece), name(symbol)));
         let numbered = without_number(&piece.name) != piece.name && piece.kind == PieceKind::Datum;
         if let Some([old]) = piece.symbols.iter().find_map(|&symbol| same(symbol)).map(Vec::as_slice)
             && !numbered
@@ -242,8 +250,9 @@ fn settle(
 /// to the file. Where it has state, nobody may guess.
 fn doubt_what_moved(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
     let taken = this.originals();
-    let state =
-        |piece: &Piece| piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece);
+    let state = |piece: &Piece| {
+        piece.kind == PieceKind::Datum && piece.role != SectionRole::ReadOnly && !is_fresh(piece) && !is_of_boot(piece)
+    };
     let gone: HashSet<&str> = original
         .iter()
         .filter(|(old, piece)| state(piece) && !taken.contains(old))

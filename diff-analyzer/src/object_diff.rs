@@ -6,7 +6,7 @@
 
 use crate::correlate::{Correlation, correlate, is_fresh, without_number};
 use crate::object::{Definition, Object, Reloc, Section};
-use crate::pieces::{Entry, PieceIndex, PieceKind, Pieces, Target, field_width};
+use crate::pieces::{Entry, Piece, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
 use object::elf;
 use std::cell::RefCell;
@@ -35,6 +35,8 @@ pub enum Difference {
     Reference(u64),
     /// Entries of a special section.
     Table(Table),
+    /// How to unwind the stack from an instruction at a byte offset.
+    Unwind(u64),
     /// The section, before and after.
     Section(String, String),
 }
@@ -45,6 +47,7 @@ impl std::fmt::Display for Difference {
             Self::Size(old, new) => write!(f, "its size changes from {old} to {new} bytes"),
             Self::Bytes(at) => write!(f, "its contents change at offset {at:#x}"),
             Self::Reference(at) => write!(f, "what it refers to at offset {at:#x} changes"),
+            Self::Unwind(at) => write!(f, "how to unwind the stack from offset {at:#x} changes"),
             Self::Table(table) => write!(f, "its entries in {} change", table.section()),
             Self::Section(old, new) => write!(f, "it moves from section {old} to {new}"),
         }
@@ -74,6 +77,12 @@ pub struct ObjectDiff {
     pub unknown_sections: Vec<String>,
     /// Symbols that the patched object exports to modules and the original does not.
     pub new_exports: Vec<String>,
+    /// Functions of the patched object that change and that only boot runs.
+    pub boot_functions: Vec<PieceIndex>,
+    /// Sections that only boot reads and whose contents change, by name.
+    pub boot_sections: Vec<String>,
+    /// New entries of lists that the kernel has read at boot.
+    pub new_entries: Vec<PieceIndex>,
     /// Whether the patched object brings data that other units can see.
     pub new_global_data: bool,
     /// Names of functions that take or return other types than before.
@@ -101,7 +110,6 @@ impl ObjectDiff {
         self.changed_functions().next().is_none()
             && self.changed_data().next().is_none()
             && self.unknown_sections.is_empty()
-            && self.new_exports.is_empty()
             && !self.new_global_data
     }
 }
@@ -132,6 +140,11 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
     }
     join_families(patched, &mut functions);
     join_callers_of_clones(patched, &mut functions, &resigned);
+    let role_of = |compared: &Compared| patched.piece(compared.patched).role;
+    let boot_functions = take(&mut functions, |function| matches!(role_of(function), SectionRole::BootCode(_)));
+    take(&mut data, |datum| role_of(datum) == SectionRole::BootData);
+    let new = |datum: &Compared| datum.change == Change::New && matches!(role_of(datum), SectionRole::List(_));
+    let new_entries = take(&mut data, new);
     let kept = correlation.originals();
     let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
     let removed = original
@@ -139,10 +152,29 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
         .filter(|(index, piece)| named(piece.kind) && !is_fresh(piece) && !kept.contains(index))
         .map(|(index, _)| index)
         .collect();
-    let unknown_sections = comparison.unknown_sections();
+    let unknown_sections = comparison.sections_that_differ(SectionRole::Unknown);
+    let boot_sections = comparison.sections_that_differ(SectionRole::BootData);
     let new_exports = exports(patched).difference(&exports(original)).cloned().collect();
     let new_global_data = data.iter().any(|datum| datum.change == Change::New && patched.piece(datum.patched).global);
-    ObjectDiff { functions, data, removed, unknown_sections, new_exports, new_global_data, resigned, correlation }
+    ObjectDiff {
+        functions,
+        data,
+        removed,
+        unknown_sections,
+        new_exports,
+        boot_functions,
+        boot_sections,
+        new_entries,
+        new_global_data,
+        resigned,
+        correlation,
+    }
+}
+
+/// Takes out of a list what is set apart, and returns those of it that changed.
+fn take(list: &mut Vec<Compared>, apart: impl Fn(&Compared) -> bool) -> Vec<PieceIndex> {
+    let taken = list.extract_if(.., |compared| apart(compared));
+    taken.filter(|compared| compared.change != Change::Same).map(|compared| compared.patched).collect()
 }
 
 /// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).
@@ -151,12 +183,12 @@ fn exports(pieces: &Pieces<'_>) -> BTreeSet<String> {
     sections.filter_map(|section| section.name.split_once('+').map(|(_, name)| name.to_owned())).collect()
 }
 
-/// Sections without a known role, by name.
-fn unknown_sections(object: &Object) -> BTreeMap<&str, Vec<&Section>> {
+/// Sections of a role, by name.
+fn sections_of(object: &Object, wanted: SectionRole) -> BTreeMap<&str, Vec<&Section>> {
     let mut sections: BTreeMap<&str, Vec<&Section>> = BTreeMap::new();
     for section in &object.sections {
         let loaded = section.size > 0 && section.flags & elf::SHF_ALLOC.0 != 0;
-        if loaded && role(&section.name, section.is_code()) == SectionRole::Unknown {
+        if loaded && role(&section.name, section.is_code()) == wanted {
             sections.entry(&section.name).or_default().push(section);
         }
     }
@@ -229,9 +261,9 @@ struct Comparison<'a, 'o> {
 }
 
 impl Comparison<'_, '_> {
-    /// Sections without a known role that differ, by name; also those that come or go.
-    fn unknown_sections(&self) -> Vec<String> {
-        let (old, new) = (unknown_sections(self.original.object), unknown_sections(self.patched.object));
+    /// Sections of a role that differ, by name; also those that come or go.
+    fn sections_that_differ(&self, role: SectionRole) -> Vec<String> {
+        let (old, new) = (sections_of(self.original.object, role), sections_of(self.patched.object, role));
         let names: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
         let same = |name: &str| match (old.get(name), new.get(name)) {
             (Some(old), Some(new)) => {
@@ -269,7 +301,8 @@ impl Comparison<'_, '_> {
         }
         let found = self
             .contents((old, old_piece.range.clone()), (new, new_piece.range.clone()))
-            .or_else(|| self.tables(old, new));
+            .or_else(|| self.tables(old, new))
+            .or_else(|| self.unwind(old_piece, new_piece));
         self.under_way.borrow_mut().remove(&(old, new));
         found
     }
@@ -363,6 +396,16 @@ impl Comparison<'_, '_> {
         }
         let mut pairs = old_entries.iter().zip(new_entries);
         pairs.find(|(old, new)| !self.same_entry(old, new)).map(|(_, new)| Difference::Table(new.table))
+    }
+
+    /// Unwind entries follow from the code, except for hints of inline assembly.
+    fn unwind(&self, old: &Piece, new: &Piece) -> Option<Difference> {
+        let old = self.original.unwind(old.section, old.range.clone());
+        let new = self.patched.unwind(new.section, new.range.clone());
+        let at = old.iter().zip(&new).position(|(old, new)| old != new);
+        let at = at.or_else(|| (old.len() != new.len()).then_some(old.len().min(new.len())))?;
+        let place = new.get(at).or_else(|| old.get(at)).map_or(0, |&(place, _)| place);
+        Some(Difference::Unwind(place))
     }
 
     fn same_entry(&self, old: &Entry, new: &Entry) -> bool {

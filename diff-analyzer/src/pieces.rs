@@ -83,6 +83,8 @@ pub struct Pieces<'o> {
     pub pieces: Vec<Piece>,
     /// Entries of special tables by function.
     entries: BTreeMap<PieceIndex, Vec<Entry>>,
+    /// How to unwind the stack from code, by section: (offset of the first instruction, entry), in order.
+    unwind: BTreeMap<SectionIndex, Vec<(u64, &'o [u8])>>,
     by_section: Vec<Vec<PieceIndex>>,
 }
 
@@ -98,6 +100,14 @@ pub enum PiecesError {
         size: u64,
         /// Size of an entry in this kernel, if it is known.
         entry_size: Option<u64>,
+    },
+    /// Unwind entries that do not belong to instruction pointers one by one.
+    #[error("section .orc_unwind has {size} bytes, no whole number of entries for {count} instruction pointers")]
+    Unwind {
+        /// Instruction pointers in `.orc_unwind_ip`.
+        count: u64,
+        /// Size of `.orc_unwind`.
+        size: u64,
     },
     /// An entry that does not begin with the place in the code that it is about.
     #[error("section {section}: the entry at {offset:#x} belongs to no code of this object")]
@@ -130,7 +140,13 @@ impl<'o> Pieces<'o> {
     /// # Errors
     /// [`PiecesError::Table`] when a special table cannot be read.
     pub fn cut(object: &'o Object, type_sizes: &BTreeMap<String, u64>) -> Result<Self, PiecesError> {
-        let mut this = Self { object, pieces: Vec::new(), entries: BTreeMap::new(), by_section: Vec::new() };
+        let mut this = Self {
+            object,
+            pieces: Vec::new(),
+            entries: BTreeMap::new(),
+            unwind: BTreeMap::new(),
+            by_section: Vec::new(),
+        };
         let mut starts: Vec<BTreeMap<u64, Vec<SymbolIndex>>> = vec![BTreeMap::new(); object.sections.len()];
         for (index, symbol) in object.symbols.iter().enumerate() {
             if let Definition::Section(section) = symbol.definition
@@ -144,13 +160,17 @@ impl<'o> Pieces<'o> {
             this.by_section.push(indices);
         }
         this.read_tables(type_sizes)?;
+        this.read_unwind()?;
         Ok(this)
     }
 
     fn cut_section(&mut self, index: SectionIndex, starts: BTreeMap<u64, Vec<SymbolIndex>>) -> Vec<PieceIndex> {
         let section = self.object.section(index);
         let role = role(&section.name, section.is_code());
-        if matches!(role, SectionRole::NotLoaded | SectionRole::Table(_) | SectionRole::LeftOut(_)) {
+        if matches!(
+            role,
+            SectionRole::Unwind | SectionRole::NotLoaded | SectionRole::Table(_) | SectionRole::LeftOut(_)
+        ) {
             return Vec::new();
         }
         let mut indices = Vec::new();
@@ -210,6 +230,51 @@ impl<'o> Pieces<'o> {
             }
         }
         Ok(())
+    }
+
+    /// Reads `.orc_unwind_ip` and `.orc_unwind`: one entry for each instruction pointer (`tools/objtool/orc_gen.c`).
+    fn read_unwind(&mut self) -> Result<(), PiecesError> {
+        let object = self.object;
+        let section = |name: &str| object.sections.iter().find(|section| section.name == name && section.size > 0);
+        let Some(ips) = section(".orc_unwind_ip") else { return Ok(()) };
+        let entries = section(".orc_unwind").map_or(&[][..], |section| &section.data);
+        let (count, size) = (ips.size / 4, entries.len() as u64);
+        if !ips.size.is_multiple_of(4) || size == 0 || !size.is_multiple_of(count) {
+            return Err(PiecesError::Unwind { count, size });
+        }
+        let entry = (size / count) as usize;
+        for reloc in &ips.relocs {
+            let symbol = object.symbol(reloc.symbol);
+            let bytes = entries.get((reloc.offset / 4) as usize * entry..).and_then(|rest| rest.get(..entry));
+            if let (Definition::Section(section), Some(bytes)) = (symbol.definition, bytes) {
+                let place = (symbol.value as i64).wrapping_add(reloc.addend).max(0) as u64;
+                self.unwind.entry(section).or_default().push((place, bytes));
+            }
+        }
+        for rows in self.unwind.values_mut() {
+            // Where two begin at one place, the end of what is before it (all zeros) comes first; see `orc_sort_cmp`,
+            // arch/x86/kernel/unwind_orc.c.
+            rows.sort_by_key(|&(place, entry)| (place, entry.iter().any(|&byte| byte != 0)));
+        }
+        Ok(())
+    }
+
+    /// How to unwind the stack from a range of a section: (offset from its start, entry), in order, beginning at its
+    /// start. Empty if nothing is known. An entry of zeros says that nothing is known from there on.
+    pub fn unwind(&self, section: SectionIndex, range: Range<u64>) -> Vec<(u64, &'o [u8])> {
+        let rows = self.unwind.get(&section).map_or(&[][..], Vec::as_slice);
+        let first = rows.partition_point(|&(place, _)| place <= range.start);
+        let end = rows.partition_point(|&(place, _)| place < range.end);
+        let begin = first.checked_sub(1).map(|before| (range.start, rows[before].1));
+        let inside = rows.get(first..end).unwrap_or_default().iter().copied();
+        let mut found: Vec<(u64, &'o [u8])> = Vec::new();
+        for (place, entry) in begin.into_iter().chain(inside) {
+            let known = found.last().map_or(&[][..], |&(_, before)| before);
+            if known != entry && !(found.is_empty() && entry.iter().all(|&byte| byte == 0)) {
+                found.push((place - range.start, entry));
+            }
+        }
+        found
     }
 
     /// The piece behind an index.

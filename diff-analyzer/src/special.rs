@@ -11,8 +11,12 @@ use std::collections::BTreeMap;
 pub enum SectionRole {
     /// Functions that may run at any time.
     Code,
-    /// Functions in a section with rules of its own (`.noinstr.text`, `.init.text`, …).
+    /// Such functions that the kernel recognises by their section, for nothing that matters: (what it no longer sees).
+    MarkedCode(&'static str),
+    /// Functions in a section with rules of its own (`.noinstr.text`, …): (why they are not replaced).
     SpecialCode(&'static str),
+    /// Functions that have run at boot or never run: (which of it).
+    BootCode(&'static str),
     /// Writable data.
     Data,
     /// Data that is not written after boot (`.rodata`, `.data..ro_after_init`).
@@ -21,13 +25,21 @@ pub enum SectionRole {
     Strings,
     /// Per-CPU data.
     PerCpu,
+    /// Data that only boot uses.
+    BootData,
+    /// A list that the kernel has read at boot, of which an entry may be missing: (what a guest goes without).
+    List(&'static str),
     /// A table whose entries belong to functions.
     Table(Table),
+    /// How to unwind the stack from code (`.orc_unwind`, `.orc_unwind_ip`).
+    Unwind,
+    /// A table of places in code that new code cannot do without, and that is not supported: (what it is for).
+    Unsupported(&'static str),
     /// Never loaded, or only of use to the build (`.debug_*`, `.discard.*`).
     NotLoaded,
     /// Loaded, and no part of what a function means: (what a guest goes without).
     LeftOut(&'static str),
-    /// Not known.
+    /// Not known, or known to be beyond what can be done: see [`why_not`].
     Unknown,
 }
 
@@ -98,6 +110,9 @@ impl Table {
     }
 }
 
+/// Section of the descriptors of `pr_debug` (`struct _ddebug`): data that code refers to, and a table for the kernel.
+pub const DYNAMIC_DEBUG: &str = "__dyndbg";
+
 const TABLES: [Table; 10] = [
     Table::Alternatives,
     Table::Paravirt,
@@ -111,34 +126,108 @@ const TABLES: [Table; 10] = [
     Table::Exceptions,
 ];
 
-/// Sections of functions with rules of their own, by prefix, with the reason why they are not replaced.
-const SPECIAL_CODE: [(&str, &str); 10] = [
-    (".init.text", "code that ran at boot and is gone; a change of it takes effect at the next boot only"),
-    (".exit.text", "code of a built-in unit that never runs"),
-    (".head.text", "code that runs before the kernel is mapped"),
-    (".noinstr.text", "code that must not be traced or instrumented; new code would lie outside that section"),
-    (".entry.text", "entry code, which must be mapped while user page tables are in use"),
-    (".kprobes.text", "code that must not be probed; new code would lie outside that section"),
-    (".sched.text", "scheduler code, which the kernel recognises by its section (`in_sched_functions`)"),
-    (".cpuidle.text", "idle code, which the kernel recognises by its section"),
-    (".softirqentry.text", "interrupt code, which the kernel recognises by its section"),
-    (".irqentry.text", "interrupt code, which the kernel recognises by its section"),
+/// Section of code by prefix. The sections and what the kernel does with them: `include/asm-generic/vmlinux.lds.h`.
+const CODE: [(&str, SectionRole); 13] = [
+    (".init.text", SectionRole::BootCode("has run at boot and is gone")),
+    (".meminit.text", SectionRole::BootCode("has run at boot and is gone")),
+    (".exit.text", SectionRole::BootCode("never runs in a unit that is built in")),
+    (".head.text", SectionRole::SpecialCode("code that runs before the kernel is mapped")),
+    (
+        ".noinstr.text",
+        SectionRole::SpecialCode("code that must not be probed or traced, which the kernel tells by its section"),
+    ),
+    (".entry.text", SectionRole::SpecialCode("entry code, which must be mapped while user page tables are in use")),
+    (".static_call.text", SectionRole::SpecialCode("a trampoline that the kernel itself rewrites")),
+    // in_sched_functions, kernel/sched/core.c
+    (
+        ".sched.text",
+        SectionRole::MarkedCode("wait channels and stacks of sleeping tasks show the new code instead of its caller"),
+    ),
+    // in_lock_functions, kernel/locking/spinlock.c
+    (
+        ".spinlock.text",
+        SectionRole::MarkedCode("profiles count the time spent in the new code for it instead of its caller"),
+    ),
+    // filter_irq_stacks, kernel/stacktrace.c
+    (
+        ".irqentry.text",
+        SectionRole::MarkedCode("stacks that the kernel keeps for debugging are not cut at the new code"),
+    ),
+    (
+        ".softirqentry.text",
+        SectionRole::MarkedCode("stacks that the kernel keeps for debugging are not cut at the new code"),
+    ),
+    // cpu_in_idle, kernel/sched/idle.c; prelink refuses it where the kernel has the section among .noinstr.text
+    (".cpuidle.text", SectionRole::MarkedCode("backtraces of all processors show those that idle in the new code")),
+    // within_kprobe_blacklist, kernel/kprobes.c
+    (".kprobes.text", SectionRole::MarkedCode(PROBED)),
 ];
+
+const PROBED: &str = "the guest would allow a kprobe inside of the new code, which must not be probed";
+
+/// Sections of data, tables and lists by prefix: the first that fits counts.
+const DATA: [(&str, SectionRole); 24] = [
+    (".orc_unwind", SectionRole::Unwind),
+    (".orc_unwind_ip", SectionRole::Unwind),
+    // A hash of the layout of ORC entries, which the module loader compares with the kernel's.
+    (".orc_header", SectionRole::NotLoaded),
+    (".printk_index", SectionRole::LeftOut("messages of the new code are not in the guest's printk index")),
+    ("_kprobe_blacklist", SectionRole::LeftOut(PROBED)),
+    ("_error_injection_whitelist", SectionRole::LeftOut("errors cannot be injected into the new code")),
+    (".ibt_endbr_seal", SectionRole::LeftOut("the new code stays a valid target of indirect calls")),
+    (
+        ".call_sites",
+        SectionRole::LeftOut("calls of the new code are not counted where the guest counts calls (retbleed=stuff)"),
+    ),
+    (".export_symbol", SectionRole::LeftOut("modules loaded later link to the old function")),
+    (".kcfi_traps", SectionRole::Unsupported("checks of indirect calls (kCFI)")),
+    (".cfi_sites", SectionRole::Unsupported("checks of indirect calls (FineIBT)")),
+    ("__param", SectionRole::List("the new parameter has its default value and no file in /sys/module")),
+    ("__modver", SectionRole::List("the version of the unit in /sys/module stays as it was")),
+    (".init", SectionRole::BootData),
+    (".meminit", SectionRole::BootData),
+    (".exit", SectionRole::BootData),
+    (".exitcall", SectionRole::BootData),
+    ("__earlycon_table", SectionRole::BootData),
+    (".apicdrivers", SectionRole::BootData),
+    (".kunit_test_suites", SectionRole::BootData),
+    (DYNAMIC_DEBUG, SectionRole::Data),
+    (".data..ro_after_init", SectionRole::ReadOnly),
+    (".ref.data", SectionRole::Data),
+    (".ref.rodata", SectionRole::ReadOnly),
+];
+
+/// Why what lies in a section of no known role cannot be brought along, by prefix.
+const REFUSED: [(&str, &str); 8] = [
+    ("__tracepoint", "tracepoints are registered at boot: a new one cannot be added"),
+    ("_ftrace_e", "trace events are registered at boot: a new one cannot be added"),
+    ("__bpf_raw_tp_map", "tracepoints are registered at boot: a new one cannot be added"),
+    ("__syscalls_metadata", "system calls are registered at boot: a new one cannot be added"),
+    ("__trace_printk_fmt", "trace_printk needs a list of its formats"),
+    (".pci_fixup", "quirks of PCI devices are a list of the kernel that cannot grow"),
+    ("__dyndbg_classes", "classes of pr_debug are registered at boot: a new one cannot be added"),
+    (".bss..", "its memory is set up at boot"),
+];
+
+/// Why a section of no known role is beyond what can be done, if the section is known.
+pub fn why_not(name: &str) -> Option<&'static str> {
+    REFUSED.iter().find(|(prefix, _)| name.starts_with(prefix)).map(|(_, why)| *why)
+}
 
 /// The role of a section of that name; `executable` says whether it has `SHF_EXECINSTR`.
 pub fn role(name: &str, executable: bool) -> SectionRole {
     if let Some(table) = TABLES.into_iter().find(|table| table.section() == name) {
         return SectionRole::Table(table);
     }
-    if let Some((_, why)) = SPECIAL_CODE.iter().find(|(prefix, _)| in_family(name, prefix)) {
-        return SectionRole::SpecialCode(why);
-    }
-    if in_family(name, ".spinlock.text") {
-        return SectionRole::SpecialCode("lock code, which the kernel recognises by its section");
+    if let Some((_, role)) = CODE.iter().find(|(prefix, _)| in_family(name, prefix)) {
+        return *role;
     }
     if executable {
         let known = in_family(name, ".text") || in_family(name, ".ref.text") || name.starts_with(".altinstr_");
         return if known { SectionRole::Code } else { SectionRole::Unknown };
+    }
+    if let Some((_, role)) = DATA.iter().find(|(prefix, _)| in_family(name, prefix)) {
+        return *role;
     }
     match name {
         _ if name.starts_with(".debug_")
@@ -146,25 +235,22 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
             || name.starts_with(".note.")
             || name.starts_with(".gnu")
             || name.starts_with(".llvm")
-            || matches!(name, "" | ".comment" | ".symtab" | ".strtab" | ".shstrtab" | ".modinfo")
+            || matches!(name, "" | ".comment" | ".symtab" | ".strtab" | ".shstrtab" | ".modinfo" | ".discard")
             || name.starts_with(".rela") =>
         {
             SectionRole::NotLoaded
         }
-        ".orc_unwind" | ".orc_unwind_ip" | ".orc_header" => {
-            SectionRole::LeftOut("the guest's own stack traces end at frames of the new code")
-        }
-        ".printk_index" => SectionRole::LeftOut("messages of the new code are not in the guest's printk index"),
         _ if name.starts_with("___ksymtab") || name.starts_with("___kcrctab") || name.starts_with("__ksymtab") => {
             SectionRole::LeftOut("modules loaded later link to the old function, whose entry leads to the new one")
         }
-        ".export_symbol" => SectionRole::LeftOut("modules loaded later link to the old function"),
         _ if in_family(name, ".rodata") && is_strings(name) => SectionRole::Strings,
         _ if in_family(name, ".rodata") || in_family(name, ".data.rel.ro") => SectionRole::ReadOnly,
-        _ if name.starts_with(".data..ro_after_init") => SectionRole::ReadOnly,
         _ if name.starts_with(".data..percpu") || name.starts_with(".bss..percpu") => SectionRole::PerCpu,
-        _ if name.starts_with(".init.") || name.starts_with(".exit.") => SectionRole::Unknown,
+        // Memory shared with the host, and memory that is given out at boot.
+        ".data..decrypted" | ".bss..decrypted" | ".bss..brk" => SectionRole::Unknown,
         _ if in_family(name, ".data") || in_family(name, ".bss") => SectionRole::Data,
+        // `.initcall6.init`, `.con_initcall.init`, `.x86_cpu_dev.init`, …
+        _ if name.ends_with(".init") => SectionRole::BootData,
         _ => SectionRole::Unknown,
     }
 }
@@ -204,12 +290,23 @@ mod tests {
             (".data..percpu..shared_aligned", false, SectionRole::PerCpu),
             (".data..ro_after_init", false, SectionRole::ReadOnly),
             ("__tracepoints", false, SectionRole::Unknown),
-            (".init.data", false, SectionRole::Unknown),
+            (".init.data", false, SectionRole::BootData),
+            (".initcall6.init", false, SectionRole::BootData),
+            (".data..once", false, SectionRole::Data),
+            (".data..unlikely", false, SectionRole::Data),
+            (".data.init", false, SectionRole::Data),
+            (".bss..decrypted", false, SectionRole::Unknown),
+            (".orc_unwind_ip", false, SectionRole::Unwind),
+            ("__dyndbg", false, SectionRole::Data),
             (".discard.reachable", false, SectionRole::NotLoaded),
         ] {
             assert_eq!(role(name, executable), expected, "{name}");
         }
-        assert!(matches!(role(".init.text", true), SectionRole::SpecialCode(_)));
+        assert!(matches!(role(".init.text", true), SectionRole::BootCode(_)));
+        assert!(matches!(role(".sched.text", true), SectionRole::MarkedCode(_)));
+        assert!(matches!(role("__param", false), SectionRole::List(_)));
+        assert!(why_not("__tracepoints_ptrs").is_some() && why_not("_ftrace_events").is_some());
+        assert_eq!(why_not(".data..unheard_of"), None);
         assert!(matches!(role(".noinstr.text", true), SectionRole::SpecialCode(_)));
     }
 }

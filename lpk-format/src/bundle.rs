@@ -21,6 +21,8 @@ pub struct Bundle {
     pub payload: Payload,
     /// Old functions to redirect, in order of `old_address`.
     pub functions: Vec<FunctionPatch>,
+    /// The support object, which prepares the guest for new code from inside; linked as the payload is, without tables.
+    pub support: Option<Payload>,
 }
 
 /// Identity of a kernel build.
@@ -149,6 +151,8 @@ pub struct Payload {
     pub relocs: Vec<Reloc>,
     /// Choices that the guest made at boot, to be made in `.text` again; sorted by offset, alternatives last.
     pub fixups: Vec<Fixup>,
+    /// Tables about new code that the guest's kernel has to know, sorted by kind, at most one of each.
+    pub tables: Vec<Table>,
 }
 
 impl Payload {
@@ -176,6 +180,85 @@ impl Payload {
             Place::Payload { section: SectionKind::Text, offset } => Some((offset, symbol)),
             _ => None,
         })
+    }
+}
+
+/// A table about new code that the guest's kernel has to know.
+///
+/// Tables lie in `.data`, because the kernel sorts some of them and marks entries of others. Their fields are filled by
+/// ordinary relocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Table {
+    /// What its entries are.
+    pub kind: TableKind,
+    /// Byte offset in `.data`.
+    pub offset: u32,
+    /// Size in bytes; not 0.
+    pub size: u32,
+}
+
+/// What the entries of a [`Table`] are, named by the section of an object that the kernel's loader takes them from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TableKind {
+    /// `__ex_table`: where execution goes on when an instruction faults. Not sorted.
+    Exceptions,
+    /// `__bug_table`: file, line and flags of `WARN` and `BUG`.
+    Bugs,
+    /// `__jump_table`: the sites of static keys. Not sorted.
+    JumpLabels,
+    /// `.orc_unwind_ip`: the instructions that the entries of `.orc_unwind` begin at. Not sorted.
+    OrcIp,
+    /// `.orc_unwind`: how to unwind the stack from there; as many entries as `.orc_unwind_ip` has.
+    Orc,
+    /// `__dyndbg`: descriptors of `pr_debug`.
+    DynamicDebug,
+}
+
+impl TableKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 6] =
+        [Self::Exceptions, Self::Bugs, Self::JumpLabels, Self::OrcIp, Self::Orc, Self::DynamicDebug];
+
+    /// The section of an object that holds such entries.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::Exceptions => "__ex_table",
+            Self::Bugs => "__bug_table",
+            Self::JumpLabels => "__jump_table",
+            Self::OrcIp => ".orc_unwind_ip",
+            Self::Orc => ".orc_unwind",
+            Self::DynamicDebug => "__dyndbg",
+        }
+    }
+
+    /// The kernel's type of an entry, whose size the guest profile gives; none where an entry is a plain `int`.
+    pub fn entry_type(self) -> Option<&'static str> {
+        match self {
+            Self::Exceptions => Some("exception_table_entry"),
+            Self::Bugs => Some("bug_entry"),
+            Self::JumpLabels => Some("jump_entry"),
+            Self::OrcIp => None,
+            Self::Orc => Some("orc_entry"),
+            Self::DynamicDebug => Some("_ddebug"),
+        }
+    }
+
+    /// Whether new code must not run before the kernel knows the table. Without the others it is traced less well.
+    pub fn is_required(self) -> bool {
+        match self {
+            Self::Exceptions | Self::Bugs | Self::JumpLabels | Self::DynamicDebug => true,
+            Self::OrcIp | Self::Orc => false,
+        }
+    }
+
+    /// Alignment of the table in bytes: that of the widest field of an entry.
+    pub fn align(self) -> u32 {
+        match self {
+            Self::Exceptions | Self::Bugs | Self::OrcIp => 4,
+            Self::JumpLabels | Self::DynamicDebug => 8,
+            Self::Orc => 2,
+        }
     }
 }
 
@@ -222,6 +305,18 @@ pub enum RelocKind {
     Pc32,
     /// `R_X86_64_PLT32`: a call or jump; computed as `Pc32`.
     Plt32,
+    /// `R_X86_64_PC64`: S + A - P, 8 bytes.
+    Pc64,
+}
+
+impl RelocKind {
+    /// Bytes of the field.
+    pub fn size(self) -> u8 {
+        match self {
+            Self::Abs64 | Self::Pc64 => 8,
+            Self::Abs32 | Self::Abs32S | Self::Pc32 | Self::Plt32 => 4,
+        }
+    }
 }
 
 /// A relocation of the payload.

@@ -3,12 +3,13 @@
 //! Comes in: a [`Bundle`]. Decided: whether every place lies where it must, every list is in order, and the parts
 //! agree with one another. Goes out: the bounds of the kernel image, or the first rule that is broken.
 //!
-//! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `functions`
-//! those of old code.
+//! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `tables`
+//! those of the tables about it, `functions` those of old code.
 
 mod functions;
 mod payload;
 mod problem;
+mod tables;
 
 use std::collections::BTreeMap;
 
@@ -46,6 +47,13 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image, Problem> {
     let image = Image::of(&bundle.profile.symbols)?;
     size(bundle)?;
     payload::check(&bundle.payload, image)?;
+    tables::check(&bundle.payload, &bundle.profile)?;
+    if let Some(support) = &bundle.support {
+        payload::check(support, image)?;
+        if !support.tables.is_empty() {
+            return Err(Problem::SupportTables(support.tables.len()));
+        }
+    }
     functions::check(bundle, image)?;
     manifest(bundle)?;
     Ok(image)
@@ -75,19 +83,22 @@ fn kernel(bundle: &Bundle) -> Result<(), Problem> {
 
 /// Keeps every offset of the file within 32 bits: what is large by itself is bounded before it is laid out.
 fn size(bundle: &Bundle) -> Result<(), Problem> {
-    let payload = &bundle.payload;
     limit("functions", bundle.functions.len(), limits::FUNCTIONS)?;
-    limit("symbols", payload.symbols.len(), limits::SYMBOLS)?;
-    limit("relocations", payload.relocs.len(), limits::RELOCS)?;
-    limit("fixups", payload.fixups.len(), limits::FIXUPS)?;
-    limit("bytes of .bss", payload.bss_size as usize, limits::BSS_SIZE as usize)?;
-    let sections = [&payload.text, &payload.rodata, &payload.data].map(|section| section.len() as u64);
-    let names = payload.symbols.iter().map(|symbol| symbol.name.len() as u64 + 1);
+    let mut total = 0;
+    for payload in std::iter::once(&bundle.payload).chain(&bundle.support) {
+        limit("symbols", payload.symbols.len(), limits::SYMBOLS)?;
+        limit("relocations", payload.relocs.len(), limits::RELOCS)?;
+        limit("fixups", payload.fixups.len(), limits::FIXUPS)?;
+        limit("bytes of .bss", payload.bss_size as usize, limits::BSS_SIZE as usize)?;
+        let sections = [&payload.text, &payload.rodata, &payload.data].map(|section| section.len() as u64);
+        let names = payload.symbols.iter().map(|symbol| symbol.name.len() as u64 + 1);
+        total += sections.into_iter().chain(names).sum::<u64>();
+    }
     let old = bundle.functions.iter().map(|function| {
         let sites = function.sites.iter().map(|site| crate::records::site_size(site) as u64);
         function.expected.len() as u64 + sites.sum::<u64>()
     });
-    let total: u64 = sections.into_iter().chain(names).chain(old).sum();
+    total += old.sum::<u64>();
     if total <= limits::FILE_SIZE { Ok(()) } else { Err(Problem::TooLarge(total)) }
 }
 

@@ -7,7 +7,7 @@ use object::elf;
 use crate::{Place, SectionKind};
 
 /// Version of the format this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// Number of SHA-256 in `.lucos.digest`.
 pub(crate) const ALGORITHM_SHA256: u32 = 1;
 /// Bytes of `.lucos.digest`: version, algorithm, digest.
@@ -26,6 +26,8 @@ pub(crate) const NOTE_BUILD_ID: u32 = 0x4c01;
 pub(crate) const NOTE_RELEASE: u32 = 0x4c02;
 /// Note type: banner of the kernel.
 pub(crate) const NOTE_BANNER: u32 = 0x4c03;
+/// Name of the file symbol (`STT_FILE`) that stands before the symbols of the support object.
+pub(crate) const SUPPORT_FILE: &str = "support";
 
 /// What a bundle may hold at most. A bundle beyond them is refused by writer and reader alike.
 pub mod limits {
@@ -68,20 +70,29 @@ pub(crate) mod index {
     pub(crate) const RELA_TEXT: usize = 5;
     pub(crate) const RELA_RODATA: usize = 6;
     pub(crate) const RELA_DATA: usize = 7;
-    pub(crate) const KERNEL: usize = 8;
-    pub(crate) const FUNCTIONS: usize = 9;
-    pub(crate) const EXPECTED: usize = 10;
-    pub(crate) const SITES: usize = 11;
-    pub(crate) const FIXUPS: usize = 12;
-    pub(crate) const PROFILE: usize = 13;
-    pub(crate) const MANIFEST: usize = 14;
-    pub(crate) const NOTE_KERNEL: usize = 15;
-    pub(crate) const NOTE_ID: usize = 16;
-    pub(crate) const DIGEST: usize = 17;
-    pub(crate) const SYMTAB: usize = 18;
-    pub(crate) const STRTAB: usize = 19;
-    pub(crate) const SHSTRTAB: usize = 20;
-    pub(crate) const COUNT: usize = 21;
+    pub(crate) const SUPPORT_TEXT: usize = 8;
+    pub(crate) const SUPPORT_RODATA: usize = 9;
+    pub(crate) const SUPPORT_DATA: usize = 10;
+    pub(crate) const SUPPORT_BSS: usize = 11;
+    pub(crate) const RELA_SUPPORT_TEXT: usize = 12;
+    pub(crate) const RELA_SUPPORT_RODATA: usize = 13;
+    pub(crate) const RELA_SUPPORT_DATA: usize = 14;
+    pub(crate) const KERNEL: usize = 15;
+    pub(crate) const FUNCTIONS: usize = 16;
+    pub(crate) const EXPECTED: usize = 17;
+    pub(crate) const SITES: usize = 18;
+    pub(crate) const FIXUPS: usize = 19;
+    pub(crate) const SUPPORT_FIXUPS: usize = 20;
+    pub(crate) const TABLES: usize = 21;
+    pub(crate) const PROFILE: usize = 22;
+    pub(crate) const MANIFEST: usize = 23;
+    pub(crate) const NOTE_KERNEL: usize = 24;
+    pub(crate) const NOTE_ID: usize = 25;
+    pub(crate) const DIGEST: usize = 26;
+    pub(crate) const SYMTAB: usize = 27;
+    pub(crate) const STRTAB: usize = 28;
+    pub(crate) const SHSTRTAB: usize = 29;
+    pub(crate) const COUNT: usize = 30;
 }
 
 /// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
@@ -133,11 +144,20 @@ pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
     rela(".rela.text", index::TEXT),
     rela(".rela.rodata", index::RODATA),
     rela(".rela.data", index::DATA),
+    spec(".support.text", elf::SHT_PROGBITS, AX, 64, 0),
+    spec(".support.rodata", elf::SHT_PROGBITS, A, 64, 0),
+    spec(".support.data", elf::SHT_PROGBITS, WA, 64, 0),
+    spec(".support.bss", elf::SHT_NOBITS, WA, 64, 0),
+    rela(".rela.support.text", index::SUPPORT_TEXT),
+    rela(".rela.support.rodata", index::SUPPORT_RODATA),
+    rela(".rela.support.data", index::SUPPORT_DATA),
     spec(".lucos.kernel", elf::SHT_NOBITS, 0, 1, 0),
     spec(".lucos.functions", elf::SHT_PROGBITS, 0, 8, crate::records::FUNCTION_SIZE as u64),
     spec(".lucos.expected", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.sites", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
+    spec(".lucos.support.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
+    spec(".lucos.tables", elf::SHT_PROGBITS, 0, 4, crate::records::TABLE_SIZE as u64),
     spec(".lucos.profile", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.manifest", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".note.lucos.kernel", elf::SHT_NOTE, 0, 4, 0),
@@ -176,20 +196,70 @@ pub(crate) fn align_up(offset: u64, align: u64) -> u64 {
     offset.next_multiple_of(align.max(1))
 }
 
-/// Index of the section that holds new code or data.
-pub(crate) fn index_of(section: SectionKind) -> usize {
-    match section {
-        SectionKind::Text => index::TEXT,
-        SectionKind::Rodata => index::RODATA,
-        SectionKind::Data => index::DATA,
-        SectionKind::Bss => index::BSS,
+/// Which of the two parts of a bundle that are linked like a module: the new code, or the support object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    Payload,
+    Support,
+}
+
+/// Indexes of the sections of a part.
+pub(crate) struct PartSections {
+    pub(crate) text: usize,
+    pub(crate) rodata: usize,
+    pub(crate) data: usize,
+    pub(crate) bss: usize,
+    pub(crate) rela: [(usize, SectionKind); 3],
+    pub(crate) fixups: usize,
+}
+
+impl Part {
+    pub(crate) fn sections(self) -> PartSections {
+        let rela =
+            |text, rodata, data| [(text, SectionKind::Text), (rodata, SectionKind::Rodata), (data, SectionKind::Data)];
+        match self {
+            Self::Payload => PartSections {
+                text: index::TEXT,
+                rodata: index::RODATA,
+                data: index::DATA,
+                bss: index::BSS,
+                rela: rela(index::RELA_TEXT, index::RELA_RODATA, index::RELA_DATA),
+                fixups: index::FIXUPS,
+            },
+            Self::Support => PartSections {
+                text: index::SUPPORT_TEXT,
+                rodata: index::SUPPORT_RODATA,
+                data: index::SUPPORT_DATA,
+                bss: index::SUPPORT_BSS,
+                rela: rela(index::RELA_SUPPORT_TEXT, index::RELA_SUPPORT_RODATA, index::RELA_SUPPORT_DATA),
+                fixups: index::SUPPORT_FIXUPS,
+            },
+        }
+    }
+
+    /// Index of a section of new code or data.
+    pub(crate) fn index_of(self, section: SectionKind) -> usize {
+        let sections = self.sections();
+        match section {
+            SectionKind::Text => sections.text,
+            SectionKind::Rodata => sections.rodata,
+            SectionKind::Data => sections.data,
+            SectionKind::Bss => sections.bss,
+        }
+    }
+
+    /// The section of new code or data with this index.
+    pub(crate) fn section_at(self, index: usize) -> Option<SectionKind> {
+        [SectionKind::Text, SectionKind::Rodata, SectionKind::Data, SectionKind::Bss]
+            .into_iter()
+            .find(|section| self.index_of(*section) == index)
     }
 }
 
-/// `st_shndx` and `st_value` of a symbol, with the link address of `_text`.
-pub(crate) fn symbol_position(place: Place, text: u64) -> (u16, u64) {
+/// `st_shndx` and `st_value` of a symbol of a part, with the link address of `_text`.
+pub(crate) fn symbol_position(part: Part, place: Place, text: u64) -> (u16, u64) {
     match place {
-        Place::Payload { section, offset } => (index_of(section) as u16, u64::from(offset)),
+        Place::Payload { section, offset } => (part.index_of(section) as u16, u64::from(offset)),
         Place::Kernel(address) => (index::KERNEL as u16, address.wrapping_sub(text)),
         Place::Absolute(value) => (elf::SHN_ABS.0, value),
     }

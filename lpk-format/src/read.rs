@@ -14,10 +14,10 @@ use object::pod::slice_from_all_bytes;
 
 use crate::check::{Image, Problem, check};
 use crate::digest::{self, BundleId, SealError};
-use crate::layout::{SECTION_NAMES, index};
+use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
-use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, Payload, Place, Reloc, RelocKind, SectionKind, Symbol};
+use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, Payload, Place, Reloc, RelocKind, Symbol};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -151,7 +151,7 @@ pub enum ReadError {
         value: u64,
     },
     /// A relocation of a type that no bundle has.
-    #[error("`{section}`: relocation {index} has type {kind}; 64, 32, 32S, PC32 or PLT32 is expected")]
+    #[error("`{section}`: relocation {index} has type {kind}; 64, 32, 32S, PC32, PLT32 or PC64 is expected")]
     RelocKind {
         /// Name of the section.
         section: &'static str,
@@ -160,13 +160,17 @@ pub enum ReadError {
         /// The type (psABI 1.0, table 4.9).
         kind: u32,
     },
-    /// A relocation against the null symbol.
-    #[error("`{section}`: relocation {index} names the null symbol")]
-    RelocNullSymbol {
+    /// A relocation against the null symbol, or against a symbol of the other part.
+    #[error("`{section}`: relocation {index} names symbol {symbol}, the symbols it may name begin at {first}")]
+    RelocOtherSymbol {
         /// Name of the section.
         section: &'static str,
         /// Index in it.
         index: usize,
+        /// Index in `.symtab`.
+        symbol: u32,
+        /// Index in `.symtab` of the first symbol of the part.
+        first: usize,
     },
     /// A relocation whose field lies beyond every section.
     #[error("`{section}`: relocation {index} has the offset {offset:#x}, beyond 4 GiB")]
@@ -236,17 +240,21 @@ pub fn read(bytes: &[u8]) -> Result<ReadBundle, ReadError> {
     let manifest: Manifest = json(&sections, index::MANIFEST)?;
     let image = Image::of(&profile.symbols)?;
     sections.check_kernel(image)?;
-    let payload = Payload {
-        text: sections.get(index::TEXT).to_vec(),
-        rodata: sections.get(index::RODATA).to_vec(),
-        data: sections.get(index::DATA).to_vec(),
-        bss_size: sections.bss_size()?,
-        symbols: symbols(&sections, image)?,
-        relocs: relocs(&sections)?,
-        fixups: records::decode_fixups(sections.get(index::FIXUPS)).map_err(record(index::FIXUPS))?,
+    let entries = symbol_entries(&sections)?;
+    let file_symbol = entries.iter().position(|entry| entry.st_info == symbol_info(elf::STT_FILE));
+    let (of_payload, of_support) = entries.split_at(file_symbol.unwrap_or(entries.len()));
+    let mut payload = part(&sections, Part::Payload, symbols(&sections, Part::Payload, of_payload, 1, image)?, 1)?;
+    payload.tables = records::decode_tables(sections.get(index::TABLES)).map_err(record(index::TABLES))?;
+    let support = match of_support {
+        [] => None,
+        [_file, of_support @ ..] => {
+            let first = of_payload.len() + 2;
+            let symbols = symbols(&sections, Part::Support, of_support, first, image)?;
+            Some(part(&sections, Part::Support, symbols, first)?)
+        }
     };
     let functions = functions(&sections, &manifest)?;
-    let bundle = Bundle { kernel, profile, manifest, payload, functions };
+    let bundle = Bundle { kernel, profile, manifest, payload, functions, support };
     check(&bundle)?;
     canonical(&bundle, &sections, bytes)?;
     Ok(ReadBundle { id, bundle })
@@ -291,31 +299,59 @@ fn table<'data, T: object::pod::Pod>(sections: &Sections<'data>, at: usize) -> R
     })
 }
 
-fn symbols(sections: &Sections<'_>, image: Image) -> Result<Vec<Symbol>, ReadError> {
+/// One of the two parts that are linked: the new code, or the support object.
+fn part(sections: &Sections<'_>, part: Part, symbols: Vec<Symbol>, first_symbol: usize) -> Result<Payload, ReadError> {
+    let of = part.sections();
+    let cause = |cause| ReadError::Record { section: SECTION_NAMES[of.fixups], cause };
+    Ok(Payload {
+        text: sections.get(of.text).to_vec(),
+        rodata: sections.get(of.rodata).to_vec(),
+        data: sections.get(of.data).to_vec(),
+        bss_size: sections.bss_size(of.bss)?,
+        symbols,
+        relocs: relocs(sections, part, first_symbol)?,
+        fixups: records::decode_fixups(sections.get(of.fixups)).map_err(cause)?,
+        tables: Vec::new(),
+    })
+}
+
+/// The entries of `.symtab` behind the null symbol.
+fn symbol_entries<'data>(sections: &Sections<'data>) -> Result<&'data [elf::Sym64<LE>], ReadError> {
     let entries: &[elf::Sym64<LE>] = table(sections, index::SYMTAB)?;
     let (null, entries) = entries.split_first().ok_or(ReadError::NoNullSymbol)?;
     if object::pod::bytes_of(null).iter().any(|byte| *byte != 0) {
         return Err(ReadError::NoNullSymbol);
     }
     sections.check_symbol_count(entries.len() + 1)?;
+    Ok(entries)
+}
+
+/// The symbols of a part; the first has the index `first` in the file.
+fn symbols(
+    sections: &Sections<'_>,
+    part: Part,
+    entries: &[elf::Sym64<LE>],
+    first: usize,
+    image: Image,
+) -> Result<Vec<Symbol>, ReadError> {
     let names = sections.get(index::STRTAB);
     let symbol = |(at, entry): (usize, &elf::Sym64<LE>)| {
-        let index = at + 1;
+        let index = first + at;
         let offset = entry.st_name.get(LE);
         let name = names
             .get(offset as usize..)
             .and_then(|rest| rest.split(|byte| *byte == 0).next().filter(|name| name.len() < rest.len()))
             .and_then(|name| std::str::from_utf8(name).ok())
             .ok_or(ReadError::SymbolName { index, offset })?;
-        let function = entry.st_info == symbol_info(true);
-        if !function && entry.st_info != symbol_info(false) || entry.st_other.0 != 0 {
+        let function = entry.st_info == symbol_info(elf::STT_FUNC);
+        if !function && entry.st_info != symbol_info(elf::STT_NOTYPE) || entry.st_other.0 != 0 {
             return Err(ReadError::SymbolInfo { index, info: entry.st_info.0, other: entry.st_other.0 });
         }
         let value = entry.st_value.get(LE);
         let bad_value = ReadError::SymbolValue { index, value };
         let place = match entry.st_shndx.get(LE) {
             elf::SHN_ABS => Place::Absolute(value),
-            elf::SymbolSection(section) => match (usize::from(section), section_at(section)) {
+            elf::SymbolSection(section) => match (usize::from(section), part.section_at(section.into())) {
                 (index::KERNEL, _) => Place::Kernel(image.text.checked_add(value).ok_or(bad_value)?),
                 (_, Some(section)) => Place::Payload { section, offset: u32::try_from(value).map_err(|_| bad_value)? },
                 _ => return Err(ReadError::SymbolSection { index, section }),
@@ -326,23 +362,10 @@ fn symbols(sections: &Sections<'_>, image: Image) -> Result<Vec<Symbol>, ReadErr
     entries.iter().enumerate().map(symbol).collect()
 }
 
-fn section_at(index: u16) -> Option<SectionKind> {
-    match usize::from(index) {
-        index::TEXT => Some(SectionKind::Text),
-        index::RODATA => Some(SectionKind::Rodata),
-        index::DATA => Some(SectionKind::Data),
-        index::BSS => Some(SectionKind::Bss),
-        _ => None,
-    }
-}
-
-fn relocs(sections: &Sections<'_>) -> Result<Vec<Reloc>, ReadError> {
+/// The relocations of a part, whose first symbol has the index `first_symbol` in the file.
+fn relocs(sections: &Sections<'_>, part: Part, first_symbol: usize) -> Result<Vec<Reloc>, ReadError> {
     let mut relocs = Vec::new();
-    for (at, target) in [
-        (index::RELA_TEXT, SectionKind::Text),
-        (index::RELA_RODATA, SectionKind::Rodata),
-        (index::RELA_DATA, SectionKind::Data),
-    ] {
+    for (at, target) in part.sections().rela {
         let section = SECTION_NAMES[at];
         for (index, entry) in table::<elf::Rela64<LE>>(sections, at)?.iter().enumerate() {
             let offset = entry.r_offset.get(LE);
@@ -352,13 +375,21 @@ fn relocs(sections: &Sections<'_>) -> Result<Vec<Reloc>, ReadError> {
                 elf::R_X86_64_32S => RelocKind::Abs32S,
                 elf::R_X86_64_PC32 => RelocKind::Pc32,
                 elf::R_X86_64_PLT32 => RelocKind::Plt32,
+                elf::R_X86_64_PC64 => RelocKind::Pc64,
                 kind => return Err(ReadError::RelocKind { section, index, kind: kind.0 }),
             };
+            let symbol = entry.r_sym(LE, false);
             relocs.push(Reloc {
                 section: target,
                 offset: u32::try_from(offset).map_err(|_| ReadError::RelocOffset { section, index, offset })?,
                 kind,
-                symbol: entry.r_sym(LE, false).checked_sub(1).ok_or(ReadError::RelocNullSymbol { section, index })?,
+                // Which symbols there are behind the first is checked with the other rules.
+                symbol: symbol.checked_sub(first_symbol as u32).ok_or(ReadError::RelocOtherSymbol {
+                    section,
+                    index,
+                    symbol,
+                    first: first_symbol,
+                })?,
                 addend: entry.r_addend.get(LE),
             });
         }

@@ -4,12 +4,14 @@
 //! values mean is checked later, in `check`. Goes out: bytes, or values. All numbers are little-endian.
 
 use crate::layout::{NOTE_BANNER, NOTE_BUILD_ID, NOTE_OWNER, NOTE_RELEASE};
-use crate::{BootSite, BootSiteKind, Fixup, KernelId};
+use crate::{BootSite, BootSiteKind, Fixup, KernelId, Table, TableKind};
 
 /// Bytes of a record of `.lucos.functions`.
 pub(crate) const FUNCTION_SIZE: usize = 64;
 /// Bytes of a record of `.lucos.fixups`.
 pub(crate) const FIXUP_SIZE: usize = 24;
+/// Bytes of a record of `.lucos.tables`.
+pub(crate) const TABLE_SIZE: usize = 12;
 /// Bytes of a record of `.lucos.sites`, without the forms behind it.
 pub(crate) const SITE_SIZE: usize = 16;
 
@@ -274,6 +276,28 @@ pub(crate) fn decode_fixups(bytes: &[u8]) -> Result<Vec<Fixup>, RecordError> {
         cursor.index += 1;
     }
     Ok(fixups)
+}
+
+/// Appends one table.
+pub(crate) fn encode_table(table: &Table, out: &mut Vec<u8>) {
+    let kind = TableKind::ALL.iter().position(|kind| *kind == table.kind).map_or(0, |at| at as u8 + 1);
+    out.extend_from_slice(&[kind, 0, 0, 0]);
+    out.extend_from_slice(&table.offset.to_le_bytes());
+    out.extend_from_slice(&table.size.to_le_bytes());
+}
+
+/// Reads all of `.lucos.tables`.
+pub(crate) fn decode_tables(bytes: &[u8]) -> Result<Vec<Table>, RecordError> {
+    let mut cursor = Cursor::new(bytes);
+    let mut tables = Vec::new();
+    while !cursor.is_empty() {
+        let [kind, _reserved @ ..]: [u8; 4] = cursor.array()?;
+        let known = usize::from(kind).checked_sub(1).and_then(|at| TableKind::ALL.get(at));
+        let kind = *known.ok_or(RecordError::Kind { index: cursor.index, kind })?;
+        tables.push(Table { kind, offset: cursor.u32()?, size: cursor.u32()? });
+        cursor.index += 1;
+    }
+    Ok(tables)
 }
 
 /// Appends one note (gABI "Note Section": fields padded to 4 bytes).

@@ -12,7 +12,9 @@ use object::pod::bytes_of;
 
 use crate::check::{self, Image, Problem};
 use crate::digest::{SealError, seal};
-use crate::layout::{self, ALGORITHM_SHA256, FORMAT_VERSION, SECTIONS, align_up, index, limits};
+use crate::layout::{
+    self, ALGORITHM_SHA256, DIGEST_SIZE, FORMAT_VERSION, Part, SECTIONS, SUPPORT_FILE, align_up, index, limits,
+};
 use crate::records::{self, FunctionRecord};
 use crate::{Bundle, Payload, RelocKind, SectionKind, Symbol};
 
@@ -41,50 +43,46 @@ pub enum WriteError {
 /// Writes a bundle. What is returned is read back by [`crate::read()`] as the same bundle.
 pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
     let image = check::check(bundle)?;
-    let payload = &bundle.payload;
-    let names = StringTable::of(&payload.symbols);
-    let (functions, expected, sites) = encode_functions(bundle);
-    let mut fixups = Vec::new();
-    payload.fixups.iter().for_each(|fixup| records::encode_fixup(fixup, &mut fixups));
-    let mut id_note = Vec::new();
-    records::encode_note(b"GNU\0", elf::NT_GNU_BUILD_ID.0, &[0; 20], &mut id_note);
-    let mut digest = Vec::new();
-    digest.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    digest.extend_from_slice(&ALGORITHM_SHA256.to_le_bytes());
-    digest.extend_from_slice(&[0; 32]);
-    let rela = |section| encode_relocs(payload, section);
-    // In the order of the sections; what has no bytes in the file is empty here.
-    let contents: [Vec<u8>; index::COUNT] = [
-        Vec::new(),
-        payload.text.clone(),
-        payload.rodata.clone(),
-        payload.data.clone(),
-        Vec::new(),
-        rela(SectionKind::Text),
-        rela(SectionKind::Rodata),
-        rela(SectionKind::Data),
-        Vec::new(),
-        functions,
-        expected,
-        sites,
-        fixups,
-        json(&bundle.profile, index::PROFILE)?,
-        json(&bundle.manifest, index::MANIFEST)?,
-        records::encode_kernel_notes(&bundle.kernel),
-        id_note,
-        digest,
-        encode_symbols(&payload.symbols, &names, image),
-        names.bytes,
-        layout::section_names().0,
-    ];
-    let mut file = assemble(&contents, payload, image)?;
+    let nothing = Payload::default();
+    let support = bundle.support.as_ref().unwrap_or(&nothing);
+    let names = StringTable::of(bundle);
+    let mut contents: [Vec<u8>; index::COUNT] = Default::default();
+    for (part, payload, first_symbol) in [
+        (Part::Payload, &bundle.payload, 1),
+        // The null symbol, those of the payload, and the file symbol stand before it.
+        (Part::Support, support, bundle.payload.symbols.len() as u32 + 2),
+    ] {
+        let sections = part.sections();
+        contents[sections.text] = payload.text.clone();
+        contents[sections.rodata] = payload.rodata.clone();
+        contents[sections.data] = payload.data.clone();
+        for (at, section) in sections.rela {
+            contents[at] = encode_relocs(payload, section, first_symbol);
+        }
+        payload.fixups.iter().for_each(|fixup| records::encode_fixup(fixup, &mut contents[sections.fixups]));
+    }
+    bundle.payload.tables.iter().for_each(|table| records::encode_table(table, &mut contents[index::TABLES]));
+    [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
+    contents[index::PROFILE] = json(&bundle.profile, index::PROFILE)?;
+    contents[index::MANIFEST] = json(&bundle.manifest, index::MANIFEST)?;
+    contents[index::NOTE_KERNEL] = records::encode_kernel_notes(&bundle.kernel);
+    records::encode_note(b"GNU\0", elf::NT_GNU_BUILD_ID.0, &[0; 20], &mut contents[index::NOTE_ID]);
+    for word in [FORMAT_VERSION, ALGORITHM_SHA256] {
+        contents[index::DIGEST].extend_from_slice(&word.to_le_bytes());
+    }
+    contents[index::DIGEST].resize(DIGEST_SIZE, 0);
+    contents[index::SYMTAB] = encode_symbols(bundle, &names, image);
+    contents[index::STRTAB] = names.bytes;
+    contents[index::SHSTRTAB] = layout::section_names().0;
+    let mut file = assemble(&contents, bundle, image)?;
     seal(&mut file)?;
     Ok(file)
 }
 
 /// Puts the sections behind the file header and the section headers behind the sections.
-fn assemble(contents: &[Vec<u8>], payload: &Payload, image: Image) -> Result<Vec<u8>, WriteError> {
+fn assemble(contents: &[Vec<u8>], bundle: &Bundle, image: Image) -> Result<Vec<u8>, WriteError> {
     let (_, name_offsets) = layout::section_names();
+    let support_bss = bundle.support.as_ref().map_or(0, |support| support.bss_size);
     let mut file = vec![0; size_of::<elf::FileHeader64<LE>>()];
     let mut headers = Vec::new();
     for (at, (spec, content)) in SECTIONS.iter().zip(contents).enumerate() {
@@ -92,7 +90,8 @@ fn assemble(contents: &[Vec<u8>], payload: &Payload, image: Image) -> Result<Vec
             file.resize(align_up(file.len() as u64, spec.align) as usize, 0);
         }
         let (address, size) = match at {
-            index::BSS => (0, u64::from(payload.bss_size)),
+            index::BSS => (0, u64::from(bundle.payload.bss_size)),
+            index::SUPPORT_BSS => (0, u64::from(support_bss)),
             index::KERNEL => (image.text, image.end - image.text),
             _ => (0, content.len() as u64),
         };
@@ -104,7 +103,10 @@ fn assemble(contents: &[Vec<u8>], payload: &Payload, image: Image) -> Result<Vec
             sh_offset: U64::new(LE, if at == 0 { 0 } else { file.len() as u64 }),
             sh_size: U64::new(LE, size),
             sh_link: U32::new(LE, spec.link),
-            sh_info: U32::new(LE, if at == index::SYMTAB { payload.symbols.len() as u32 + 1 } else { spec.info }),
+            sh_info: U32::new(
+                LE,
+                if at == index::SYMTAB { (content.len() / size_of::<elf::Sym64<LE>>()) as u32 } else { spec.info },
+            ),
             sh_addralign: U64::new(LE, spec.align),
             sh_entsize: U64::new(LE, spec.entry_size),
         });
@@ -161,43 +163,57 @@ struct StringTable<'bundle> {
 }
 
 impl<'bundle> StringTable<'bundle> {
-    fn of(symbols: &'bundle [Symbol]) -> Self {
+    fn of(bundle: &'bundle Bundle) -> Self {
         let mut table = Self { bytes: vec![0], offsets: HashMap::from([("", 0)]) };
-        for symbol in symbols {
-            let end = table.bytes.len() as u32;
-            table.offsets.entry(&symbol.name).or_insert_with(|| {
-                table.bytes.extend_from_slice(symbol.name.as_bytes());
-                table.bytes.push(0);
-                end
-            });
+        bundle.payload.symbols.iter().for_each(|symbol| table.add(&symbol.name));
+        if let Some(support) = &bundle.support {
+            table.add(SUPPORT_FILE);
+            support.symbols.iter().for_each(|symbol| table.add(&symbol.name));
         }
         table
     }
+
+    fn add(&mut self, name: &'bundle str) {
+        let end = self.bytes.len() as u32;
+        self.offsets.entry(name).or_insert_with(|| {
+            self.bytes.extend_from_slice(name.as_bytes());
+            self.bytes.push(0);
+            end
+        });
+    }
 }
 
-fn encode_symbols(symbols: &[Symbol], names: &StringTable<'_>, image: Image) -> Vec<u8> {
-    let mut out = vec![0; size_of::<elf::Sym64<LE>>()];
-    for symbol in symbols {
-        let (section, value) = layout::symbol_position(symbol.place, image.text);
-        out.extend_from_slice(bytes_of(&elf::Sym64 {
-            st_name: U32::new(LE, names.offsets[symbol.name.as_str()]),
-            st_info: symbol_info(symbol.function),
-            st_other: elf::SymbolOther(0),
-            st_shndx: U16::new(LE, elf::SymbolSection(section)),
-            st_value: U64::new(LE, value),
-            st_size: U64::new(LE, symbol.size),
-        }));
+/// The null symbol, the symbols of the payload, and behind a file symbol those of the support object.
+fn encode_symbols(bundle: &Bundle, names: &StringTable<'_>, image: Image) -> Vec<u8> {
+    let entry = |name: &str, kind, (section, value), size| elf::Sym64 {
+        st_name: U32::new(LE, names.offsets[name]),
+        st_info: symbol_info(kind),
+        st_other: elf::SymbolOther(0),
+        st_shndx: U16::new(LE, elf::SymbolSection(section)),
+        st_value: U64::new(LE, value),
+        st_size: U64::new(LE, size),
+    };
+    let symbol = |part, symbol: &Symbol| {
+        let kind = if symbol.function { elf::STT_FUNC } else { elf::STT_NOTYPE };
+        entry(&symbol.name, kind, layout::symbol_position(part, symbol.place, image.text), symbol.size)
+    };
+    let mut entries: Vec<_> = bundle.payload.symbols.iter().map(|found| symbol(Part::Payload, found)).collect();
+    if let Some(support) = &bundle.support {
+        entries.push(entry(SUPPORT_FILE, elf::STT_FILE, (elf::SHN_ABS.0, 0), 0));
+        entries.extend(support.symbols.iter().map(|found| symbol(Part::Support, found)));
     }
+    let mut out = vec![0; size_of::<elf::Sym64<LE>>()];
+    entries.iter().for_each(|entry| out.extend_from_slice(bytes_of(entry)));
     out
 }
 
 /// `st_info` of a local symbol (gABI "Symbol Table": binding in the upper half, type in the lower).
-pub(crate) fn symbol_info(function: bool) -> elf::SymbolInfo {
-    let kind = if function { elf::STT_FUNC } else { elf::STT_NOTYPE };
+pub(crate) fn symbol_info(kind: elf::SymbolType) -> elf::SymbolInfo {
     elf::SymbolInfo((elf::STB_LOCAL.0 << 4) | kind.0)
 }
 
-fn encode_relocs(payload: &Payload, section: SectionKind) -> Vec<u8> {
+/// The relocations of one section; `first_symbol` is the index in the file of the part's first symbol.
+fn encode_relocs(payload: &Payload, section: SectionKind, first_symbol: u32) -> Vec<u8> {
     let mut out = Vec::new();
     for reloc in payload.relocs.iter().filter(|reloc| reloc.section == section) {
         let kind = match reloc.kind {
@@ -206,11 +222,11 @@ fn encode_relocs(payload: &Payload, section: SectionKind) -> Vec<u8> {
             RelocKind::Abs32S => elf::R_X86_64_32S,
             RelocKind::Pc32 => elf::R_X86_64_PC32,
             RelocKind::Plt32 => elf::R_X86_64_PLT32,
+            RelocKind::Pc64 => elf::R_X86_64_PC64,
         };
         out.extend_from_slice(bytes_of(&elf::Rela64 {
             r_offset: U64::new(LE, u64::from(reloc.offset)),
-            // Symbol 0 of the file is the null symbol.
-            r_info: elf::Rela64::r_info(LE, false, reloc.symbol + 1, kind),
+            r_info: elf::Rela64::r_info(LE, false, first_symbol + reloc.symbol, kind),
             r_addend: I64::new(LE, reloc.addend),
         }));
     }
@@ -218,7 +234,7 @@ fn encode_relocs(payload: &Payload, section: SectionKind) -> Vec<u8> {
 }
 
 /// Contents of `.lucos.functions`, `.lucos.expected` and `.lucos.sites`.
-fn encode_functions(bundle: &Bundle) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
+fn encode_functions(bundle: &Bundle) -> [Vec<u8>; 3] {
     let by_address: HashMap<_, _> =
         bundle.manifest.functions.iter().enumerate().map(|(at, function)| (function.old_address, at as u32)).collect();
     let (mut records, mut expected, mut sites) = (Vec::new(), Vec::new(), Vec::new());
@@ -240,5 +256,5 @@ fn encode_functions(bundle: &Bundle) -> (Vec<u8>, Vec<u8>, Vec<u8>) {
         }
         .encode(&mut records);
     }
-    (records, expected, sites)
+    [records, expected, sites]
 }

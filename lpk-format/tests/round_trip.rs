@@ -19,10 +19,21 @@ fn the_smallest_bundle_comes_back_as_it_was() {
     let mut bundle = sample();
     bundle.functions.clear();
     bundle.payload = Payload::default();
+    bundle.support = None;
     bundle.manifest.functions.clear();
     bundle.manifest.files.clear();
     let bytes = write(&bundle).expect("an empty bundle is sound");
     assert_eq!(read(&bytes).expect("the file was just written").bundle, bundle);
+}
+
+#[test]
+fn no_support_object_is_not_an_empty_one() {
+    let mut bundle = sample();
+    for support in [None, Some(Payload::default())] {
+        bundle.support = support;
+        let bytes = write(&bundle).expect("as sound as the sample");
+        assert_eq!(read(&bytes).expect("the file was just written").bundle, bundle);
+    }
 }
 
 #[test]

@@ -65,6 +65,23 @@ refused! {
     fixup_feature: ".lucos.fixups" [4 * 24 + 12] = [0xff; 2] => Unsound(Problem::Feature { feature: 0xffff, .. }),
     fixup_reserved: ".lucos.fixups" [4 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
 
+    // .lucos.tables: records of 12 bytes.
+    table_kind: ".lucos.tables" [0] = [7] => Record { cause: R::Kind { index: 0, kind: 7 }, section: ".lucos.tables" },
+    table_kind_zero: ".lucos.tables" [12] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
+    table_reserved: ".lucos.tables" [3] = [1] => ReadError::NotCanonical { .. },
+    table_offset: ".lucos.tables" [4] = [0xff; 4] => Unsound(Problem::TableRange { .. }),
+    table_size: ".lucos.tables" [8] = [24] => Unsound(Problem::TableOverlap { .. }),
+
+    // The support object: its symbols stand behind the file symbol, number 12.
+    file_symbol_value: ".symtab" [12 * 24 + 8] = [1] => ReadError::NotCanonical { .. },
+    file_symbol_section: ".symtab" [12 * 24 + 6] = [0, 0] => ReadError::NotCanonical { .. },
+    file_symbol_gone: ".symtab" [12 * 24 + 4] = [0] => ReadError::SymbolSection { .. },
+    file_symbol_twice: ".symtab" [13 * 24 + 4] = [4] => ReadError::SymbolInfo { index: 13, info: 4, .. },
+    support_symbol_in_the_payload: ".symtab" [13 * 24 + 6] = [1, 0] => ReadError::SymbolSection { index: 13, section: 1 },
+    support_reloc_of_the_payload: ".rela.support.text" [12] = [11] => ReadError::RelocOtherSymbol { symbol: 11, first: 13, .. },
+    payload_reloc_of_the_support: ".rela.text" [12] = [13] => Unsound(Problem::RelocSymbol { symbol: 12, count: 11, .. }),
+    support_fixup: ".lucos.support.fixups" [0] = [0xff; 4] => Unsound(Problem::FixupRange { .. }),
+
     // .symtab: entries of 24 bytes, the first is null.
     null_symbol: ".symtab" [0] = [1] => ReadError::NoNullSymbol,
     symbol_name_outside: ".symtab" [24] = [0xff; 4] => ReadError::SymbolName { index: 1, offset: u32::MAX },
@@ -73,7 +90,8 @@ refused! {
     symbol_type: ".symtab" [28] = [1] => ReadError::SymbolInfo { info: 1, .. },
     symbol_visibility: ".symtab" [29] = [2] => ReadError::SymbolInfo { other: 2, .. },
     symbol_undefined: ".symtab" [30] = [0, 0] => ReadError::SymbolSection { index: 1, section: 0 },
-    symbol_in_other_section: ".symtab" [30] = [9, 0] => ReadError::SymbolSection { section: 9, .. },
+    symbol_in_other_section: ".symtab" [30] = [16, 0] => ReadError::SymbolSection { section: 16, .. },
+    symbol_in_the_support: ".symtab" [30] = [8, 0] => ReadError::SymbolSection { section: 8, .. },
     symbol_common: ".symtab" [30] = [0xf2, 0xff] => ReadError::SymbolSection { section: 0xfff2, .. },
     symbol_value: ".symtab" [32] = [0xff; 8] => ReadError::SymbolValue { value: u64::MAX, .. },
     symbol_kernel_value: ".symtab" [7 * 24 + 8] = [0xff; 8] => ReadError::SymbolValue { index: 7, .. },
@@ -88,7 +106,7 @@ refused! {
     reloc_offset_outside: ".rela.text" [0] = [0xff; 4] => Unsound(Problem::RelocRange { index: 0, .. }),
     reloc_order: ".rela.text" [0] = [12] => Unsound(Problem::RelocOrder { index: 1, .. }),
     reloc_kind: ".rela.text" [8] = [9] => ReadError::RelocKind { kind: 9, .. },
-    reloc_null_symbol: ".rela.data" [12] = [0] => ReadError::RelocNullSymbol { section: ".rela.data", index: 0 },
+    reloc_null_symbol: ".rela.data" [12] = [0] => ReadError::RelocOtherSymbol { section: ".rela.data", index: 0, symbol: 0, first: 1 },
     reloc_symbol: ".rela.text" [12] = [0xff; 4] => Unsound(Problem::RelocSymbol { .. }),
 
     // Notes and JSON.
@@ -109,12 +127,12 @@ refused! {
 #[test]
 fn version_and_algorithm_are_told_before_the_digest() {
     for (at, right) in [
-        (0, (|error| matches!(error, Seal(SealError::Version(2)))) as fn(&ReadError) -> bool),
+        (0, (|error| matches!(error, Seal(SealError::Version(3)))) as fn(&ReadError) -> bool),
         (4, |error| matches!(error, Seal(SealError::Algorithm(2)))),
     ] {
         let mut bytes = file();
         let start = section(&bytes, ".lucos.digest").start;
-        bytes[start + at] = 2;
+        bytes[start + at] = if at == 0 { 3 } else { 2 };
         expect(&bytes, right, "Version or Algorithm");
     }
 }
@@ -144,12 +162,16 @@ fn every_field_of_the_file_header_is_checked() {
         let bytes = patched(file(), at, &[1]);
         expect(&bytes, |error| matches!(error, ReadError::NotCanonical { offset } if *offset == at), "NotCanonical");
     }
-    for (at, value) in [(0, 0), (4, 1), (5, 2), (6, 0), (58, 63), (60, 20), (62, 21)] {
+    for (at, value) in [(0, 0), (4, 1), (5, 2), (6, 0), (58, 63), (60, 20), (62, SECTION_NAMES.len() as u8)] {
         let mut bytes = file();
         bytes[at] = value;
         expect(&bytes, |error| matches!(error, Seal(SealError::NotElf(_))), "NotElf");
     }
 }
+
+/// Sections that may have any contents.
+const DATA: [&str; 8] =
+    [".text", ".rodata", ".data", ".bss", ".support.text", ".support.rodata", ".support.data", ".support.bss"];
 
 #[test]
 fn every_field_of_every_section_header_is_checked() {
@@ -180,7 +202,7 @@ fn every_field_of_every_section_header_is_checked() {
                 Err(Seal(_)) => !sealed,
                 Err(_) => field == "sh_size" || section == ".shstrtab" || field == "sh_type",
                 // More of `.bss`, or contents that go on with the zeros behind them: another bundle.
-                Ok(_) => [".text", ".rodata", ".data", ".bss"].contains(&section) && field == "sh_size",
+                Ok(_) => DATA.contains(&section) && field == "sh_size",
             };
             let moved =
                 field == "sh_size" && matches!(result, Err(ReadError::SectionHeader { field: "sh_offset", .. }));

@@ -113,6 +113,10 @@ pub fn to_json(read: &ReadBundle) -> String {
             })
         })
         .collect();
+    let tables: BTreeMap<_, _> = bundle.payload.tables.iter().map(|table| (table.kind.section(), table.size)).collect();
+    let support = bundle.support.as_ref().map(|support| {
+        json!({ "text": support.text.len(), "rodata": support.rodata.len(), "data": support.data.len(), "bss": support.bss_size })
+    });
     let value = json!({
         "id": read.id,
         "kernel": bundle.kernel,
@@ -122,6 +126,8 @@ pub fn to_json(read: &ReadBundle) -> String {
         "relocations": counts.relocs,
         "symbols": counts.symbols,
         "fixups": counts.fixups,
+        "tables": tables,
+        "support": support,
         "sites": counts.sites,
         "profile": {
             "symbols": bundle.profile.symbols.len(),
@@ -159,6 +165,19 @@ pub fn to_text(read: &ReadBundle) -> String {
     table.add_row(["relocations", &owned(&counts.relocs)]);
     table.add_row(["symbols", &list(counts.symbols.iter().map(|(name, count)| (*name, *count)).collect())]);
     table.add_row(["fix-ups", &owned(&counts.fixups)]);
+    let tables = bundle.payload.tables.iter().map(|table| format!("{} {}", table.kind.section(), table.size));
+    let tables: Vec<String> = tables.collect();
+    table.add_row(["tables", &if tables.is_empty() { "none".to_owned() } else { tables.join(", ") }]);
+    let support = bundle.support.as_ref().map_or("none".to_owned(), |support| {
+        format!(
+            "text {}, rodata {}, data {}, bss {}",
+            support.text.len(),
+            support.rodata.len(),
+            support.data.len(),
+            support.bss_size
+        )
+    });
+    table.add_row(["support object", &support]);
     table.add_row(["boot sites", &owned(&counts.sites)]);
     let _ = writeln!(text, "{table}\n");
     let mut functions = Table::new();

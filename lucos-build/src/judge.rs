@@ -5,6 +5,7 @@
 //! or the reasons for a refusal.
 
 use crate::kbuild::compile::CompiledUnit;
+use crate::kbuild::{BuildFolder, support};
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
@@ -14,9 +15,12 @@ use diff_analyzer::dwarf_layout::{self, LayoutError};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
-use diff_analyzer::pieces::{Pieces, PiecesError};
+use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
-use lpk_format::{BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, Manifest, UpdateType};
+use diff_analyzer::special::SectionRole;
+use lpk_format::{
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, Payload, TableKind, UpdateType,
+};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -38,6 +42,8 @@ pub struct Judge<'a, 'i> {
     pub image: &'a KernelImage,
     /// Its units.
     pub units: &'a UnitIndex<'i>,
+    /// Its prepared build folder.
+    pub folder: &'a BuildFolder,
     /// Changed files of the diff.
     pub changes: &'a [FileChange],
     /// Name of the update.
@@ -103,6 +109,10 @@ impl Judge<'_, '_> {
             .map_err(Stop::failed)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
+            .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
+            .collect();
+        report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
@@ -125,7 +135,8 @@ impl Judge<'_, '_> {
                 proof: &judged.proof,
             })
             .collect();
-        let linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        let mut linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
+        linked.left_out.extend(without_effect);
         report.timings_ms.link = millis(clock.elapsed());
         if linked.functions.is_empty() {
             let reason =
@@ -133,8 +144,46 @@ impl Judge<'_, '_> {
             return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
         }
         report.notes.extend(untraceable(&linked));
+
+        // The part that runs in the guest: kbuild/support.rs
+        progress.phase("linking the support object");
+        let support = match self.support(&profile.sizes) {
+            Ok(support) => Some(support),
+            Err(why) => {
+                let tables = linked.payload.tables.iter().map(|table| table.kind);
+                let required: Vec<&str> = tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                if !required.is_empty() {
+                    let message = format!("the guest has to know of entries in {}, but {why}", required.join(", "));
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
+                report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
+                None
+            }
+        };
         report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(linked, profile, report)))
+        Ok(Some(self.bundle(linked, support, profile, report)))
+    }
+
+    /// The support object, or why this kernel cannot have one.
+    fn support(&self, sizes: &BTreeMap<String, u64>) -> Result<Payload, String> {
+        let object = support::object(self.folder, self.request).map_err(|error| error.to_string())?;
+        let bytes = std::fs::read(&object).map_err(|error| format!("{}: {error}", object.display()))?;
+        let patched = Object::parse(&bytes).map_err(|error| error.to_string())?;
+        let original = Object::default();
+        let cut = |object| Pieces::cut(object, sizes).map_err(|error| error.to_string());
+        let (original, patched) = (cut(&original)?, cut(&patched)?);
+        let (diff, proof) = (compare(&original, &patched), Proof::default());
+        let unit = link::Unit {
+            name: "support/support.c",
+            original: &original,
+            patched: &patched,
+            diff: &diff,
+            proof: &proof,
+        };
+        link::link_support(self.image, &unit).map_err(|refusals| {
+            let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
+            list.join("; ")
+        })
     }
 
     fn profile(&self) -> Result<GuestProfile, Stop> {
@@ -215,7 +264,7 @@ impl Judge<'_, '_> {
         )
     }
 
-    fn bundle(&self, linked: Linked, profile: GuestProfile, report: &mut Report) -> Bundle {
+    fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
         report.functions = (linked.manifest_functions.iter())
             .map(|function| FunctionRow {
                 name: function.name.clone(),
@@ -250,8 +299,35 @@ impl Judge<'_, '_> {
             },
             payload: linked.payload,
             functions: linked.functions,
+            support,
         }
     }
+}
+
+/// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<LeftOut> {
+    let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
+    let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
+    let functions = diff.boot_functions.iter().map(|&function| {
+        let piece = patched.piece(function);
+        let SectionRole::BootCode(what) = piece.role else { return None };
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect at the next boot", piece.name)))
+    });
+    let sections = diff.boot_sections.iter().map(|section| {
+        Some(note(
+            section.clone(),
+            format!("{section} has been read at boot: its change takes effect at the next boot"),
+        ))
+    });
+    let entries = diff.new_entries.iter().map(|&entry| {
+        let SectionRole::List(what) = patched.piece(entry).role else { return None };
+        Some(note(section_of(entry), format!("`{}`: {what}", patched.piece(entry).name)))
+    });
+    let exports = diff.new_exports.iter().map(|name| {
+        let consequence = format!("`{name}` is newly exported: modules cannot link to it before the next boot");
+        Some(note(format!("___ksymtab+{name}"), consequence))
+    });
+    functions.chain(sections).chain(entries).chain(exports).flatten().collect()
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.

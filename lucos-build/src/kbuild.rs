@@ -9,6 +9,7 @@ pub mod compile;
 pub mod lines;
 pub mod listing;
 pub mod overlay;
+pub mod support;
 
 use crate::identity::Config;
 use crate::progress::Progress;

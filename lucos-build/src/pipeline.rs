@@ -173,7 +173,14 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let compiled = compiled.map_err(|error| of_compile(error, &changes))?;
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
-    let judge = Judge { request: &request, image: &image, units: &units, changes: &changes, name: args.name() };
+    let judge = Judge {
+        request: &request,
+        image: &image,
+        units: &units,
+        folder: &folder,
+        changes: &changes,
+        name: args.name(),
+    };
     let Some(bundle) = judge.run(&compiled, report, progress)? else { return Ok(()) };
 
     // 10. Write, and read back

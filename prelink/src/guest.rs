@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 45] = [
+const SYMBOLS: [&str; 48] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -29,6 +29,7 @@ const SYMBOLS: [&str; 45] = [
     "linux_banner",
     // interrupt table and entry code
     "asm_exc_divide_error",
+    "asm_sysvec_irq_work",
     "entry_SYSCALL_64",
     // choices made at boot: arch/x86/kernel/alternative.c, arch/x86/lib/retpoline.S
     "boot_cpu_data",
@@ -50,6 +51,9 @@ const SYMBOLS: [&str; 45] = [
     "hardirq_stack_ptr",
     "cea_exception_stacks",
     "__per_cpu_offset",
+    // work that an interrupt brings: kernel/irq_work.c
+    "raised_list",
+    "x86_cpu_to_apicid",
     "nr_cpu_ids",
     "__cpu_online_mask",
     "__cpu_possible_mask",

@@ -8,10 +8,12 @@
 //! 2. `Linker::place_functions`: their place in `.text`
 //! 3. `Linker::relocate_functions`: their references, which bring data, strings and replacement code along;
 //!    link/refer.rs, link/tables.rs
-//! 4. `Linker::replace`: the old functions, their bytes as proved, their boot sites
+//! 4. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
+//! 5. `Linker::replace`: the old functions, their bytes as proved, their boot sites
 
 mod entry;
 mod refer;
+mod registered;
 mod select;
 mod tables;
 
@@ -21,12 +23,13 @@ use crate::sites::BootTables;
 use crate::vmlinux::KernelImage;
 use diff_analyzer::correlate::without_number;
 use diff_analyzer::object_diff::ObjectDiff;
-use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
+use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::SectionRole;
 use entry::NoPlace;
 use lpk_format::{
     FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
 };
+use registered::{Code, Rows};
 use std::collections::{BTreeSet, HashMap};
 
 /// A unit with all that is known of it.
@@ -66,9 +69,29 @@ pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]
     let mut linker = Linker::new(image, units);
     linker.select();
     linker.place_functions();
+    linker.place_descriptors();
     linker.relocate_functions();
+    linker.relocate_descriptors();
+    linker.refuse_boot_setup();
+    linker.place_tables();
     linker.replace(tables);
     linker.finish()
+}
+
+/// Links all of an object that no kernel has yet, the support object: nothing is replaced, and nobody is told of it.
+///
+/// # Errors
+/// All [`Refusal`]s found, sorted.
+pub fn link_support(image: &KernelImage, unit: &Unit<'_, '_>) -> Result<Payload, Vec<Refusal>> {
+    let mut linker = Linker::new(image, std::slice::from_ref(unit));
+    linker.select();
+    linker.place_functions();
+    linker.relocate_functions();
+    for datum in &unit.diff.data {
+        linker.payload_symbol((0, datum.patched));
+    }
+    linker.refuse_tables();
+    linker.finish().map(|linked| linked.payload)
 }
 
 /// A function of a unit: index of the unit, and of the piece in the patched object.
@@ -87,12 +110,18 @@ struct Linker<'a, 'o> {
     carried: Vec<Carried>,
     /// Carried functions that have an old version, whose entry will lead to the new one.
     replacing: BTreeSet<Key>,
+    /// Functions that cannot be carried, for which a reason is known.
+    refused: BTreeSet<Key>,
     /// Functions and data of the units by name, for references between them.
     globals: HashMap<String, Key>,
     /// Where pieces lie in the payload.
     placed: HashMap<Key, (SectionKind, u32)>,
     /// Places of strings, by width of a character and contents.
     strings: HashMap<(u64, Vec<u8>), u32>,
+    /// Tables about new code, until all of it has its place.
+    rows: Rows,
+    /// Descriptors of `pr_debug` in the order of their table.
+    descriptors: Vec<Key>,
     /// Indices of the payload's symbols.
     symbols: HashMap<(String, Place), u32>,
     linked: Linked,
@@ -106,9 +135,12 @@ impl<'a, 'o> Linker<'a, 'o> {
             units,
             carried: Vec::new(),
             replacing: BTreeSet::new(),
+            refused: BTreeSet::new(),
             globals: HashMap::new(),
             placed: HashMap::new(),
             strings: HashMap::new(),
+            rows: Rows::new(),
+            descriptors: Vec::new(),
             symbols: HashMap::new(),
             linked: Linked::default(),
             refusals: BTreeSet::new(),
@@ -138,7 +170,9 @@ impl<'a, 'o> Linker<'a, 'o> {
             let key = self.carried[index].key;
             let (pieces, piece) = self.piece(key);
             let offset = self.placed[&key].1;
-            let dropped = self.apply_tables(key, offset);
+            let code = Code { piece: key.1, part: 0..piece.size(), offset };
+            let dropped = self.apply_tables(key, &code);
+            self.register_unwind(key, &code);
             for reloc in pieces.relocs(key.1) {
                 let at = reloc.offset - piece.range.start;
                 if !dropped.contains(&at) {
@@ -219,29 +253,41 @@ impl<'a, 'o> Linker<'a, 'o> {
         });
     }
 
-    /// Sections that speak of carried functions and are not carried.
+    /// Sections that speak of carried functions, or hold them, and whose meaning is not carried.
     fn note_left_out(&mut self) {
         let carried: BTreeSet<Key> = self.carried.iter().map(|carried| carried.key).collect();
+        let mut left_out = BTreeSet::new();
         for (unit_index, unit) in self.units.iter().enumerate() {
             for section in &unit.patched.object.sections {
-                let SectionRole::LeftOut(consequence) = diff_analyzer::special::role(&section.name, false) else {
-                    continue;
+                let role = diff_analyzer::special::role(&section.name, section.is_code());
+                let (SectionRole::LeftOut(what) | SectionRole::Unsupported(what)) = role else { continue };
+                let speaks_of = |reloc: &diff_analyzer::object::Reloc| {
+                    let target = unit.patched.resolve(reloc.symbol, reloc.addend);
+                    let Target::Piece(piece, _) = target else { return None };
+                    carried.get(&(unit_index, piece)).copied()
                 };
-                let speaks =
-                    section.relocs.iter().any(|reloc| match unit.patched.resolve(reloc.symbol, reloc.addend) {
-                        diff_analyzer::pieces::Target::Piece(piece, _) => carried.contains(&(unit_index, piece)),
-                        diff_analyzer::pieces::Target::External(_) => false,
-                    });
-                if speaks {
-                    let left_out = LeftOut {
-                        section: section.name.clone(),
-                        unit: unit.name.to_owned(),
-                        consequence: consequence.to_owned(),
-                    };
-                    self.linked.left_out.push(left_out);
+                let Some(key) = section.relocs.iter().find_map(speaks_of) else { continue };
+                if let SectionRole::Unsupported(_) = role {
+                    let message = format!("an entry of section {} is about it: {what}", section.name);
+                    self.refuse("table-unsupported", key, message, "this kernel configuration is not supported yet");
+                } else {
+                    left_out.insert((unit.name, section.name.as_str(), what.to_owned()));
+                }
+            }
+            for carried in self.carried.iter().filter(|carried| carried.key.0 == unit_index) {
+                let piece = unit.patched.piece(carried.key.1);
+                let section = unit.patched.object.section(piece.section).name.as_str();
+                if let SectionRole::MarkedCode(what) = piece.role {
+                    left_out.insert((unit.name, section, format!("`{}`: {what}", piece.name)));
                 }
             }
         }
+        let entry = |(unit, section, consequence): (&str, &str, String)| LeftOut {
+            section: section.to_owned(),
+            unit: unit.to_owned(),
+            consequence,
+        };
+        self.linked.left_out.extend(left_out.into_iter().map(entry));
     }
 
     fn finish(mut self) -> Result<Linked, Vec<Refusal>> {

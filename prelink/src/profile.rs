@@ -46,13 +46,20 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 18] = [
+const FACTS: [Fact; 22] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
         true,
-        &["tasks", "thread_node", "signal", "stack", "thread", "pid", "tgid", "comm", "flags", "__state", "state"],
+        &[
+            "tasks", "thread_node", "signal", "stack", "thread", "pid", "tgid", "comm", "flags", "__state", "state",
+            "ret_stack", "curr_ret_stack", "rethooks", "kretprobe_instances",
+        ],
     ),
+    // Where tracers keep return addresses that they have taken off a stack.
+    maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret"]),
+    maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr"]),
+    maybe("struct kretprobe_instance", "kernel/kprobes.c", &["llist", "ret_addr"]),
     some("struct signal_struct", "kernel/fork.c", false, &["thread_head"]),
     some("struct thread_struct", "kernel/fork.c", true, &["sp"]),
     some("struct list_head", "kernel/fork.c", true, &["next", "prev"]),
@@ -77,6 +84,7 @@ const FACTS: [Fact; 18] = [
     all("struct jump_entry", "kernel/jump_label.c"),
     all("struct static_call_site", "kernel/static_call_inline.c"),
     all("struct orc_entry", "arch/x86/kernel/unwind_orc.c"),
+    maybe("struct _ddebug", "lib/dynamic_debug.c", &[]),
 ];
 
 /// Enumerators: the enum, a unit that uses it, the names.

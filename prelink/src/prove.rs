@@ -95,7 +95,11 @@ pub fn prove(image: &KernelImage, original: &Pieces<'_>, unit_ranges: &[Range<u6
     let mut proof = Proof::default();
     let mut contradicted = Vec::new();
     for (index, piece) in original.iter().filter(|(_, piece)| piece.kind == PieceKind::Function) {
-        if !matches!(piece.role, SectionRole::Code | SectionRole::SpecialCode(_)) {
+        let code = matches!(
+            piece.role,
+            SectionRole::Code | SectionRole::MarkedCode(_) | SectionRole::SpecialCode(_) | SectionRole::BootCode(_)
+        );
+        if !code {
             continue;
         }
         match find(image, original, index, unit_ranges) {

@@ -11,7 +11,7 @@ use diff_analyzer::layout_diff;
 use diff_analyzer::object::Object;
 use diff_analyzer::object_diff::{ObjectDiff, compare_resigned};
 use diff_analyzer::pieces::Pieces;
-use lpk_format::{BootSiteKind, Payload, Place, RelocKind, SectionKind};
+use lpk_format::{BootSiteKind, Payload, Place, RelocKind, SectionKind, TableKind};
 use prelink::dwarf::DebugSections;
 use prelink::link::{Linked, Unit, link};
 use prelink::prove::{Proof, prove};
@@ -130,6 +130,7 @@ fn entry_sizes() -> BTreeMap<String, u64> {
         ("jump_entry", 16),
         ("bug_entry", 12),
         ("exception_table_entry", 12),
+        ("_ddebug", 24),
     ];
     sizes.map(|(name, size)| (name.to_owned(), size)).into()
 }
@@ -200,6 +201,20 @@ fn place(image: &KernelImage, payload: &Payload, symbol: u32, addend: i64) -> St
             let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
             format!("{:?}{}", String::from_utf8_lossy(&text[..end]), if before { "-1" } else { "" })
         }
+        Place::Payload { section: SectionKind::Text, .. } if symbol.name == ".text" => {
+            let at = addend as u32;
+            let function = payload
+                .functions()
+                .find(|(offset, function)| *offset <= at && u64::from(at) <= u64::from(*offset) + function.size);
+            match function {
+                Some((offset, function)) if offset == at => format!("the start of new {}", function.name),
+                Some((offset, function)) if u64::from(at - offset) == function.size => {
+                    format!("the end of new {}", function.name)
+                }
+                Some((_, function)) => format!("inside of new {}", function.name),
+                None => "new code without a name".to_owned(),
+            }
+        }
         Place::Payload { section, .. } => format!("new {} in {section:?}{}", symbol.name, plus(addend)),
         Place::Kernel(address) => format!(
             "kernel {}{}",
@@ -233,6 +248,9 @@ fn linked(image: &KernelImage, linked: &Linked) -> Outcome<String> {
     for datum in &linked.manifest_data {
         writeln!(text, "{}: new datum {} of {} bytes", datum.unit, datum.name, datum.size)?;
     }
+    for left in &linked.left_out {
+        writeln!(text, "{}: left out {}: {}", left.unit, left.section, left.consequence)?;
+    }
     let payload = &linked.payload;
     for reloc in &payload.relocs {
         let holder = payload.symbols.iter().filter_map(|symbol| match symbol.place {
@@ -243,9 +261,27 @@ fn linked(image: &KernelImage, linked: &Linked) -> Outcome<String> {
             }
             _ => None,
         });
-        let holder = holder.max().map_or("?", |(_, name)| name.as_str());
-        let width = if matches!(reloc.kind, RelocKind::Pc32 | RelocKind::Plt32) { 4 } else { 0 };
+        let table = payload.tables.iter().find(|table| {
+            reloc.section == SectionKind::Data && (table.offset..table.offset + table.size).contains(&reloc.offset)
+        });
+        let table = table.filter(|table| table.kind != TableKind::DynamicDebug).map(|table| table.kind.section());
+        let holder = table.unwrap_or_else(|| holder.max().map_or("?", |(_, name)| name.as_str()));
+        let code = reloc.section == SectionKind::Text;
+        let width = if code && matches!(reloc.kind, RelocKind::Pc32 | RelocKind::Plt32) { 4 } else { 0 };
         writeln!(text, "{holder}: {:?} to {}", reloc.kind, place(image, payload, reloc.symbol, reloc.addend + width))?;
+    }
+    for table in &payload.tables {
+        let bytes = &payload.data[table.offset as usize..][..table.size as usize];
+        let mut fixed = bytes.to_vec();
+        for reloc in payload.relocs.iter().filter(|reloc| reloc.section == SectionKind::Data) {
+            let at = reloc.offset.wrapping_sub(table.offset) as usize;
+            if let Some(field) = fixed.get_mut(at..at.saturating_add(usize::from(reloc.kind.size()))) {
+                assert!(field.iter().all(|byte| *byte == 0), "a relocated field has contents");
+                field.fill(0xff);
+            }
+        }
+        let fields: String = fixed.iter().map(|byte| format!("{byte:02x}")).collect();
+        writeln!(text, "table {}: {}", table.kind.section(), fields.replace("ff", "__"))?;
     }
     for fixup in &payload.fixups {
         writeln!(text, "fix-up {}", format!("{fixup:?}").split(' ').next().unwrap_or_default())?;

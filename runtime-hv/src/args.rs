@@ -35,6 +35,10 @@ pub(crate) enum Command {
         /// The bundle, made by lucos-build
         #[arg(value_name = "FILE.lpk")]
         file: PathBuf,
+        /// Put the code into memory that the guest does not use, and let the guest prepare nothing: for a guest that is too
+        /// broken to; it will not know the code
+        #[arg(long)]
+        in_arena: bool,
         #[command(flatten)]
         client: Client,
     },

@@ -122,6 +122,13 @@ pub trait Pause {
     /// [`EngineError::Connection`] when the hypervisor does not answer in time.
     fn is_paused(&mut self) -> Result<bool, EngineError>;
 
+    /// Whether the guest stands because of us, and has stood since [`Pause::pause`]. After an error of [`Pause::resume`] it
+    /// may run or not: this tells.
+    ///
+    /// # Errors
+    /// [`EngineError::Connection`] when the hypervisor does not answer in time.
+    fn is_held(&mut self) -> Result<bool, EngineError>;
+
     /// How long the processors stood in the last pause that has ended, as far as the engine can tell: without what it does
     /// before it stops them and after they run again.
     fn last_pause(&self) -> Duration;
@@ -142,6 +149,17 @@ pub trait Vcpus {
     fn registers(&mut self) -> Result<Vec<Registers>, EngineError>;
 }
 
+/// Raises interrupts in a guest.
+pub trait Interrupt {
+    /// Raises `vector` at the processor with a local APIC id, as a message of a device would (Intel SDM vol. 3, 11.11). The
+    /// guest is stopped; the processor takes the interrupt when it runs again and lets interrupts in.
+    ///
+    /// # Errors
+    /// [`EngineError::Running`] on a running guest, [`EngineError::Connection`] or [`EngineError::Protocol`] when the
+    /// hypervisor does not do it.
+    fn interrupt(&mut self, apic_id: u8, vector: u8) -> Result<(), EngineError>;
+}
+
 /// Where the engine can place executable memory for a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ArenaSource {
@@ -158,7 +176,7 @@ pub trait Arena {
 }
 
 /// An engine with all powers that a Type 1 update needs.
-pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Arena + Send {
+pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Send {
     /// Name for people and JSON (`qemu`).
     fn name(&self) -> &'static str;
 }

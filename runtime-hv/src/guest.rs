@@ -7,9 +7,11 @@
 pub mod arena;
 pub mod facts;
 pub mod identity;
+pub mod irq_work;
 pub mod paging;
 pub mod snapshot;
 pub mod stacks;
+pub mod support;
 pub mod tasks;
 
 #[cfg(test)]
@@ -97,6 +99,12 @@ impl Kernel {
     #[must_use]
     pub fn image_delta(&self) -> u64 {
         self.image_delta
+    }
+
+    /// The kernel's own page table.
+    #[must_use]
+    pub fn root(&self) -> Root {
+        self.root
     }
 
     /// Link address of a symbol (per-CPU symbols: offset in the per-CPU area).

@@ -13,11 +13,14 @@
 //! A file is replaced by renaming, so it is always whole. Nothing is synced to disk: a crash of the host ends the guest too.
 
 use crate::guest::arena::{State, Write};
-use crate::protocol::BundleInfo;
+use crate::guest::support::Operation;
+use crate::protocol::{BundleInfo, BundleState};
+use crate::update::area::Area;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -77,6 +80,51 @@ pub struct Document {
     pub arena: State,
     /// Bundles, oldest first.
     pub bundles: Vec<Record>,
+    /// Module memory that the guest gave.
+    #[serde(default)]
+    pub areas: Vec<Area>,
+    /// What the guest is asked and has not answered yet.
+    #[serde(default)]
+    pub call: Option<Call>,
+}
+
+impl Document {
+    /// Whether the guest holds nothing of ours.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.bundles.is_empty() && self.areas.is_empty() && self.call.is_none() && self.arena.allocations.is_empty()
+    }
+
+    /// Whether a bundle is in effect.
+    #[must_use]
+    pub fn is_applied(&self, id: &str) -> bool {
+        self.bundles.iter().any(|record| record.info.id == id && record.info.state == BundleState::Applied)
+    }
+}
+
+/// A request that the guest works on: the support object is in the arena, and the guest may be inside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// What is asked.
+    pub operation: Operation,
+    /// The area it is about; without an address when one is asked for.
+    pub area: Area,
+    /// Name of the arena's allocation that holds the support object.
+    pub allocation: String,
+    /// Live addresses of the object's code: nobody may be inside when its pages are given back.
+    pub code: Range<u64>,
+    /// Physical address of the request.
+    pub request: u64,
+    /// Live address of the object's `struct irq_work`.
+    pub work: u64,
+    /// Its physical address.
+    pub work_pa: u64,
+    /// Physical address of the head of the list that it was put on.
+    pub head: u64,
+    /// Processor of the list.
+    pub apic_id: u8,
+    /// Interrupt that makes the processor look there.
+    pub vector: u8,
 }
 
 /// An action in progress.
@@ -92,6 +140,15 @@ pub struct Action {
     pub owner_paused: bool,
     /// All writes, in order.
     pub writes: Vec<Write>,
+    /// Physical addresses of those writes that the guest itself changes again as soon as it runs.
+    #[serde(default)]
+    pub moving: Vec<u64>,
+    /// Physical address of that write, if there is one, that puts something of ours on a list of the guest. While the guest
+    /// runs it is taken back only where it still stands.
+    #[serde(default)]
+    pub list: Option<u64>,
+    /// What holds once the writes are done and the guest runs.
+    pub after: Document,
 }
 
 /// The files of one service.
@@ -292,6 +349,9 @@ mod tests {
             bundle: "b".into(),
             owner_paused: false,
             writes: vec![Write { pa: 1, old: vec![0; 5000], new: vec![1; 5000] }],
+            moving: Vec::new(),
+            list: None,
+            after: Document::default(),
         };
         journal.begin(&action, &Document::default()).expect("written");
         let reserved = folder.path().join("api.journal.new");

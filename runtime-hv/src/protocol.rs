@@ -4,7 +4,7 @@
 //! allocated. Goes out: [`Request`] and [`Answer`].
 //!
 //! ```text
-//! client: {"op":"apply","size":N}\n  N bytes of bundle
+//! client: {"op":"apply","size":N,"in_arena":false}\n  N bytes of bundle
 //! client: {"op":"list"}\n | {"op":"show","name":"…"}\n | {"op":"undo","name":"…"}\n | {"op":"status"}\n
 //! server: {"ok":…}\n | {"error":{"status":3,"reason":"…","message":"…","help":"…"}}\n
 //! ```
@@ -28,6 +28,9 @@ pub enum Request {
     Apply {
         /// Its length in bytes.
         size: u64,
+        /// Leave the guest's module area alone.
+        #[serde(default)]
+        in_arena: bool,
     },
     /// All bundles of this boot.
     List,
@@ -116,6 +119,11 @@ pub struct BundleInfo {
     pub release: String,
     /// KASLR slide of the guest, `0x…`.
     pub slide: String,
+    /// Where its code lives.
+    pub memory: MemoryKind,
+    /// Name of the module as which the guest lists it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub module: Option<String>,
     /// Functions redirected.
     pub functions: Vec<FunctionInfo>,
     /// When it was applied, RFC 3339, UTC.
@@ -124,6 +132,27 @@ pub struct BundleInfo {
     pub times_us: BTreeMap<String, u64>,
     /// Guest pages that are still kept after undo.
     pub kept_pages: u64,
+}
+
+/// Memory that holds a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemoryKind {
+    /// The guest's module area; the guest knows the code.
+    Module,
+    /// Memory that the guest does not use; it does not know the code.
+    Arena,
+}
+
+impl MemoryKind {
+    /// The word used in JSON and tables.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            MemoryKind::Module => "module",
+            MemoryKind::Arena => "arena",
+        }
+    }
 }
 
 /// A redirected function. Addresses are live, `0x…`.
@@ -152,6 +181,10 @@ pub struct Status {
     pub paused: bool,
     /// Number of bundles in effect.
     pub applied: usize,
+    /// The guest was asked something and has not answered yet.
+    pub waiting: bool,
+    /// Pages of guest memory that are lost to answers that came while somebody seemed to be inside.
+    pub lost_pages: u64,
 }
 
 /// Why something was not done.

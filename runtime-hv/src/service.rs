@@ -147,9 +147,9 @@ fn answer<E: Engine>(updater: &mut Updater<E>, request: Request, from: &mut Time
     let problem = |error: UpdateError| error.problem();
     let one = |info| Reply::Bundle(Box::new(info));
     match request {
-        Request::Apply { size } => {
+        Request::Apply { size, in_arena } => {
             let bytes = read_bundle(from, size).map_err(|error| Problem::refused("corrupted-bundle", error))?;
-            updater.apply(&bytes).map(one).map_err(problem)
+            updater.apply(&bytes, in_arena).map(one).map_err(problem)
         }
         Request::List => {
             updater.look().map_err(problem)?;
@@ -166,6 +166,8 @@ fn answer<E: Engine>(updater: &mut Updater<E>, request: Request, from: &mut Time
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 engine: updater.engine.name().to_owned(),
                 paused: updater.engine.is_paused().map_err(|error| Problem::failed("engine-failed", error))?,
+                waiting: updater.is_waiting(),
+                lost_pages: updater.lost_pages(),
                 applied: updater.list().iter().filter(|info| info.state == BundleState::Applied).count(),
             }))
         }

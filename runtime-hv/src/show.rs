@@ -42,6 +42,15 @@ pub(crate) fn reply(reply: &Reply, json: bool) -> Result<(), Problem> {
                 "lucos-hv {}, engine {}, guest {running}, {} bundles applied",
                 status.version, status.engine, status.applied
             );
+            if status.waiting {
+                println!("the guest was asked something and has not answered yet");
+            }
+            if status.lost_pages != 0 {
+                println!(
+                    "{} pages of guest memory are lost: somebody seemed to be inside when they were due",
+                    status.lost_pages
+                );
+            }
             Ok(())
         }
     }
@@ -58,12 +67,14 @@ fn list(bundles: &[BundleInfo]) {
         println!("no bundles");
         return;
     }
-    let mut table = table(&["name", "id", "state", "functions", "applied at", "total", "paused", "kept pages"]);
+    let mut table =
+        table(&["name", "id", "state", "lives in", "functions", "applied at", "total", "paused", "kept pages"]);
     for info in bundles {
         table.add_row([
             info.name.clone(),
             info.id.get(..12).unwrap_or(&info.id).to_owned(),
             state(info),
+            home(info),
             info.functions.len().to_string(),
             info.applied_at.clone(),
             time(info, "total"),
@@ -77,6 +88,10 @@ fn list(bundles: &[BundleInfo]) {
 fn one(info: &BundleInfo) {
     println!("{} ({}): {}", info.name, info.id, state(info));
     println!("kernel {}, slide {}, applied at {}", info.release, info.slide, info.applied_at);
+    match &info.module {
+        Some(name) => println!("the guest lists its code as module {name}"),
+        None => println!("its code is in the arena; the guest does not list it"),
+    }
     let mut functions = table(&["function", "unit", "old", "new", "size"]);
     for function in &info.functions {
         functions.add_row([
@@ -93,6 +108,10 @@ fn one(info: &BundleInfo) {
     if info.kept_pages != 0 {
         println!("{} pages of guest memory are kept: something may still refer to them", info.kept_pages);
     }
+}
+
+fn home(info: &BundleInfo) -> String {
+    info.module.clone().unwrap_or_else(|| info.memory.word().to_owned())
 }
 
 fn state(info: &BundleInfo) -> String {

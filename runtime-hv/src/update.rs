@@ -9,6 +9,7 @@
 //! [`transaction::TransactionError::Stuck`], which leaves the journal's `committing` file for the next start.
 
 pub mod admit;
+pub mod area;
 pub mod code;
 pub mod link;
 pub mod plan;
@@ -16,7 +17,9 @@ pub mod quiet;
 pub mod sites;
 pub mod transaction;
 
+mod call;
 mod errors;
+mod prepare;
 mod recover;
 #[cfg(test)]
 mod tests;
@@ -26,9 +29,11 @@ pub use errors::UpdateError;
 
 use crate::engine::Engine;
 
+use crate::guest::arena::Allocation;
 use crate::journal::{Action, Document, Journal, Record};
-use crate::protocol::{BundleInfo, BundleState, FunctionInfo};
+use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind};
 use admit::Admitted;
+use area::Area;
 use lpk_format::Bundle;
 use plan::Plan;
 use quiet::Check;
@@ -42,11 +47,13 @@ pub struct Patience {
     pub attempts: usize,
     /// How long it runs in between.
     pub wait: Duration,
+    /// How long it may take to answer a request.
+    pub answer: Duration,
 }
 
 impl Default for Patience {
     fn default() -> Patience {
-        Patience { attempts: 50, wait: Duration::from_millis(20) }
+        Patience { attempts: 50, wait: Duration::from_millis(20), answer: Duration::from_secs(10) }
     }
 }
 
@@ -112,20 +119,51 @@ impl<E: Engine> Updater<E> {
         }
     }
 
-    /// Applies a bundle.
+    /// Applies a bundle: its code is prepared in the guest's module area, or, when that is asked for, put into the arena.
     ///
     /// # Errors
     /// [`UpdateError`]; the guest is then as it was, except for [`UpdateError::Journal`] from the very last step: `list`
     /// shows whether the bundle is in effect.
-    pub fn apply(&mut self, bytes: &[u8]) -> Result<BundleInfo, UpdateError> {
+    pub fn apply(&mut self, bytes: &[u8], in_arena: bool) -> Result<BundleInfo, UpdateError> {
         let start = Instant::now();
         let (bundle, id) = errors::read_bundle(bytes)?;
+        let required = bundle.payload.tables.iter().filter(|table| table.kind.is_required());
+        let required: Vec<&str> = required.map(|table| table.kind.section()).collect();
+        if in_arena && !required.is_empty() {
+            return Err(UpdateError::NeedsPreparation { tables: required.join(", ") });
+        }
+        let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty());
         let mut times = Times::default();
+        let mut prepared = None;
+        let applied = self.apply_at(&bundle, &id, bytes, in_area, &mut prepared, &mut times, start);
+        if let (Err(_), Some(area)) = (&applied, prepared) {
+            // The first error is the one to tell; what is not released now is released later.
+            if !self.unsettled && !self.document.is_applied(&id) {
+                let _ = self.context(&id).and_then(|context| self.release(&context, &area, &mut times));
+            }
+        }
+        applied
+    }
+
+    #[allow(clippy::too_many_arguments)] // one call, cut out so that what it prepares outlives its errors
+    fn apply_at(
+        &mut self,
+        bundle: &Bundle,
+        id: &str,
+        bytes: &[u8],
+        in_area: bool,
+        prepared: &mut Option<Area>,
+        times: &mut Times,
+        start: Instant,
+    ) -> Result<BundleInfo, UpdateError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
             self.look()?;
-            let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, &bundle, &id));
+            if in_area && attempt == 1 {
+                self.catch_up(times)?;
+            }
+            let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, bundle, id));
             let admitted = match admitted {
                 // The guest was restarted: what was applied is gone.
                 Err(UpdateError::OtherBoot) if attempt == 1 => {
@@ -134,22 +172,36 @@ impl<E: Engine> Updater<E> {
                 }
                 other => other?,
             };
-            let plan = times.measure("plan", || plan::apply(&self.engine, &admitted, &self.document, &bundle, &id))?;
-            self.journal.save_bundle(&id, bytes)?;
-            let committed = self.commit(&admitted, &plan, &id, &mut times);
+            self.journal.save_bundle(id, bytes)?;
+            let area = self.area_of(id).filter(|_| in_area);
+            if in_area && area.is_none() {
+                *prepared = Some(self.prepare(&admitted, bundle, id, times)?);
+                continue; // a while has passed
+            }
+            let plan = times.measure("plan", || match &area {
+                Some(area) => plan::in_area(&self.engine, &admitted, &self.document, bundle, area, prepared.is_none()),
+                None => plan::apply(&self.engine, &admitted, &self.document, bundle, id),
+            })?;
+            let info = describe(bundle, id, &admitted, &plan, area.as_ref());
+            let mut after = self.document.clone();
+            after.bundles.retain(|record| record.info.id != id);
+            after.bundles.push(Record { info, jumps: plan.jumps.clone() });
+            after.boot = Some(admitted.boot());
+            after.arena = plan.arena.clone();
+            after.areas.iter_mut().filter(|known| area.as_ref() == Some(&**known)).for_each(|area| area.kept = false);
+            after.sequence += 1;
+            let committed = self.commit(&admitted, &plan, &after, id, times);
             self.unsettled = committed.is_err();
             match committed? {
                 Check::Ready => {
                     times.add("total", start.elapsed());
-                    let info = describe(&bundle, &id, &admitted, &plan, times);
-                    self.document.bundles.retain(|record| record.info.id != id);
-                    self.document.bundles.push(Record { info: info.clone(), jumps: plan.jumps });
-                    self.document.boot = Some(admitted.boot());
-                    self.document.arena = plan.arena;
-                    self.document.sequence += 1;
-                    self.bundles.insert(id, bundle);
+                    if let Some(record) = after.bundles.last_mut() {
+                        record.info.times_us = times.0.clone();
+                    }
+                    self.document = after;
+                    self.bundles.insert(id.to_owned(), bundle.clone());
                     self.journal.finish(&self.document)?;
-                    return Ok(info);
+                    return self.show(id);
                 }
                 Check::Busy(_) | Check::Changed if attempt < self.patience.attempts => {
                     self.journal.forget_action()?;
@@ -169,13 +221,23 @@ impl<E: Engine> Updater<E> {
     }
 
     /// Stops the guest, checks, and does the plan's writes if the moment is right.
-    fn commit(&mut self, admitted: &Admitted, plan: &Plan, id: &str, times: &mut Times) -> Result<Check, UpdateError> {
+    fn commit(
+        &mut self,
+        admitted: &Admitted,
+        plan: &Plan,
+        after: &Document,
+        id: &str,
+        times: &mut Times,
+    ) -> Result<Check, UpdateError> {
         let action = Action {
-            sequence: self.document.sequence + 1,
+            sequence: after.sequence,
             boot: admitted.boot(),
             bundle: id.to_owned(),
             owner_paused: self.engine.is_paused()?,
             writes: plan.writes.iter().chain(&plan.jumps).cloned().collect(),
+            moving: plan.moving.clone(),
+            list: None,
+            after: after.clone(),
         };
         self.journal.begin(&action, &self.document)?;
         let journal = &self.journal;
@@ -192,8 +254,8 @@ impl<E: Engine> Updater<E> {
             Ok::<_, UpdateError>(check)
         });
         let result = match outcome {
-            Ok((result, paused)) => {
-                times.add("paused", paused);
+            Ok((result, time)) => {
+                times.paused(time);
                 result
             }
             // The guest stands still: the action stays in the journal.
@@ -205,13 +267,25 @@ impl<E: Engine> Updater<E> {
         result
     }
 
+    /// Whether the guest was asked something and has not answered yet.
+    pub fn is_waiting(&self) -> bool {
+        self.document.call.is_some()
+    }
+
+    /// Pages of the arena that are lost to requests.
+    pub fn lost_pages(&self) -> u64 {
+        let known = |bundle: &str| self.document.bundles.iter().any(|record| record.info.id == bundle);
+        let lost = self.document.arena.allocations.iter().filter(|a| a.kept && !known(&a.bundle));
+        lost.map(Allocation::pages).sum()
+    }
+
     /// Lets go of the guest.
     pub fn into_engine(self) -> E {
         self.engine
     }
 }
 
-fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, times: Times) -> BundleInfo {
+fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: Option<&Area>) -> BundleInfo {
     let slide = admitted.kernel.slide();
     let functions = bundle.functions.iter().map(|function| FunctionInfo {
         name: function.name.clone(),
@@ -228,9 +302,11 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, times: 
         update_type: bundle.manifest.update_type,
         release: bundle.kernel.release.clone(),
         slide: format!("{slide:#x}"),
+        memory: if area.is_some() { MemoryKind::Module } else { MemoryKind::Arena },
+        module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
         applied_at: rfc3339(SystemTime::now()),
-        times_us: times.0,
+        times_us: BTreeMap::new(),
         kept_pages: 0,
     }
 }
@@ -242,6 +318,21 @@ struct Times(BTreeMap<String, u64>);
 impl Times {
     fn add(&mut self, phase: &str, time: Duration) {
         *self.0.entry(phase.to_owned()).or_default() += time.as_micros() as u64;
+    }
+
+    /// A stop of the guest.
+    fn paused(&mut self, time: Duration) {
+        self.add("paused", time);
+        let longest = self.0.entry("longest_pause".to_owned()).or_default();
+        *longest = (*longest).max(time.as_micros() as u64);
+    }
+
+    /// As [`Self::measure`], for work that measures parts of itself.
+    fn measure_in<T>(&mut self, phase: &str, work: impl FnOnce(&mut Times) -> T) -> T {
+        let start = Instant::now();
+        let result = work(self);
+        self.add(phase, start.elapsed());
+        result
     }
 
     fn measure<T>(&mut self, phase: &str, work: impl FnOnce() -> T) -> T {

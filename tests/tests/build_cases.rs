@@ -54,6 +54,9 @@ struct Expect {
     functions: BTreeSet<String>,
     rules: BTreeSet<String>,
     bundle_written: bool,
+    /// Tables of the bundle, by the section they come from.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    tables: BTreeSet<String>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -113,12 +116,23 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
     };
+    let tables = match std::fs::read(&bundle) {
+        Ok(bytes) => {
+            let read = lpk_format::read(&bytes)?.bundle;
+            if read.support.is_none() {
+                return Err("the bundle has no support object".into());
+            }
+            read.payload.tables.iter().map(|table| table.kind.section().to_owned()).collect()
+        }
+        Err(_) => BTreeSet::new(),
+    };
     let found = Expect {
         status: outcome.status,
         verdict: outcome.text("/verdict").to_owned(),
         functions: names("/functions", "name"),
         rules: names("/reasons", "rule"),
         bundle_written: bundle.exists(),
+        tables,
     };
     let file = dir.join("expect.json");
     if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {

@@ -4,7 +4,7 @@
 //! [`Problem`].
 
 use super::{Image, Problem};
-use crate::{Fixup, Payload, Place, RelocKind, SectionKind};
+use crate::{Fixup, Payload, Place, SectionKind};
 
 /// Bytes of a direct call or jump (Intel SDM volume 2, CALL and JMP rel32).
 pub(super) const CALL_SIZE: u8 = 5;
@@ -46,7 +46,7 @@ fn relocs(payload: &Payload) -> Result<(), Problem> {
         if section == SectionKind::Bss {
             return Err(Problem::RelocInBss { index, offset });
         }
-        let end = u64::from(offset) + if kind == RelocKind::Abs64 { 8 } else { 4 };
+        let end = u64::from(offset) + u64::from(kind.size());
         if end > u64::from(len) {
             return Err(Problem::RelocRange { index, section, offset, kind, len });
         }

@@ -1,6 +1,6 @@
 //! The rules of a sound bundle, as the errors of breaking them.
 
-use crate::{RelocKind, SectionKind, limits};
+use crate::{RelocKind, SectionKind, TableKind, limits};
 
 /// A rule of the format that a bundle breaks. Such a bundle comes from a faulty tool: it has to be built again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +52,30 @@ pub enum Problem {
     /// Relocations are not sorted, or share bytes.
     #[error("relocation {index} in {section:?} at {offset:#x} does not follow the one before it")]
     RelocOrder { index: usize, section: SectionKind, offset: u32 },
+
+    /// Tables are not sorted by kind, or one is there twice.
+    #[error("table {kind:?} does not follow the one before it (by kind, each once)")]
+    TableOrder { kind: TableKind },
+    /// A table is empty, not aligned, or outside of `.data`.
+    #[error(
+        "table {kind:?}: {size} bytes at {offset:#x}; at least one entry at a multiple of {align} within .data of {len} bytes is expected"
+    )]
+    TableRange { kind: TableKind, offset: u32, size: u32, align: u32, len: u32 },
+    /// The profile does not know how large an entry is.
+    #[error("table {kind:?}: the profile has no size of `{name}`")]
+    NoEntrySize { kind: TableKind, name: &'static str },
+    /// A table that ends inside an entry.
+    #[error("table {kind:?} has {size} bytes, a multiple of {entry} is expected")]
+    TableEntries { kind: TableKind, size: u32, entry: u64 },
+    /// Instruction pointers without unwind entries, or the other way round.
+    #[error("{ips} instruction pointers and {orcs} ORC entries; as many of one as of the other are expected")]
+    OrcCount { ips: u64, orcs: u64 },
+    /// Two tables share bytes.
+    #[error("table {kind:?} at {offset:#x} begins inside of another")]
+    TableOverlap { kind: TableKind, offset: u32 },
+    /// The support object has tables.
+    #[error("the support object has {0} tables, none is expected")]
+    SupportTables(usize),
 
     /// A fixup or its replacement lies outside of `.text`.
     #[error("fixup {index}: {offset:#x} with {size} bytes is outside of .text with {len} bytes")]

@@ -81,9 +81,9 @@ impl<'data> Sections<'data> {
         self.headers[at].sh_offset.get(LE) as usize
     }
 
-    /// Size of `.bss`.
-    pub(super) fn bss_size(&self) -> Result<u32, ReadError> {
-        let size = self.headers[index::BSS].sh_size.get(LE);
+    /// Size of `.bss` or `.support.bss`.
+    pub(super) fn bss_size(&self, at: usize) -> Result<u32, ReadError> {
+        let size = self.headers[at].sh_size.get(LE);
         let (found, max) = (usize::try_from(size).unwrap_or(usize::MAX), limits::BSS_SIZE as usize);
         let too_many = Problem::TooMany { what: "bytes of .bss", found, max };
         u32::try_from(size).map_err(|_| ReadError::Unsound(too_many))

@@ -49,7 +49,15 @@ pub fn sample() -> Bundle {
     let profile = GuestProfile {
         symbols: map(&symbols),
         offsets: map(&[("task_struct.tasks", 2200), ("task_struct.comm", 2904)]),
-        sizes: map(&[("task_struct", 9600), ("page", 64)]),
+        sizes: map(&[
+            ("task_struct", 9600),
+            ("page", 64),
+            ("exception_table_entry", 12),
+            ("bug_entry", 12),
+            ("jump_entry", 16),
+            ("orc_entry", 6),
+            ("_ddebug", 56),
+        ]),
         constants: map(&[("PG_reserved", 12), ("THREAD_SIZE", 16384)]),
     };
     let mut first = vec![0xf3, 0x0f, 0x1e, 0xfa, 0xe8, 1, 2, 3, 4];
@@ -118,7 +126,7 @@ pub fn sample() -> Bundle {
         payload: Payload {
             text: text(),
             rodata: b"<6>shown \xc2\xb5\n\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(),
-            data: vec![7; 24],
+            data: vec![7; 160],
             bss_size: 4096,
             symbols: vec![
                 symbol("show", payload(SectionKind::Text, 0), 21, true),
@@ -142,6 +150,8 @@ pub fn sample() -> Bundle {
                 reloc(SectionKind::Rodata, 20, RelocKind::Abs32, 4, i64::MIN),
                 reloc(SectionKind::Data, 0, RelocKind::Abs64, 5, 0x10),
                 reloc(SectionKind::Data, 8, RelocKind::Abs64, 0, i64::MAX),
+                reloc(SectionKind::Data, 64, RelocKind::Pc32, 0, 0x10),
+                reloc(SectionKind::Data, 72, RelocKind::Pc64, 6, 1),
             ],
             fixups: vec![
                 Fixup::Return { offset: 16 },
@@ -151,8 +161,45 @@ pub fn sample() -> Bundle {
                 alternative(3 * 32 + 21, false),
                 alternative(8 * 32 + 15, true),
             ],
+            tables: vec![
+                table(TableKind::Exceptions, 24, 12),
+                table(TableKind::Bugs, 36, 24),
+                table(TableKind::JumpLabels, 64, 16),
+                table(TableKind::OrcIp, 80, 8),
+                table(TableKind::Orc, 88, 12),
+                table(TableKind::DynamicDebug, 104, 56),
+            ],
         },
         functions,
+        support: Some(support()),
+    }
+}
+
+fn table(kind: TableKind, offset: u32, size: u32) -> Table {
+    Table { kind, offset, size }
+}
+
+/// A support object: one function, its request, its work, its facts.
+fn support() -> Payload {
+    Payload {
+        // endbr64; mov request(%rip),%rax; lock addl; jmp __x86_return_thunk
+        text: vec![0xf3, 0x0f, 0x1e, 0xfa, 0x48, 0x8b, 0x05, 0, 0, 0, 0, 0xe9, 0, 0, 0, 0],
+        rodata: vec![1, 0, 0, 0, 32, 0, 0, 0],
+        data: vec![0; 32],
+        bss_size: 8,
+        symbols: vec![
+            symbol("lucos_support_interrupt", payload(SectionKind::Text, 0), 16, true),
+            symbol("lucos_support_abi", payload(SectionKind::Rodata, 0), 8, false),
+            symbol("calls", payload(SectionKind::Data, 8), 24, false),
+            symbol("__x86_return_thunk", Place::Kernel(END - 1), 0, true),
+        ],
+        relocs: vec![
+            reloc(SectionKind::Text, 7, RelocKind::Pc32, 2, -4),
+            reloc(SectionKind::Text, 12, RelocKind::Plt32, 3, -4),
+            reloc(SectionKind::Data, 8, RelocKind::Abs64, 0, 0),
+        ],
+        fixups: vec![Fixup::Return { offset: 11 }],
+        tables: Vec::new(),
     }
 }
 

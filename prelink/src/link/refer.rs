@@ -11,7 +11,7 @@ use crate::symbol_db::{AddressKind, KernelSymbol, SymbolKind};
 use diff_analyzer::correlate::{is_fresh, without_number};
 use diff_analyzer::object::{Definition, Reloc, SymbolIndex};
 use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Target, bias, is_pc_relative};
-use diff_analyzer::special::SectionRole;
+use diff_analyzer::special::{DYNAMIC_DEBUG, SectionRole, why_not};
 use lpk_format::{ManifestDatum, Place, RelocKind, SectionKind};
 use object::elf;
 
@@ -27,9 +27,17 @@ impl Linker<'_, '_> {
         if reloc.kind == elf::R_X86_64_NONE.0 {
             return;
         }
+        if let Some((kind, symbol, addend)) = self.reference(from, reloc) {
+            self.push_reloc(section, offset, kind, symbol, addend);
+        }
+    }
+
+    /// Where a relocation leads: kind, symbol and addend of the payload's.
+    pub(super) fn reference(&mut self, from: Key, reloc: &Reloc) -> Option<(RelocKind, u32, i64)> {
         let Some(kind) = reloc_kind(reloc.kind) else {
             let message = format!("a relocation of type {} is not supported", reloc.kind);
-            return self.refuse("relocation-type", from, message, "report the function and the compiler version");
+            self.refuse("relocation-type", from, message, "report the function and the compiler version");
+            return None;
         };
         let call = reloc.branch && is_pc_relative(reloc.kind);
         let found = match self.units[from.0].patched.target(reloc) {
@@ -40,20 +48,14 @@ impl Linker<'_, '_> {
                     let message = format!(
                         "it refers to `{name}`, or to a place before or behind a neighbour of it in its section"
                     );
-                    return self.refuse(
-                        "vague-reference",
-                        from,
-                        message,
-                        "give new data of the file no section attribute",
-                    );
+                    self.refuse("vague-reference", from, message, "give new data of the file no section attribute");
+                    return None;
                 }
                 let addend = at - bias(reloc);
                 self.local(from, piece, at, call).map(|(symbol, base)| (symbol, base + addend))
             }
         };
-        if let Some((symbol, addend)) = found {
-            self.push_reloc(section, offset, kind, symbol, addend);
-        }
+        found.map(|(symbol, addend)| (kind, symbol, addend))
     }
 
     /// Whether an address by section and offset may be that of the neighbour of a datum: the end of an array is where the
@@ -64,7 +66,9 @@ impl Linker<'_, '_> {
         // A PC-relative field is an access, which stays inside its datum.
         let by_section =
             unit.patched.object.symbol(reloc.symbol).kind == elf::STT_SECTION.0 && !is_pc_relative(reloc.kind);
-        if !by_section || piece.kind != PieceKind::Datum {
+        // Nobody takes the end of a descriptor.
+        let descriptor = unit.patched.object.section(piece.section).name == DYNAMIC_DEBUG;
+        if !by_section || piece.kind != PieceKind::Datum || descriptor {
             return false;
         }
         let mut distances =
@@ -159,6 +163,9 @@ impl Linker<'_, '_> {
 
     /// A function or datum of this unit that stays where it is in the kernel.
     fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
+        if self.refused.contains(&key) {
+            return None;
+        }
         let unit = &self.units[key.0];
         let piece = unit.patched.piece(key.1);
         let original = unit.diff.correlation.original(key.1);
@@ -243,10 +250,8 @@ impl Linker<'_, '_> {
             AddressKind::Image => Place::Kernel(symbol.address),
             AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(symbol.address),
         };
-        let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
-        let gone = symbol.address_kind == AddressKind::Image
-            && (section.starts_with(".init.") || section.starts_with(".exit."));
-        if gone && symbol.kind != SymbolKind::Label {
+        if self.is_gone(symbol) && symbol.kind != SymbolKind::Label {
+            let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
             let message = format!("it refers to `{}` in {section}, which the kernel has freed after boot", symbol.name);
             self.refuse("init-reference", from, message, "new code cannot use what exists at boot only");
             return None;
@@ -254,7 +259,13 @@ impl Linker<'_, '_> {
         Some(self.symbol(&symbol.name, place, symbol.size, symbol.kind == SymbolKind::Function))
     }
 
-    fn payload_symbol(&mut self, key: Key) -> Option<u32> {
+    /// Whether the kernel has given a place back after boot.
+    pub(super) fn is_gone(&self, symbol: &KernelSymbol) -> bool {
+        let section = self.image.section_at(symbol.address).map_or("", |section| section.name.as_str());
+        symbol.address_kind == AddressKind::Image && (section.starts_with(".init.") || section.starts_with(".exit."))
+    }
+
+    pub(super) fn payload_symbol(&mut self, key: Key) -> Option<u32> {
         if !self.placed.contains_key(&key) {
             return self.payload_symbol_of_data(key, key);
         }
@@ -264,7 +275,7 @@ impl Linker<'_, '_> {
         Some(self.symbol(&name, Place::Payload { section, offset }, size, function))
     }
 
-    fn section_symbol(&mut self, section: SectionKind) -> u32 {
+    pub(super) fn section_symbol(&mut self, section: SectionKind) -> u32 {
         let name = match section {
             SectionKind::Text => ".text",
             SectionKind::Rodata => ".rodata",
@@ -333,13 +344,9 @@ impl Linker<'_, '_> {
                 return None;
             }
             _ => {
-                let message = format!("it refers to section {name}, which new code cannot bring along yet");
-                self.refuse(
-                    "unknown-section",
-                    from,
-                    message,
-                    "avoid what puts data there (tracepoints, parameters, …)",
-                );
+                let why = why_not(&name).unwrap_or("new code cannot bring along what is there");
+                let message = format!("it refers to `{}` in section {name}: {why}", piece.name);
+                self.refuse("unknown-section", from, message, "avoid what puts data there");
                 return None;
             }
         };
@@ -374,13 +381,14 @@ fn list(candidates: &[&KernelSymbol]) -> String {
     text.join(", ")
 }
 
-fn reloc_kind(kind: u32) -> Option<RelocKind> {
+pub(super) fn reloc_kind(kind: u32) -> Option<RelocKind> {
     let known = [
         (elf::R_X86_64_64, RelocKind::Abs64),
         (elf::R_X86_64_32, RelocKind::Abs32),
         (elf::R_X86_64_32S, RelocKind::Abs32S),
         (elf::R_X86_64_PC32, RelocKind::Pc32),
         (elf::R_X86_64_PLT32, RelocKind::Plt32),
+        (elf::R_X86_64_PC64, RelocKind::Pc64),
     ];
     known.into_iter().find(|(known, _)| known.0 == kind).map(|(_, kind)| kind)
 }

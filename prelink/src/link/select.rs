@@ -10,7 +10,7 @@ use diff_analyzer::correlate::{is_fresh, without_number};
 use diff_analyzer::object::Reloc;
 use diff_analyzer::object_diff::{Change, Compared, is_clone};
 use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
-use diff_analyzer::special::SectionRole;
+use diff_analyzer::special::{SectionRole, why_not};
 use object::elf;
 use std::collections::BTreeSet;
 
@@ -46,27 +46,18 @@ impl Linker<'_, '_> {
         for (pieces, index) in before.into_iter().chain([(unit.patched, function.patched)]) {
             let side = pieces.piece(index);
             let section = &pieces.object.section(side.section).name;
-            match side.role {
-                SectionRole::Code => {}
-                SectionRole::SpecialCode(why) => {
-                    let message = format!("`{}` is in section {section}: {why}", side.name);
-                    return self.refuse(
-                        "special-code",
-                        key,
-                        message,
-                        "leave it out of the diff, or reboot into the new kernel",
-                    );
+            let (rule, why) = match side.role {
+                SectionRole::Code => continue,
+                SectionRole::MarkedCode(_) if !self.is_noinstr(section) => continue,
+                SectionRole::MarkedCode(_) => {
+                    ("special-code", "this kernel has it among code that must not be probed or traced")
                 }
-                _ => {
-                    let message = format!("`{}` is in section {section}, which this version does not know", side.name);
-                    return self.refuse(
-                        "unknown-section",
-                        key,
-                        message,
-                        "leave it out of the diff, or reboot into the new kernel",
-                    );
-                }
-            }
+                SectionRole::SpecialCode(why) => ("special-code", why),
+                _ => ("unknown-section", why_not(section).unwrap_or("this version does not know it")),
+            };
+            let message = format!("`{}` is in section {section}: {why}", side.name);
+            self.refused.insert(key);
+            return self.refuse(rule, key, message, "leave it out of the diff, or reboot into the new kernel");
         }
         let resigned = original.is_some() && unit.diff.resigned.contains(&piece.name);
         if resigned && !only_called(unit.patched, function.patched) {
@@ -102,9 +93,9 @@ impl Linker<'_, '_> {
             self.refusals.insert(Refusal { rule, unit, subject, message, help: help.to_owned() });
         };
         for section in &unit.diff.unknown_sections {
-            let message = format!(
-                "the change alters section {section}, which a running kernel has read already or this version does not know"
-            );
+            let why =
+                why_not(section).unwrap_or("a running kernel has read it already, or this version does not know it");
+            let message = format!("the change alters section {section}: {why}");
             refuse(
                 "unknown-section",
                 section,
@@ -112,14 +103,42 @@ impl Linker<'_, '_> {
                 "leave that part out of the diff, or reboot into the new kernel",
             );
         }
-        for name in &unit.diff.new_exports {
-            let message = format!("`{name}` is newly exported; a running kernel's list of exports cannot grow yet");
-            refuse(
-                "new-export",
-                name,
-                message,
-                "leave the export out of the diff: modules that are loaded later cannot use it",
-            );
+    }
+
+    /// Whether the kernel has a section among `.noinstr.text` (`NOINSTR_TEXT`, include/asm-generic/vmlinux.lds.h): since
+    /// Linux 6.3 it has idle code there.
+    fn is_noinstr(&self, section: &str) -> bool {
+        let bound = |name: &str| self.image.symbols().address_of(name);
+        let start = section.strip_prefix('.').map(|name| format!("__{}_start", name.replace('.', "_")));
+        let range = bound("__noinstr_text_start").zip(bound("__noinstr_text_end"));
+        let inside = |at: u64| range.is_some_and(|(start, end)| (start..end).contains(&at));
+        start.and_then(|name| bound(&name)).is_some_and(inside)
+    }
+
+    /// What boot sets up, it has not set up for new data.
+    pub(super) fn refuse_boot_setup(&mut self) {
+        for (unit_index, unit) in self.units.iter().enumerate() {
+            for &function in &unit.diff.boot_functions {
+                for reloc in unit.patched.relocs(function) {
+                    let key = match unit.patched.target(reloc) {
+                        Target::Piece(piece, _) => (unit_index, piece),
+                        Target::External(symbol) => match self.globals.get(&unit.patched.object.symbol(symbol).name) {
+                            Some(&key) => key,
+                            None => continue,
+                        },
+                    };
+                    let (_, datum) = self.piece(key);
+                    if has_state(datum) && self.placed.contains_key(&key) {
+                        let message = format!(
+                            "`{}`, which has run at boot, now refers to `{}`, which is new and which new code uses",
+                            unit.patched.piece(function).name,
+                            datum.name
+                        );
+                        let help = "new code would find it as no boot code has left it; set it up where it is used";
+                        self.refuse("boot-setup", (unit_index, function), message, help);
+                    }
+                }
+            }
         }
     }
 
@@ -161,7 +180,9 @@ impl Linker<'_, '_> {
                     });
                 }
                 for name in new {
-                    if let Some(other) = self.image.symbols().lookup(name).find(|symbol| symbol.global) {
+                    if let Some(other) =
+                        self.image.symbols().lookup(name).find(|symbol| symbol.global && !self.is_gone(symbol))
+                    {
                         let message = format!(
                             "`{name}` is new in this unit, but the kernel has it elsewhere, at {:#x}",
                             other.address

@@ -1,10 +1,12 @@
 //! The special-section entries of new functions.
 //!
 //! Comes in: a carried function and its place. Decided, per table: handled here (`__mcount_loc`: nobody traces new code, so
-//! its entry is a no-op), handed to the runtime as a fix-up (paravirt, retpolines, returns, alternatives), right as it
-//! stands (static calls go through their trampoline, which follows later changes; lock prefixes stay), or refused by name.
-//! Goes out: fix-ups, and the fields that need no relocation any more.
+//! its entry is a no-op), handed to the runtime as a fix-up (paravirt, retpolines, returns, alternatives), carried for the
+//! guest's kernel to know (exceptions, bugs, jump labels: link/registered.rs), or right as it stands (static calls go
+//! through their trampoline, which follows later changes; lock prefixes stay). Goes out: fix-ups, rows of tables, and the
+//! fields that need no relocation any more.
 
+use super::registered::{Code, kind_of};
 use super::{Key, Linker};
 use crate::prove::straight_line;
 use diff_analyzer::object::Reloc;
@@ -12,6 +14,7 @@ use diff_analyzer::pieces::{Entry, PieceIndex, Target};
 use diff_analyzer::special::Table;
 use lpk_format::{Fixup, Place, SectionKind};
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// The five-byte no-op that ftrace leaves at the entry of a function (`arch/x86/include/asm/text-patching.h`, `BYTES_NOP5`).
 const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
@@ -23,9 +26,8 @@ const CALL: u8 = 0xe8;
 const ALT_INVERTED_6_1: u16 = 1 << 15;
 
 impl Linker<'_, '_> {
-    /// Handles the table entries of a function at `offset` of `.text`; returns the offsets, in the function, of fields
-    /// that need no relocation.
-    pub(super) fn apply_tables(&mut self, key: Key, offset: u32) -> BTreeSet<u64> {
+    /// Handles the table entries of a function; returns the offsets, in the function, of fields that need no relocation.
+    pub(super) fn apply_tables(&mut self, key: Key, code: &Code) -> BTreeSet<u64> {
         let mut dropped = BTreeSet::new();
         let (pieces, piece) = self.piece(key);
         for entry in pieces.entries(key.1) {
@@ -38,7 +40,7 @@ impl Linker<'_, '_> {
                 self.refuse("table-unsupported", key, message, "report the function");
                 continue;
             }
-            let at = offset + entry.place as u32;
+            let at = code.at(entry.place);
             match entry.table {
                 Table::Mcount => {
                     let start = at as usize;
@@ -59,22 +61,14 @@ impl Linker<'_, '_> {
                 Table::Returns => self.linked.payload.fixups.push(Fixup::Return { offset: at }),
                 Table::Alternatives => self.alternative(key, entry, at),
                 Table::StaticCalls | Table::SmpLocks => {}
-                Table::JumpLabels | Table::Bugs | Table::Exceptions => self.unsupported(key, entry.table),
+                Table::JumpLabels | Table::Bugs | Table::Exceptions => {
+                    if let Some(kind) = kind_of(entry.table) {
+                        self.register(key, entry, kind, code);
+                    }
+                }
             }
         }
         dropped
-    }
-
-    fn unsupported(&mut self, key: Key, table: Table) {
-        let (_, piece) = self.piece(key);
-        let (what, help) = match table {
-            Table::JumpLabels => ("a static key or tracepoint", "it would not follow later flips of the key"),
-            Table::Bugs => ("WARN or BUG", "the guest could not find the report's file and line"),
-            _ => ("an access to user memory that may fault", "the guest could not find the fix-up and would stop"),
-        };
-        let message = format!("`{}` has entries in {}: {what}", piece.name, table.section());
-        let help = format!("new code with entries there is not supported yet: {help}");
-        self.refuse("table-unsupported", key, message, &help);
     }
 
     fn entry_bytes(&self, key: Key, entry: &Entry) -> Vec<u8> {
@@ -133,7 +127,7 @@ impl Linker<'_, '_> {
             return None;
         };
         let start = at.max(0) as u64;
-        self.copy_code(key, index, start, u64::from(len))
+        self.copy_code(key, index, start..start + u64::from(len), false)
     }
 
     /// The slow path of `static_cpu_has`, which lies in `.altinstr_aux`: from its entry to the jump that leaves it.
@@ -149,30 +143,45 @@ impl Linker<'_, '_> {
             );
             return None;
         };
-        let offset = self.copy_code(from, key.1, at.max(0) as u64, len)?;
+        let start = at.max(0) as u64;
+        let offset = self.copy_code(from, key.1, start..start + len, true)?;
         Some(self.symbol(".altinstr_aux", Place::Payload { section: SectionKind::Text, offset }, len, false))
     }
 
-    /// Copies `len` bytes of anonymous code, with relocations, to the end of `.text`.
-    fn copy_code(&mut self, from: Key, index: PieceIndex, start: u64, len: u64) -> Option<u32> {
+    /// Copies a part of anonymous code, with relocations, to the end of `.text`. Code that is to `run` where it lies takes
+    /// its table entries along; a replacement runs in another place only.
+    fn copy_code(&mut self, from: Key, index: PieceIndex, part: Range<u64>, run: bool) -> Option<u32> {
         let (pieces, _) = self.piece(from);
         let piece = pieces.piece(index);
-        let Some(code) = pieces.bytes(index).get(start as usize..(start + len) as usize) else {
+        let Some(bytes) = pieces.bytes(index).get(part.start as usize..part.end as usize) else {
+            let (start, len) = (part.start, part.end - part.start);
             let message = format!("code of {len} bytes at {start:#x} is not inside its section {}", piece.name);
             self.refuse("table-unsupported", from, message, "report the function");
             return None;
         };
-        let plain = |entry: &Entry| matches!(entry.table, Table::SmpLocks | Table::StaticCalls);
-        let inside = |entry: &&Entry| (start..start + len).contains(&entry.place) && !plain(entry);
-        if let Some(entry) = pieces.entries(index).iter().find(inside) {
+        let entries: Vec<&Entry> = pieces.entries(index).iter().filter(|entry| part.contains(&entry.place)).collect();
+        let plain = |entry: &Entry| match entry.table {
+            Table::SmpLocks | Table::StaticCalls => true,
+            table => run && kind_of(table).is_some(),
+        };
+        if let Some(entry) = entries.iter().find(|entry| !plain(entry)) {
             let message = format!("code in {} has entries in {}", piece.name, entry.table.section());
             self.refuse("table-unsupported", from, message, "report the function");
             return None;
         }
-        let offset = self.append_text(code, 1);
-        let range = piece.range.start + start..piece.range.start + start + len;
+        let offset = self.append_text(bytes, 1);
+        let range = piece.range.start + part.start..piece.range.start + part.end;
         for reloc in pieces.relocs_in(piece.section, range.clone()) {
             self.relocate(from, reloc, SectionKind::Text, offset + (reloc.offset - range.start) as u32);
+        }
+        if run {
+            let code = Code { piece: index, part, offset };
+            for entry in entries {
+                if let Some(kind) = kind_of(entry.table) {
+                    self.register(from, entry, kind, &code);
+                }
+            }
+            self.register_unwind(from, &code);
         }
         Some(offset)
     }

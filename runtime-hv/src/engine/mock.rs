@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Arena, ArenaSource, Engine, EngineError, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
+use super::{Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
 
 const PAGE: u64 = 4096;
 
@@ -37,7 +37,17 @@ pub enum Call {
     IsPaused,
     /// [`Vcpus::registers`].
     Registers,
+    /// [`Interrupt::interrupt`].
+    Interrupt {
+        /// Which processor.
+        apic_id: u8,
+        /// Which interrupt.
+        vector: u8,
+    },
 }
+
+/// What the guest's own code does when it runs with an interrupt raised. It may use the engine's memory as it likes.
+pub type Handler = fn(&mut MockEngine, apic_id: u8, vector: u8);
 
 /// Which calls fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +72,9 @@ pub struct MockEngine {
     count: Cell<usize>,
     failing: Failing,
     resets: u64,
+    /// Raised while the guest stands.
+    raised: Vec<(u8, u8)>,
+    handler: Option<Handler>,
 }
 
 impl Default for MockEngine {
@@ -83,6 +96,44 @@ impl MockEngine {
             count: Cell::new(0),
             failing: Failing::Never,
             resets: 0,
+            raised: Vec::new(),
+            handler: None,
+        }
+    }
+
+    /// What the guest does with interrupts; without it they are lost.
+    #[must_use]
+    pub fn with_handler(mut self, handler: Handler) -> Self {
+        self.handler = Some(handler);
+        self
+    }
+
+    /// From now on the guest does this with interrupts.
+    pub fn set_handler(&mut self, handler: Option<Handler>) {
+        self.handler = handler;
+    }
+
+    /// Memory as the guest's own code sees it: it counts as no call. What is not memory reads as zeros.
+    pub fn peek(&self, from: Pa, into: &mut [u8]) {
+        for (address, byte) in (from.0..).zip(into) {
+            let cell = self.pages.get(&(address / PAGE)).and_then(|page| page.get((address % PAGE) as usize));
+            *byte = cell.copied().unwrap_or_default();
+        }
+    }
+
+    /// Writes memory as the guest's own code does: it counts as no call. What is not memory stays so.
+    pub fn poke(&mut self, to: Pa, bytes: &[u8]) {
+        self.store(to, bytes);
+    }
+
+    /// Lets the guest's own code run, if the guest does.
+    fn react(&mut self) {
+        if self.running
+            && let Some(handler) = self.handler
+        {
+            for (apic_id, vector) in std::mem::take(&mut self.raised) {
+                handler(self, apic_id, vector);
+            }
         }
     }
 
@@ -119,6 +170,7 @@ impl MockEngine {
     /// The guest is reset: memory and registers are what they are.
     pub fn reset(&mut self) {
         self.resets += 1;
+        self.raised.clear();
     }
 
     /// Registers of all processors, from now on.
@@ -209,10 +261,7 @@ impl ReadMemory for MockEngine {
     fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
         self.enter(Call::Read { from, len: into.len() })?;
         self.check(from, into.len())?;
-        for (address, byte) in (from.0..).zip(into) {
-            let cell = self.pages.get(&(address / PAGE)).and_then(|page| page.get((address % PAGE) as usize));
-            *byte = cell.copied().unwrap_or_default();
-        }
+        self.peek(from, into);
         Ok(())
     }
 }
@@ -245,12 +294,17 @@ impl Pause for MockEngine {
         if let Some(owner_paused) = self.held.take() {
             self.running = !owner_paused;
         }
+        self.react();
         Ok(())
     }
 
     fn is_paused(&mut self) -> Result<bool, EngineError> {
         self.enter(Call::IsPaused)?;
         Ok(self.held.unwrap_or(!self.running))
+    }
+
+    fn is_held(&mut self) -> Result<bool, EngineError> {
+        Ok(self.held.is_some())
     }
 
     fn last_pause(&self) -> Duration {
@@ -270,6 +324,17 @@ impl Vcpus for MockEngine {
             self.registers.pop_front();
         }
         Ok(now)
+    }
+}
+
+impl Interrupt for MockEngine {
+    fn interrupt(&mut self, apic_id: u8, vector: u8) -> Result<(), EngineError> {
+        self.enter(Call::Interrupt { apic_id, vector })?;
+        if self.running {
+            return Err(EngineError::Running("an interrupt"));
+        }
+        self.raised.push((apic_id, vector));
+        Ok(())
     }
 }
 

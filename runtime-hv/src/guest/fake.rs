@@ -101,12 +101,17 @@ pub(crate) fn profile() -> GuestProfile {
             ("thread_struct.sp", 0),
             ("task_struct.pid", 56),
             ("task_struct.comm", 64),
+            ("task_struct.ret_stack", 88),
+            ("task_struct.curr_ret_stack", 96),
+            ("task_struct.rethooks", 104),
+            ("rethook_node.llist", 16),
+            ("rethook_node.ret_addr", 32),
             ("signal_struct.thread_head", 0),
             ("page.flags", 0),
             ("mutex.owner", 0),
             ("cpuinfo_x86.x86_capability", 0),
         ]),
-        sizes: map(&[("page", 8), ("cpuinfo_x86.x86_capability", 96)]),
+        sizes: map(&[("page", 8), ("cpuinfo_x86.x86_capability", 96), ("ftrace_ret_stack", 24)]),
         constants: map(&[("THREAD_SIZE", 0x4000), ("PG_reserved", 12), ("X86_FEATURE_RETHUNK", 11 * 32 + 14)]),
     }
 }
@@ -174,6 +179,7 @@ pub(crate) fn image(old: &[u8]) -> Image {
         image.word(at + 48, live(stack) + 0x3f00);
         image.put(at + 56, &[pid]);
         image.put(at + 64, b"task\x1b[31m");
+        image.put(at + 96, &(-1_i32).to_le_bytes());
     };
     task(&mut image, INIT_TASK, SECOND_TASK, STACK, 0);
     task(&mut image, SECOND_TASK, INIT_TASK, SECOND_STACK, 42);

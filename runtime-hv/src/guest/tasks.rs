@@ -1,8 +1,9 @@
 //! The guest's tasks.
 //!
 //! Comes in: a located kernel. Decided: which tasks exist: every thread of every process on `init_task.tasks`, the idle
-//! task and the current task of every processor. Goes out: [`Task`]s with the bounds of their kernel stacks. Lists of a
-//! hostile guest may loop or lead anywhere: the number of steps is bounded and a bad pointer is an error, not a crash.
+//! task and the current task of every processor. Goes out: [`Task`]s with the bounds of their kernel stacks and the return
+//! addresses that tracers have taken off them. Lists of a hostile guest may loop or lead anywhere: the number of steps is
+//! bounded and a bad pointer is an error, not a crash.
 
 use super::{GuestError, Kernel};
 use crate::engine::{ReadMemory, Va};
@@ -13,6 +14,10 @@ use std::collections::BTreeSet;
 const TASKS_LIMIT: usize = 1 << 16;
 /// More processors than this are not looked at (`NR_CPUS` of distribution kernels is at most 8192).
 const PROCESSORS_LIMIT: u64 = 8192;
+
+/// More return addresses than this are not kept for one task: `FTRACE_RETFUNC_DEPTH` (`include/linux/ftrace.h`) is 50, the
+/// shadow stack of later kernels a page (`kernel/trace/fgraph.c`, `SHADOW_STACK_SIZE`).
+const RETURNS_LIMIT: usize = 512;
 
 /// A task that may have a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +32,9 @@ pub struct Task {
     pub pid: u32,
     /// Name.
     pub comm: String,
+    /// Return addresses that tracers keep elsewhere while the stack leads to them: of function graphs and of probes on
+    /// returns.
+    pub returns: Vec<u64>,
 }
 
 /// What a processor's per-CPU area says.
@@ -156,7 +164,57 @@ fn task(memory: &dyn ReadMemory, kernel: &Kernel, at: Va) -> Result<Task, GuestE
         sp: kernel.read_u64(memory, Va(member("task_struct.thread")?.0.wrapping_add(sp)), "a task")?,
         pid: u32::from_le_bytes(pid),
         comm: comm.iter().take_while(|&&byte| byte != 0).map(|&byte| printable(byte)).collect(),
+        returns: [graphed(memory, kernel, at)?, probed(memory, kernel, at)?].concat(),
     })
+}
+
+/// Return addresses on the shadow stack of the function graph tracer (`kernel/trace/fgraph.c`, `ftrace_push_return_trace`).
+/// Every word of it counts.
+fn graphed(memory: &dyn ReadMemory, kernel: &Kernel, task: Va) -> Result<Vec<u64>, GuestError> {
+    let (Ok(stack), Ok(top), Ok(entry)) = (
+        kernel.offset("task_struct.ret_stack"),
+        kernel.offset("task_struct.curr_ret_stack"),
+        kernel.size("ftrace_ret_stack"),
+    ) else {
+        return Ok(Vec::new()); // a kernel without this tracer
+    };
+    let at = kernel.read_u64(memory, Va(task.0.wrapping_add(stack)), "a task")?;
+    let mut index = [0; 4];
+    kernel.read(memory, Va(task.0.wrapping_add(top)), &mut index, "a task")?;
+    // -1 when it is empty; 0 in kernels that count words.
+    let used = u64::try_from(i32::from_le_bytes(index).saturating_add(1)).unwrap_or(0).saturating_mul(entry) / 8;
+    if at == 0 || used == 0 {
+        return Ok(Vec::new());
+    }
+    let mut bytes = vec![0; used.min(RETURNS_LIMIT as u64) as usize * 8];
+    kernel.read(memory, Va(at), &mut bytes, "the return stack of a task")?;
+    Ok(bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect())
+}
+
+/// Return addresses of probes on returns: `kernel/trace/rethook.c`, before Linux 5.18 `kernel/kprobes.c`.
+fn probed(memory: &dyn ReadMemory, kernel: &Kernel, task: Va) -> Result<Vec<u64>, GuestError> {
+    let lists = [("task_struct.rethooks", "rethook_node"), ("task_struct.kretprobe_instances", "kretprobe_instance")];
+    let mut found = Vec::new();
+    for (head, node) in lists {
+        let (Ok(head), Ok(link), Ok(address)) = (
+            kernel.offset(head),
+            kernel.offset(&format!("{node}.llist")),
+            kernel.offset(&format!("{node}.ret_addr")),
+        ) else {
+            continue;
+        };
+        let mut at = kernel.read_u64(memory, Va(task.0.wrapping_add(head)), "a task")?;
+        while at != 0 {
+            if found.len() >= RETURNS_LIMIT {
+                let detail = format!("no end after {RETURNS_LIMIT} entries");
+                return Err(GuestError::Damaged { what: "list of probed returns", detail });
+            }
+            let place = at.wrapping_sub(link).wrapping_add(address);
+            found.push(kernel.read_u64(memory, Va(place), "a probed return")?);
+            at = kernel.read_u64(memory, Va(at), "a probed return")?;
+        }
+    }
+    Ok(found)
 }
 
 /// A task chooses its own name: keep it from playing with the operator's terminal.

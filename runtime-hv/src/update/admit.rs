@@ -74,9 +74,7 @@ pub fn admit<E: Engine>(
     };
     let boot = admitted.boot();
     let window = document.arena.window.as_ref().map(|window| window.is_there(engine)).transpose()?;
-    if (document.boot.as_ref().is_some_and(|known| *known != boot) && !document.bundles.is_empty())
-        || window == Some(false)
-    {
+    if (document.boot.as_ref().is_some_and(|known| *known != boot) && !document.is_empty()) || window == Some(false) {
         return Err(UpdateError::OtherBoot);
     }
     applied_before(document, bundle, id)?;
@@ -139,14 +137,15 @@ fn entry_is_free(function: &FunctionPatch, jump: usize) -> Result<(), UpdateErro
 }
 
 /// Link addresses of the guest's words that this bundle is compared or linked with.
-fn wanted(bundle: &Bundle) -> Vec<u64> {
+pub(super) fn wanted(bundle: &Bundle) -> Vec<u64> {
     let sites = bundle.functions.iter().flat_map(|function| &function.sites).filter_map(|site| match site.kind {
         BootSiteKind::Paravirt { slot } => Some(slot),
         // `struct static_call_key` begins with the function (`include/linux/static_call_types.h`).
         BootSiteKind::StaticCall { key } => Some(key),
         _ => None,
     });
-    let fixups = bundle.payload.fixups.iter().filter_map(|fixup| match fixup {
+    let support = bundle.support.iter().flat_map(|support| &support.fixups);
+    let fixups = bundle.payload.fixups.iter().chain(support).filter_map(|fixup| match fixup {
         Fixup::Paravirt { slot, .. } => Some(*slot),
         _ => None,
     });

@@ -6,9 +6,11 @@ use super::transaction::TransactionError;
 use crate::engine::EngineError;
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
+use crate::guest::support::{Operation, SupportError};
 use crate::journal::JournalError;
 use crate::protocol::Problem;
 use lpk_format::Bundle;
+use std::time::Duration;
 
 /// Why an update was not done.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +33,40 @@ pub enum UpdateError {
     /// No memory for new code.
     #[error(transparent)]
     Arena(#[from] ArenaError),
+    /// The guest cannot be asked to prepare anything.
+    #[error(transparent)]
+    Support(#[from] SupportError),
+    /// The bundle has no support object.
+    #[error("the bundle has no support object, which prepares the guest from inside")]
+    NoSupport,
+    /// The bundle has tables, and was to go to the arena.
+    #[error("the new code has {tables}, which only the guest itself can make known")]
+    NeedsPreparation {
+        /// Which.
+        tables: String,
+    },
+    /// The guest has to run to prepare anything.
+    #[error("the guest is stopped by its owner, and new code is prepared by the guest itself")]
+    OwnerPaused,
+    /// The guest was asked and does not answer.
+    #[error("the guest was asked to {} and does not answer within {} ms; {}", verb(*.operation), .patience.as_millis(),
+        if *.begun { "it is at work still, and its answer is waited for" } else { "the request was taken back" })]
+    Silent {
+        /// What it was asked.
+        operation: Operation,
+        /// How long was waited.
+        patience: Duration,
+        /// It has begun.
+        begun: bool,
+    },
+    /// The guest was asked and could not do it.
+    #[error("the guest was asked to {} and answered with error {error}", verb(*.operation))]
+    Declined {
+        /// What it was asked.
+        operation: Operation,
+        /// Its answer, as the kernel numbers errors.
+        error: i64,
+    },
     /// A place that the kernel patches at any time lies under the jump.
     #[error(
         "the first {length} bytes of `{function}` contain {place}; the jump would collide with the guest's own patching"
@@ -133,7 +169,19 @@ impl UpdateError {
         match self {
             UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
             UpdateError::Unsupported(_) => refused("unsupported"),
-            UpdateError::Guest(error) | UpdateError::Arena(ArenaError::Guest(error)) => guest(error, self),
+            UpdateError::Guest(error)
+            | UpdateError::Arena(ArenaError::Guest(error))
+            | UpdateError::Support(SupportError::Guest(error)) => guest(error, self),
+            UpdateError::Support(_) | UpdateError::NoSupport => {
+                refused("cannot-prepare").help("build the bundle again, or apply it with --in-arena if it has no tables")
+            }
+            UpdateError::NeedsPreparation { .. } => refused("needs-preparation").help("apply it without --in-arena"),
+            UpdateError::OwnerPaused => refused("guest-state").help("let the guest run, then try again"),
+            UpdateError::Silent { .. } => refused("guest-does-not-answer").help(
+                "try again when the guest is less busy; if it is broken, a bundle without tables can be applied with --in-arena",
+            ),
+            UpdateError::Declined { error: NO_MEMORY, .. } => refused("no-arena").help("the guest has no memory to give"),
+            UpdateError::Declined { .. } => refused("guest-declines"),
             UpdateError::Site(SiteError::Traced { .. }) => {
                 refused("traced").help("stop tracing or probing this function in the guest, then apply again")
             }
@@ -170,6 +218,17 @@ impl UpdateError {
             UpdateError::Engine(_) | UpdateError::Transaction(_) => failed("engine-failed"),
             UpdateError::Journal(_) => failed("journal-failed"),
         }
+    }
+}
+
+/// `-ENOMEM`.
+const NO_MEMORY: i64 = -12;
+
+fn verb(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Allocate => "give module memory",
+        Operation::Register => "register the new code as a module",
+        Operation::Release => "take the module back",
     }
 }
 

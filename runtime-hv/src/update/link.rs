@@ -175,11 +175,13 @@ fn relocate(payload: &Payload, addresses: &Addresses, facts: &Facts, linked: &mu
             SectionKind::Bss => return Err(LinkError::Inconsistent("a relocation in .bss".into())),
         };
         let value = match reloc.kind {
-            RelocKind::Pc32 | RelocKind::Plt32 => target.wrapping_sub(base.wrapping_add(u64::from(reloc.offset))),
+            RelocKind::Pc32 | RelocKind::Plt32 | RelocKind::Pc64 => {
+                target.wrapping_sub(base.wrapping_add(u64::from(reloc.offset)))
+            }
             RelocKind::Abs64 | RelocKind::Abs32 | RelocKind::Abs32S => target,
         };
         let fits = match reloc.kind {
-            RelocKind::Abs64 => true,
+            RelocKind::Abs64 | RelocKind::Pc64 => true,
             RelocKind::Abs32 => u32::try_from(value).is_ok(),
             RelocKind::Abs32S | RelocKind::Pc32 | RelocKind::Plt32 => i32::try_from(value as i64).is_ok(),
         };
@@ -191,7 +193,7 @@ fn relocate(payload: &Payload, addresses: &Addresses, facts: &Facts, linked: &mu
                 value,
             });
         }
-        let length = if reloc.kind == RelocKind::Abs64 { 8 } else { 4 };
+        let length = usize::from(reloc.kind.size());
         let start = reloc.offset as usize;
         bytes
             .get_mut(start..start.saturating_add(length))
@@ -347,6 +349,7 @@ mod tests {
             (RelocKind::Abs32S, rodata, 0, low(0x8020_2008_u32 as i32 as i64)),
             (RelocKind::Abs32S, bss, 0, low(0x8020_3044_u32 as i32 as i64)),
             (RelocKind::Pc32, kernel, -4, low(0x8120_0000 - 4 - 0x8020_1004)),
+            (RelocKind::Pc64, bss, 2, (0xffff_ffff_8020_3046_u64 - 0xffff_ffff_8020_1004).to_le_bytes().to_vec()),
             (RelocKind::Plt32, rodata, -4, low(0x8020_2008 - 4 - 0x8020_1004)),
             // A per-CPU offset has no slide; PC-relative it reaches around zero.
             (RelocKind::Abs32, Place::Absolute(0x1fb80), 0, low(0x1fb80)),

@@ -5,12 +5,14 @@
 
 use super::UpdateError;
 use super::admit::{Admitted, JUMP};
-use super::code::{JMP, branch};
+use super::area::Area;
+use super::code::{CALL, JMP, branch};
 use super::link::{self, Addresses, LinkError};
-use crate::engine::{Engine, EngineError, Pa};
+use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
+use crate::guest::paging::PAGE;
 use crate::journal::Document;
-use lpk_format::{Bundle, Place, RelocKind, SectionKind};
+use lpk_format::{Bundle, Payload, Place, SectionKind};
 use std::ops::Range;
 
 /// What will be written, and what holds afterwards.
@@ -26,6 +28,8 @@ pub struct Plan {
     pub arena: State,
     /// Live ranges that no stack may refer to.
     pub untouched: Vec<Range<u64>>,
+    /// Physical addresses of those writes that new code changes again: its data.
+    pub moving: Vec<u64>,
 }
 
 /// Plans to apply a bundle.
@@ -73,7 +77,8 @@ fn fresh<E: Engine>(
         .filter_map(|(run, bytes)| run.map(|run| (run.pa, bytes)))
         .collect();
     let writes = arena::transition(&document.arena, &state, &contents);
-    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched: Vec::new() })
+    let moving = placed.get(2).copied().flatten().map(|run| run.pa.0).into_iter().collect();
+    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched: Vec::new(), moving })
 }
 
 /// Pages that were kept when this very bundle was undone: the code is there already; data begins afresh. `None` when
@@ -109,7 +114,82 @@ fn reuse<E: Engine>(
     }
     writes.retain(|write| write.old != write.new);
     let untouched = arena::ranges(&state, &kept);
-    Ok(Some(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched }))
+    let moving = places[2].map(|run| run.pa.0).into_iter().collect();
+    Ok(Some(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving }))
+}
+
+/// Code that is in the guest's module area already, and known there: only the jumps are left. In an area that was kept when
+/// this very bundle was undone (`again`) data begins afresh, but for the tables, which are the kernel's.
+///
+/// # Errors
+/// [`UpdateError`].
+pub fn in_area<E: Engine>(
+    engine: &E,
+    admitted: &Admitted,
+    document: &Document,
+    bundle: &Bundle,
+    area: &Area,
+    again: bool,
+) -> Result<Plan, UpdateError> {
+    let addresses = area.parts.addresses(area.base);
+    let mut writes = Vec::new();
+    if again {
+        let linked = link::link(&bundle.payload, &addresses, &admitted.facts)?;
+        for part in between_tables(&bundle.payload, linked.data.len() as u64) {
+            let mut at = part.start;
+            while at < part.end {
+                let end = part.end.min((at + 1).next_multiple_of(PAGE as u64));
+                let va = Va(addresses.data.wrapping_add(at));
+                let pa = admitted.kernel.translate(engine, va, "the data of a bundle")?;
+                let new = linked.data.get(at as usize..end as usize).unwrap_or_default().to_vec();
+                let mut old = vec![0; new.len()];
+                engine.read(pa, &mut old)?;
+                if old != new {
+                    writes.push(Write { pa: pa.0, old, new });
+                }
+                at = end;
+            }
+        }
+    }
+    Ok(Plan {
+        addresses,
+        jumps: jumps(admitted, bundle, &addresses)?,
+        moving: writes.iter().map(|write| write.pa).collect(),
+        writes,
+        arena: document.arena.clone(),
+        untouched: if again { vec![area.range()] } else { Vec::new() },
+    })
+}
+
+/// The parts of `.data` and `.bss` (`size` bytes) that are no tables.
+fn between_tables(payload: &Payload, size: u64) -> Vec<Range<u64>> {
+    let mut tables: Vec<Range<u64>> = payload
+        .tables
+        .iter()
+        .map(|table| u64::from(table.offset)..u64::from(table.offset) + u64::from(table.size))
+        .collect();
+    tables.sort_by_key(|range| range.start);
+    let mut parts = Vec::new();
+    let mut at = 0;
+    for table in tables {
+        parts.push(at..table.start);
+        at = table.end;
+    }
+    parts.push(at..size);
+    parts.retain(|part| part.start < part.end);
+    parts
+}
+
+/// Whether a relocated field of code is the distance of a branch, and not an address to be used: `call`, `jmp` or `jcc` come
+/// right before it. Instructions that use an address relative to their own have a ModRM byte there, 0x05 to 0x3d (Intel SDM
+/// vol. 2, table 2-7).
+fn is_branch(text: &[u8], field: usize) -> bool {
+    let before = |distance: usize| field.checked_sub(distance).and_then(|at| text.get(at)).copied();
+    match before(1) {
+        Some(CALL | JMP) => true,
+        Some(0x80..=0x8f) => before(2) == Some(0x0f),
+        _ => false,
+    }
 }
 
 /// `jmp new` behind `endbr64` of every old function.
@@ -145,12 +225,14 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
     }
     let untouched =
         before.allocations.iter().filter(|a| a.bundle == id).flat_map(|a| arena::ranges(before, a)).collect();
-    Ok(Plan { addresses: Addresses::default(), writes, jumps: Vec::new(), arena: state, untouched })
+    let addresses = Addresses::default();
+    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving: Vec::new() })
 }
 
 /// Whether stacks are the only place from which a bundle's memory can be reached once its jumps are gone.
 ///
-/// A pointer to new code, to new data, or a table of pointers may have been stored anywhere in the guest.
+/// A pointer to new code, to new data, or a table of pointers may have been stored anywhere in the guest. Tables are the
+/// kernel's own business: it forgets them with the module.
 #[must_use]
 pub fn only_stacks_can_refer(bundle: &Bundle) -> bool {
     let payload = &bundle.payload;
@@ -160,8 +242,20 @@ pub fn only_stacks_can_refer(bundle: &Bundle) -> bool {
             .get(symbol as usize)
             .is_none_or(|symbol| matches!(symbol.place, Place::Payload { section: SectionKind::Text, .. }))
     };
-    link::data_size(payload) == 0
-        && payload.relocs.iter().all(|reloc| {
-            reloc.section == SectionKind::Text && (reloc.kind == RelocKind::Plt32 || !into_text(reloc.symbol))
+    // Padding between tables is no data.
+    let data = payload.data.as_slice();
+    let zero = |part: &Range<u64>| {
+        data.get(part.start as usize..part.end as usize).is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0))
+    };
+    let in_table = |offset: u32| {
+        payload.tables.iter().any(|table| (table.offset..table.offset.saturating_add(table.size)).contains(&offset))
+    };
+    let padding = |part: &Range<u64>| part.end - part.start < 16 && zero(part);
+    payload.bss_size == 0
+        && between_tables(payload, data.len() as u64).iter().all(padding)
+        && payload.relocs.iter().all(|reloc| match reloc.section {
+            SectionKind::Text => !into_text(reloc.symbol) || is_branch(&payload.text, reloc.offset as usize),
+            SectionKind::Data => in_table(reloc.offset),
+            SectionKind::Rodata | SectionKind::Bss => false,
         })
 }

@@ -84,6 +84,12 @@ pub fn nobody_in<E: Engine>(
         Err(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. })) => return Ok(Some(error.to_string())),
         other => other?,
     };
+    let inside = |word: &&u64| ranges.iter().any(|range| range.contains(word));
+    for task in &tasks {
+        if let Some(word) = task.returns.iter().find(inside) {
+            return Ok(Some(format!("task {} ({}) returns to {word:#x}, say the guest's tracers", task.pid, task.comm)));
+        }
+    }
     let spans = match stacks::survey(kernel, &registers, &processors, &tasks)? {
         Survey::Unsettled(why) => return Ok(Some(why)),
         Survey::Spans(spans) => spans,

@@ -3,21 +3,19 @@
 //! Comes in: the journal. Decided: whether it is about this boot, whether an action was left half done, and whether what
 //! it calls applied is. Goes out: a consistent guest and document; a journal of another boot is set aside.
 
-use super::{UpdateError, Updater, transaction};
-use crate::engine::{Engine, Pa};
+use super::{Times, UpdateError, Updater, transaction};
+use crate::engine::{Engine, EngineError, Pa, ReadMemory};
 use crate::guest::GuestError;
+use crate::guest::arena::Write;
 use crate::journal::{Action, Document};
 use crate::protocol::BundleState;
 
 impl<E: Engine> Updater<E> {
-    /// Brings guest and journal together.
+    /// Brings guest and journal together: an action whose writes the guest has, and has run with, is done; what else was
+    /// left half done is taken back.
     pub(super) fn recover(&mut self) -> Result<(), UpdateError> {
         let half_done = self.journal.half_done()?;
-        let witness = half_done
-            .as_ref()
-            .map(|action| action.bundle.clone())
-            .or_else(|| self.document.bundles.last().map(|record| record.info.id.clone()));
-        let Some(witness) = witness else {
+        let Some(witness) = half_done.as_ref().map(|action| action.bundle.clone()).or_else(|| self.witness()) else {
             // Nothing was ever done, or only planned.
             return Ok(self.journal.forget_action()?);
         };
@@ -40,19 +38,34 @@ impl<E: Engine> Updater<E> {
             if !self.is_between(&action)? {
                 return self.forget_boot();
             }
-            let (result, _) =
-                transaction::paused(&mut self.engine, |engine| transaction::take_back(engine, &action.writes))?;
-            result?;
+            // Only while the guest stands can bytes be taken back that it runs with otherwise.
+            if !self.engine.is_held()? && self.is_done(&action)? {
+                self.document = action.after;
+                self.journal.finish(&self.document)?;
+            } else {
+                let (result, _) = transaction::paused(&mut self.engine, |engine| take_back(engine, &action))?;
+                result?;
+            }
         }
         self.journal.forget_action()?;
-        self.look().map(drop)
+        self.look_again().map(drop)
     }
 
-    /// Settles what an action left in an unknown state, if one did; an answer to a client does so as well.
+    /// A bundle of this boot, whose profile tells where the kernel is.
+    fn witness(&self) -> Option<String> {
+        let Document { bundles, areas, call, .. } = &self.document;
+        let bundle = bundles.last().map(|record| &record.info.id);
+        bundle.or(areas.last().map(|area| &area.bundle)).or(call.as_ref().map(|call| &call.area.bundle)).cloned()
+    }
+
+    /// Settles what an action left in an unknown state or to the guest, if one did; an answer to a client does so as well.
     pub fn settle(&mut self) {
         if self.unsettled {
             // It stays so until it succeeds, and clients are told why it does not.
             let _ = self.look();
+        }
+        if !self.unsettled && self.is_behind() {
+            let _ = self.catch_up(&mut Times::default());
         }
     }
 
@@ -68,18 +81,38 @@ impl<E: Engine> Updater<E> {
             self.unsettled = recovered.is_err();
             recovered?;
         }
+        self.look_again()
+    }
+
+    fn look_again(&mut self) -> Result<bool, UpdateError> {
         // What the hypervisor has to say comes with its next answer.
         self.engine.is_paused()?;
         let resets = self.engine.resets();
         let reset = std::mem::replace(&mut self.resets, resets) != resets;
         let window = self.document.arena.window.as_ref();
-        let gone = reset || !window.map_or(Ok(true), |window| window.is_there(&self.engine))?;
-        if gone && !self.document.bundles.is_empty() {
+        let lost = !window.map_or(Ok(true), |window| window.is_there(&self.engine))?;
+        if (reset || lost || self.areas_are_gone()?) && !self.document.is_empty() {
             self.forget_boot()?;
             return Ok(true);
         }
         self.find_lost_jumps()?;
         Ok(false)
+    }
+
+    /// Whether neither an area nor a jump of the document is in the guest: then it is about another boot.
+    fn areas_are_gone(&self) -> Result<bool, UpdateError> {
+        let areas = &self.document.areas;
+        for area in areas {
+            if area.is_there(&self.engine)? {
+                return Ok(false);
+            }
+        }
+        for record in self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+            if !record.jumps.is_empty() && has_all(&self.engine, &record.jumps)? {
+                return Ok(false);
+            }
+        }
+        Ok(!areas.is_empty())
     }
 
     /// Sets the journal aside: it is about a boot that is over.
@@ -93,7 +126,7 @@ impl<E: Engine> Updater<E> {
     /// Whether every byte that the action writes is as before or as after it. Without KASLR two boots look alike; this
     /// keeps old bytes of one out of the other.
     fn is_between(&self, action: &Action) -> Result<bool, UpdateError> {
-        for write in &action.writes {
+        for write in stable(action) {
             let mut live = vec![0; write.old.len()];
             self.engine.read(Pa(write.pa), &mut live)?;
             if live.iter().zip(write.old.iter().zip(&write.new)).any(|(now, (old, new))| now != old && now != new) {
@@ -103,17 +136,46 @@ impl<E: Engine> Updater<E> {
         Ok(true)
     }
 
+    /// Whether the guest has all that the action writes. Writes are all done or all taken back before a guest runs.
+    fn is_done(&self, action: &Action) -> Result<bool, UpdateError> {
+        Ok(has_all(&self.engine, stable(action))?)
+    }
+
     /// Marks bundles whose jumps are not in the guest any more.
     fn find_lost_jumps(&mut self) -> Result<(), UpdateError> {
         for record in self.document.bundles.iter_mut().filter(|r| r.info.state == BundleState::Applied) {
-            let mut ours = true;
-            for jump in &record.jumps {
-                let mut live = vec![0; jump.new.len()];
-                self.engine.read(Pa(jump.pa), &mut live)?;
-                ours &= live == jump.new;
-            }
+            let ours = has_all(&self.engine, &record.jumps)?;
             record.info.reason = (!ours).then(|| "changed-since".to_owned());
         }
         Ok(())
     }
+}
+
+/// Takes back what an action has written, but leaves alone what the guest has put on its list since.
+fn take_back<E: Engine>(engine: &mut E, action: &Action) -> Result<(), EngineError> {
+    let mut writes = action.writes.clone();
+    if let Some(at) = writes.iter().position(|write| Some(write.pa) == action.list) {
+        let ours = has_all(engine, &writes[at..=at])?;
+        if !ours {
+            writes.remove(at);
+        }
+    }
+    transaction::take_back(engine, &writes)
+}
+
+/// The writes of an action that the guest itself does not change when it runs.
+fn stable(action: &Action) -> impl Iterator<Item = &Write> {
+    action.writes.iter().filter(|write| !action.moving.contains(&write.pa))
+}
+
+/// Whether the guest holds what writes leave there.
+fn has_all<'a>(memory: &dyn ReadMemory, writes: impl IntoIterator<Item = &'a Write>) -> Result<bool, EngineError> {
+    for write in writes {
+        let mut live = vec![0; write.new.len()];
+        memory.read(Pa(write.pa), &mut live)?;
+        if live != write.new {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -14,7 +14,7 @@ use lpk_format::{
 use std::time::Duration;
 
 const LIVE: [u8; 16] = [0x0f, 0x1f, 0x44, 0, 0, 0xb8, 1, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
-const PATIENCE: Patience = Patience { attempts: 2, wait: Duration::ZERO };
+const PATIENCE: Patience = Patience { attempts: 2, wait: Duration::ZERO, answer: Duration::ZERO };
 
 fn bundle() -> Bundle {
     let mut expected = LIVE;
@@ -62,6 +62,7 @@ fn bundle() -> Bundle {
             new_offset: 0,
             new_size: 13,
         }],
+        support: None,
     }
 }
 
@@ -96,7 +97,7 @@ fn apply_switches_and_undo_gives_everything_back() {
         let mut setup = setup(engine);
         let before = setup.updater.engine.memory();
         for _ in 0..3 {
-            let info = setup.updater.apply(&bytes(&bundle())).expect("applied");
+            let info = setup.updater.apply(&bytes(&bundle()), false).expect("applied");
             assert_eq!((info.state, info.functions.len()), (BundleState::Applied, 1));
             assert!(setup.updater.engine.is_running());
             // Follow the jump through the guest's own tables.
@@ -114,7 +115,7 @@ fn apply_switches_and_undo_gives_everything_back() {
             let string = target.wrapping_add(7).wrapping_add(i64::from(distance) as u64);
             kernel.read(engine, crate::engine::Va(string), &mut text, "string").expect("mapped");
             assert_eq!(&text, b"hello\0");
-            assert!(matches!(setup.updater.apply(&bytes(&bundle())), Err(UpdateError::AlreadyApplied { .. })));
+            assert!(matches!(setup.updater.apply(&bytes(&bundle()), false), Err(UpdateError::AlreadyApplied { .. })));
 
             let info = setup.updater.undo("fix").expect("undone");
             assert_eq!((info.state, info.kept_pages, info.reason), (BundleState::Removed, 0, None));
@@ -168,7 +169,7 @@ fn refusals_leave_the_guest_untouched() {
         change_bundle(&mut bundle);
         let mut setup = setup(fake::engine(&image));
         let before = setup.updater.engine.memory();
-        let problem = setup.updater.apply(&bytes(&bundle)).expect_err(reason).problem();
+        let problem = setup.updater.apply(&bytes(&bundle), false).expect_err(reason).problem();
         assert_eq!((problem.status, problem.reason.as_str()), (3, reason), "{problem}");
         assert!(setup.updater.engine.memory() == before, "{reason}: memory differs");
         assert!(setup.updater.engine.is_running() && setup.updater.list().is_empty());
@@ -176,7 +177,7 @@ fn refusals_leave_the_guest_untouched() {
     let mut setup = setup(guest());
     let mut damaged = bytes(&bundle());
     damaged[100] ^= 1;
-    assert_eq!(setup.updater.apply(&damaged).expect_err("damaged").problem().reason, "corrupted-bundle");
+    assert_eq!(setup.updater.apply(&damaged, false).expect_err("damaged").problem().reason, "corrupted-bundle");
 }
 
 /// Numbers of calls to fail at: all but reads, and every seventh read (page walks read thousands of words).
@@ -191,25 +192,25 @@ fn a_failure_at_any_call_changes_nothing_or_everything() {
     let file = bytes(&bundle());
     let mut reference = setup(guest());
     let before = reference.updater.engine.memory();
-    reference.updater.apply(&file).expect("applied");
+    reference.updater.apply(&file, false).expect("applied");
     let after = reference.updater.engine.memory();
     for n in interesting(&reference.updater.engine) {
         let mut setup = setup(guest());
         setup.updater.engine.fail_at(n);
-        let result = setup.updater.apply(&file);
+        let result = setup.updater.apply(&file, false);
         let expected = if result.is_ok() { &after } else { &before };
         assert!(setup.updater.engine.memory() == *expected, "apply, call {n}: {result:?}");
         assert!(setup.updater.engine.is_running(), "apply, call {n}");
         setup.updater.engine.fail_never();
         if result.is_err() {
-            setup.updater.apply(&file).expect("the next attempt succeeds");
+            setup.updater.apply(&file, false).expect("the next attempt succeeds");
         }
     }
     reference.updater.engine.clear_calls();
     reference.updater.undo("fix").expect("undone");
     for n in interesting(&reference.updater.engine) {
         let mut setup = setup(guest());
-        setup.updater.apply(&file).expect("applied");
+        setup.updater.apply(&file, false).expect("applied");
         setup.updater.engine.fail_at(n);
         let result = setup.updater.undo("fix");
         let memory = setup.updater.engine.memory();
@@ -226,11 +227,11 @@ fn what_a_dead_tool_left_is_taken_back() {
     let file = bytes(&bundle());
     let before = guest().memory();
     let mut reference = setup(guest());
-    reference.updater.apply(&file).expect("applied");
+    reference.updater.apply(&file, false).expect("applied");
     for n in interesting(&reference.updater.engine) {
         let Setup { mut updater, journal, _folder } = setup(guest());
         updater.engine.fail_from(n);
-        let done = updater.apply(&file).is_ok();
+        let done = updater.apply(&file, false).is_ok();
         let mut engine = updater.into_engine();
         engine.fail_never();
         // As the watchdog does: what was stopped goes on.
@@ -245,12 +246,12 @@ fn what_a_dead_tool_left_is_taken_back() {
 fn a_new_service_knows_what_is_applied_and_notices_another_boot() {
     let Setup { mut updater, journal, _folder } = setup(guest());
     let before = updater.engine.memory();
-    let id = updater.apply(&bytes(&bundle())).expect("applied").id;
+    let id = updater.apply(&bytes(&bundle()), false).expect("applied").id;
     let mut again = Updater::open(updater.into_engine(), journal.clone(), PATIENCE).expect("taken on");
     assert_eq!(again.show(&id[..8]).expect("known").state, BundleState::Applied);
     again.undo(&id[..8]).expect("undone from the journal's copy");
     assert!(again.engine.memory() == before);
-    again.apply(&bytes(&bundle())).expect("applied");
+    again.apply(&bytes(&bundle()), false).expect("applied");
     // The same kernel at the same place, but booted anew: no jump is there.
     let other = Updater::open(guest(), journal, PATIENCE).expect("taken on");
     assert!(other.list().is_empty() && other.engine.memory() == before);
@@ -260,7 +261,7 @@ fn a_new_service_knows_what_is_applied_and_notices_another_boot() {
 fn a_reset_ends_what_was_applied() {
     // The hypervisor tells of it, though the old memory is still there.
     let mut setup = setup(guest());
-    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    setup.updater.apply(&bytes(&bundle()), false).expect("applied");
     let before = setup.updater.engine.memory();
     setup.updater.engine.reset();
     assert!(matches!(setup.updater.undo("fix"), Err(UpdateError::OtherBoot)));
@@ -271,13 +272,13 @@ fn a_reset_ends_what_was_applied() {
     let mut setup = self::setup(guest());
     let mut taken = bundle();
     taken.payload.relocs[0].symbol = 0;
-    setup.updater.apply(&bytes(&taken)).expect("applied");
+    setup.updater.apply(&bytes(&taken), false).expect("applied");
     assert_eq!(setup.updater.undo("fix").expect("undone").kept_pages, 2);
     let low: Vec<(Pa, Vec<u8>)> =
         setup.updater.engine.memory().into_iter().filter(|(pa, _)| pa.0 < fake::IMAGE).collect();
     setup.updater.engine = low.iter().fold(guest(), |engine, (pa, page)| engine.with_memory(*pa, page));
     assert!(setup.updater.look().expect("looked"));
-    let info = setup.updater.apply(&bytes(&taken)).expect("applied");
+    let info = setup.updater.apply(&bytes(&taken), false).expect("applied");
     let target = u64::from_str_radix(&info.functions[0].new_address[2..], 16).expect("an address");
     let kernel = setup.updater.same_boot(&taken).expect("located").0;
     kernel
@@ -288,13 +289,13 @@ fn a_reset_ends_what_was_applied() {
 #[test]
 fn memory_of_an_unknown_service_is_not_touched() {
     let mut first = setup(guest());
-    first.updater.apply(&bytes(&bundle())).expect("applied");
+    first.updater.apply(&bytes(&bundle()), false).expect("applied");
     let mut other = bundle();
     other.functions[0].old_address += 32;
     other.manifest.functions[0].old_address = Some(TEXT + OLD + 32);
     let mut second = setup(std::mem::take(&mut first.updater.engine).with_memory(Pa(fake::IMAGE + OLD + 32), &LIVE));
     let before = second.updater.engine.memory();
-    let problem = second.updater.apply(&bytes(&other)).expect_err("its pages are in use").problem();
+    let problem = second.updater.apply(&bytes(&other), false).expect_err("its pages are in use").problem();
     assert_eq!((problem.status, problem.reason.as_str()), (3, "unknown-service"));
     assert!(second.updater.engine.memory() == before);
 }
@@ -303,7 +304,7 @@ fn memory_of_an_unknown_service_is_not_touched() {
 fn an_entry_that_was_put_back_needs_no_undo() {
     let mut setup = setup(guest());
     let before = setup.updater.engine.memory();
-    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    setup.updater.apply(&bytes(&bundle()), false).expect("applied");
     setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &LIVE[..5]);
     setup.updater.look().expect("looked");
     assert_eq!(setup.updater.list()[0].reason.as_deref(), Some("changed-since"));
@@ -315,7 +316,7 @@ fn an_entry_that_was_put_back_needs_no_undo() {
 #[test]
 fn an_entry_changed_by_someone_else_is_not_overwritten() {
     let mut setup = setup(guest());
-    setup.updater.apply(&bytes(&bundle())).expect("applied");
+    setup.updater.apply(&bytes(&bundle()), false).expect("applied");
     let engine = std::mem::take(&mut setup.updater.engine).with_memory(Pa(fake::IMAGE + OLD), &[0xcc]);
     setup.updater.engine = engine;
     let before = setup.updater.engine.memory();
@@ -328,23 +329,23 @@ fn an_entry_changed_by_someone_else_is_not_overwritten() {
 fn memory_is_kept_while_something_may_refer_to_it() {
     // A sleeping task inside the new function.
     let mut setup = setup(guest());
-    let info = setup.updater.apply(&bytes(&bundle())).expect("applied");
+    let info = setup.updater.apply(&bytes(&bundle()), false).expect("applied");
     let inside = u64::from_str_radix(&info.functions[0].new_address[2..], 16).expect("an address") + 7;
     let slot = Pa(fake::IMAGE + SECOND_STACK + 0x3f80);
     setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(slot, &inside.to_le_bytes());
     let info = setup.updater.undo("fix").expect("undone");
     assert_eq!((info.kept_pages, info.reason.as_deref()), (2, Some("kept-still-in-use")));
     // The same bundle again: not while the task is inside, then in the same place.
-    assert_eq!(setup.updater.apply(&bytes(&bundle())).expect_err("inside").problem().reason, "busy");
+    assert_eq!(setup.updater.apply(&bytes(&bundle()), false).expect_err("inside").problem().reason, "busy");
     setup.updater.engine = std::mem::take(&mut setup.updater.engine).with_memory(slot, &[0; 8]);
-    setup.updater.apply(&bytes(&bundle())).expect("applied in the kept pages");
+    setup.updater.apply(&bytes(&bundle()), false).expect("applied in the kept pages");
     assert_eq!(setup.updater.undo("fix").expect("undone").kept_pages, 0);
     assert!(setup.updater.engine.memory()[&Pa(0x1000)] == guest().memory()[&Pa(0x1000)]);
 
     // An address of new code may have been stored anywhere.
     let mut taken = bundle();
     taken.payload.relocs[0].symbol = 0;
-    setup.updater.apply(&bytes(&taken)).expect("applied");
+    setup.updater.apply(&bytes(&taken), false).expect("applied");
     let info = setup.updater.undo("fix").expect("undone");
     assert_eq!((info.kept_pages, info.reason.as_deref()), (2, Some("kept-address-taken")));
 }
@@ -366,7 +367,7 @@ fn nobody_may_stand_inside_the_bytes_of_the_jump() {
         engine.set_registers(vec![registers]);
         let before = engine.memory();
         let mut setup = setup(engine);
-        let result = setup.updater.apply(&file);
+        let result = setup.updater.apply(&file, false);
         assert!(result.is_ok() || setup.updater.engine.memory() == before);
         assert!(setup.updater.engine.is_running());
         result.map_err(|error| error.problem().message)
@@ -383,6 +384,28 @@ fn nobody_may_stand_inside_the_bytes_of_the_jump() {
     apply(&word(SECOND_STACK + 0x100, inside), fake::user()).expect("below the saved stack pointer: stale");
     apply(&word(fake::STACK + 0x3f80, inside), fake::user()).expect("the current task is in user mode");
     apply(&word(fake::STACK + 0x3f80, inside), fake::kernel(live(0))).expect_err("the current task is in the kernel");
+    // Return addresses that tracers keep elsewhere.
+    let shadow = SECOND_TASK + 0x280;
+    let graphed = |index: i32| {
+        move |image: &mut Image| {
+            image.word(SECOND_TASK + 88, live(shadow));
+            image.put(SECOND_TASK + 96, &index.to_le_bytes());
+            image.word(shadow + 24, inside);
+        }
+    };
+    let message = apply(&graphed(1), fake::user()).expect_err("a traced function returns there");
+    assert!(message.contains("task 42") && message.contains("tracers"), "{message}");
+    apply(&graphed(0), fake::user()).expect("the second entry is not in use");
+    let probed = move |image: &mut Image| {
+        image.word(SECOND_TASK + 104, live(shadow + 16));
+        image.word(shadow + 32, inside);
+    };
+    apply(&probed, fake::user()).expect_err("a probed function returns there");
+    let endless = move |image: &mut Image| {
+        image.word(SECOND_TASK + 104, live(shadow + 16));
+        image.word(shadow + 16, live(shadow + 16));
+    };
+    assert!(apply(&endless, fake::user()).expect_err("a loop").contains("no end"));
     let lost = crate::engine::Registers { rsp: 0x1234, ..fake::kernel(live(0)) };
     assert!(apply(&|_| {}, lost).expect_err("unknown stack").contains("is not a known one"));
     // Hostile lists end.
@@ -398,7 +421,7 @@ fn a_guest_that_could_not_be_let_go_is_let_go_later() {
     let file = bytes(&bundle());
     let mut reference = setup(guest());
     let before = reference.updater.engine.memory();
-    reference.updater.apply(&file).expect("applied");
+    reference.updater.apply(&file, false).expect("applied");
     let resume = reference
         .updater
         .engine
@@ -408,12 +431,12 @@ fn a_guest_that_could_not_be_let_go_is_let_go_later() {
         .expect("one");
     let mut setup = setup(guest());
     setup.updater.engine.fail_from(resume + 1);
-    setup.updater.apply(&file).expect_err("the guest does not continue");
+    setup.updater.apply(&file, false).expect_err("the guest does not continue");
     assert!(!setup.updater.engine.is_running());
     setup.updater.engine.fail_never();
     setup.updater.settle();
     assert!(setup.updater.engine.is_running() && setup.updater.engine.memory() == before);
-    setup.updater.apply(&file).expect("applied");
+    setup.updater.apply(&file, false).expect("applied");
 }
 
 #[test]
@@ -449,13 +472,15 @@ fn the_service_answers_and_refuses_a_second_one() {
     });
     let file = bytes(&bundle());
     let size = file.len() as u64;
-    let Ok(Reply::Bundle(info)) = ask(&path, &Request::Apply { size }, &file) else { panic!("not applied") };
+    let Ok(Reply::Bundle(info)) = ask(&path, &Request::Apply { size, in_arena: false }, &file) else {
+        panic!("not applied")
+    };
     assert_eq!(info.state, BundleState::Applied);
     let Ok(Reply::Bundles(list)) = ask(&path, &Request::List, &[]) else { panic!("no list") };
     assert_eq!(list, [*info]);
     let Ok(Reply::Status(status)) = ask(&path, &Request::Status, &[]) else { panic!("no status") };
     assert_eq!((status.engine.as_str(), status.applied, status.paused), ("mock", 1, false));
-    let problem = ask(&path, &Request::Apply { size: u64::MAX }, &[]).expect_err("too large");
+    let problem = ask(&path, &Request::Apply { size: u64::MAX, in_arena: false }, &[]).expect_err("too large");
     assert_eq!((problem.status, problem.reason.as_str()), (3, "corrupted-bundle"));
     for nonsense in [&b"nonsense\n"[..], b"{}\n", &[b'x'; 70_000]] {
         let mut stream = UnixStream::connect(&path).expect("connected");

@@ -1,17 +1,24 @@
 //! Taking a bundle back: the jumps at once, the memory when nothing can reach it.
 //!
 //! Comes in: the record of an applied bundle. Decided: whether the guest still holds what was written, and whether a
-//! stack may still lead into the new code. Goes out: the record, removed, with the number of pages kept.
+//! stack may still lead into the new code. Goes out: the record, removed, with the number of pages kept. Pages of the arena
+//! go back in the same stop; an area of the guest's module memory is taken back by the guest, afterwards.
 
+use super::area::Area;
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, plan, quiet};
 use crate::engine::{Engine, Pa};
-use crate::guest::arena::{State, Write};
+use crate::guest::arena::Write;
 use crate::guest::{Kernel, identity};
-use crate::journal::{Action, Boot};
+use crate::journal::{Action, Boot, Document};
 use crate::protocol::{BundleInfo, BundleState};
 use lpk_format::{Bundle, hex};
 use std::time::Instant;
+
+/// Why memory is kept: an address of new code or data may be stored anywhere.
+const ADDRESS_TAKEN: &str = "kept-address-taken";
+/// Why memory is kept: a stack refers to it.
+const IN_USE: &str = "kept-still-in-use";
 
 /// What is being taken back.
 struct Undoing {
@@ -20,14 +27,16 @@ struct Undoing {
     id: String,
     /// Only stacks can lead into its memory.
     reclaimable: bool,
+    /// Its area, if it is not in the arena.
+    area: Option<Area>,
 }
 
 /// How a stop ended.
 enum Switched {
     /// Not the moment: why. Nothing was written.
     Busy(String),
-    /// The jumps are gone; the memory too, if there is a new state of it.
-    Done { reclaimed: Option<State> },
+    /// The jumps are gone. Whether nothing can reach the memory; that of the arena is then given back.
+    Done { free: bool },
 }
 
 impl<E: Engine> Updater<E> {
@@ -49,14 +58,17 @@ impl<E: Engine> Updater<E> {
         }
         let bundle = self.bundle(&id)?;
         let (kernel, boot) = times.measure("admit", || self.same_boot(&bundle))?;
-        let action = Undoing { kernel, boot, id, reclaimable: plan::only_stacks_can_refer(&bundle) };
+        let reclaimable = plan::only_stacks_can_refer(&bundle);
+        // A bundle of this name in the arena was not prepared, even if an earlier life of it left an area behind.
+        let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
+        let action = Undoing { kernel, boot, id, reclaimable, area };
 
         let mut attempt = 0;
-        let reclaimed = loop {
+        let free = loop {
             attempt += 1;
             let back = self.way_back(&name, &record.jumps)?;
             match self.switch(&action, &back, "redirect", &mut times)? {
-                Switched::Done { reclaimed } => break reclaimed,
+                Switched::Done { free } => break free,
                 Switched::Busy(who) if attempt >= self.patience.attempts => {
                     return Err(UpdateError::Busy { who, attempts: attempt });
                 }
@@ -66,30 +78,22 @@ impl<E: Engine> Updater<E> {
                 return Err(UpdateError::OtherBoot);
             }
         };
-        self.update_record(&action.id, |info| info.state = BundleState::Removed);
-        self.document.sequence += 1;
-        let reason = match reclaimed {
-            Some(arena) => {
-                self.document.arena = arena;
-                Ok(None)
-            }
-            None => {
-                self.keep(&action.id);
-                self.journal.finish(&self.document)?;
-                self.reclaim(&action, &mut times)
-            }
-        };
+        let kept = if free { Ok(None) } else { self.reclaim(&action, &mut times) };
+        let kept = kept.and_then(|kept| match kept {
+            None => self.leave(&action, &mut times).map(|()| None),
+            kept => Ok(kept),
+        });
         times.add("total", start.elapsed());
         self.update_record(&action.id, |info| {
             info.times_us = times.0;
-            match &reason {
+            match &kept {
                 Ok(None) => (info.kept_pages, info.reason) = (0, None),
                 Ok(Some(reason)) => info.reason = Some((*reason).to_owned()),
                 Err(error) => info.reason = Some(format!("kept-{}", error.problem().reason)),
             }
         });
         // A guest left half changed is an error even though the jumps are gone; pages that stay are not.
-        match reason {
+        match kept {
             Err(error) if error.is_stuck() => Err(error),
             _ => {
                 self.journal.finish(&self.document)?;
@@ -98,35 +102,39 @@ impl<E: Engine> Updater<E> {
         }
     }
 
-    /// Marks the memory of an undone bundle as kept.
-    fn keep(&mut self, id: &str) {
-        let mut pages = 0;
-        for allocation in self.document.arena.allocations.iter_mut().filter(|allocation| allocation.bundle == id) {
-            allocation.kept = true;
-            pages += allocation.pages();
+    /// The area of a bundle, registered in the guest.
+    pub(super) fn area_of(&self, id: &str) -> Option<Area> {
+        self.document.areas.iter().rev().find(|area| area.bundle == id && area.module != 0).cloned()
+    }
+
+    /// Has the guest take back the area that nothing can reach any more.
+    fn leave(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
+        let Some(area) = &action.area else { return Ok(()) };
+        let released = self.context(&action.id).and_then(|context| self.release(&context, area, times));
+        if released.is_err() {
+            self.update_record(&action.id, |info| info.kept_pages = area.pages());
         }
-        self.update_record(id, |info| info.kept_pages = pages);
+        released
     }
 
     /// Gives the memory back once it is certain that nothing can reach it; else says why it is kept.
     fn reclaim(&mut self, action: &Undoing, times: &mut Times) -> Result<Option<&'static str>, UpdateError> {
         if !action.reclaimable {
-            return Ok(Some("kept-address-taken"));
+            return Ok(Some(ADDRESS_TAKEN));
         }
         for attempt in 1..=self.patience.attempts {
             if attempt > 1 {
                 std::thread::sleep(self.patience.wait);
             }
-            if let Switched::Done { reclaimed: Some(arena) } = self.switch(action, &[], "reclaim", times)? {
-                self.document.arena = arena;
-                self.document.sequence += 1;
+            if let Switched::Done { free: true } = self.switch(action, &[], "reclaim", times)? {
                 return Ok(None);
             }
         }
-        Ok(Some("kept-still-in-use"))
+        Ok(Some(IN_USE))
     }
 
-    /// Stops the guest, takes the jumps back, and the memory in the same moment if nothing can reach it.
+    /// Stops the guest, takes the jumps back, and finds out whether something can still reach the memory; that of the arena
+    /// goes in the same moment. The document then says what holds.
     fn switch(
         &mut self,
         action: &Undoing,
@@ -134,22 +142,33 @@ impl<E: Engine> Updater<E> {
         phase: &str,
         times: &mut Times,
     ) -> Result<Switched, UpdateError> {
-        let memory = if action.reclaimable {
-            Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?)
-        } else {
-            None
+        let in_arena = action.reclaimable && action.area.is_none();
+        let memory = if in_arena { Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?) } else { None };
+        let ranges = match (&memory, &action.area) {
+            (Some(plan), _) => plan.untouched.clone(),
+            (None, area) => area.iter().map(Area::range).collect(),
         };
         let mut writes = jumps.to_vec();
         writes.extend(memory.iter().flat_map(|plan| plan.writes.iter().cloned()));
-        let planned = Action {
-            sequence: self.document.sequence + 1,
+        let owner_paused = self.engine.is_paused()?;
+        let planned = |writes: Vec<Write>, after: Document| Action {
+            sequence: after.sequence,
             boot: action.boot.clone(),
             bundle: action.id.clone(),
-            owner_paused: self.engine.is_paused()?,
-            writes: writes.clone(),
+            owner_paused,
+            writes,
+            moving: Vec::new(),
+            list: None,
+            after,
         };
-        self.journal.begin(&planned, &self.document)?;
-        let (journal, resets) = (&self.journal, self.resets);
+        let kept = planned(jumps.to_vec(), self.removed(action, false));
+        let mut removed = self.removed(action, true);
+        if let Some(plan) = &memory {
+            removed.arena = plan.arena.clone();
+        }
+        let free = planned(writes, removed);
+        self.journal.begin(&free, &self.document)?;
+        let (journal, resets, before) = (&self.journal, self.resets, &self.document);
         let outcome = paused(&mut self.engine, |engine| {
             let check = times.measure("check", || {
                 if engine.resets() != resets {
@@ -162,33 +181,70 @@ impl<E: Engine> Updater<E> {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
                 // The jumps do not wait for the memory.
-                let Some(plan) = &memory else { return Ok(Ok(false)) };
-                let free = transaction::unchanged(engine, &plan.writes).is_ok_and(|unchanged| unchanged)
-                    && quiet::nobody_in(engine, &action.kernel, &plan.untouched).is_ok_and(|who| who.is_none());
+                let free = action.reclaimable
+                    && transaction::unchanged(engine, &free.writes).is_ok_and(|unchanged| unchanged)
+                    && quiet::nobody_in(engine, &action.kernel, &ranges).is_ok_and(|who| who.is_none());
                 Ok::<_, UpdateError>(Ok(free))
             })?;
-            let (free, writes) = match check {
+            let is_free = match check {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
-                Ok(true) => (true, &writes[..]),
-                Ok(false) => (false, jumps),
+                Ok(is_free) => is_free,
             };
+            if !is_free && !jumps.is_empty() {
+                journal.begin(&kept, before)?;
+            }
+            let writes = if is_free { &free.writes } else { &kept.writes };
             if !writes.is_empty() {
                 journal.committing()?;
                 times.measure(phase, || write_all(engine, writes))?;
             }
-            let reclaimed = memory.as_ref().filter(|_| free).map(|plan| plan.arena.clone());
-            Ok::<_, UpdateError>((Switched::Done { reclaimed }, !writes.is_empty()))
+            Ok::<_, UpdateError>((Switched::Done { free: is_free }, !writes.is_empty()))
         });
         self.unsettled = true;
         // On error the guest stands still: the action stays in the journal.
         let (result, time) = outcome?;
-        times.add("paused", time);
+        times.paused(time);
         let written = matches!(result, Ok((_, true)));
         if !written && !result.as_ref().is_err_and(UpdateError::is_stuck) {
             self.journal.forget_action()?;
         }
         self.unsettled = result.as_ref().is_err_and(UpdateError::is_stuck);
-        result.map(|(switched, _)| switched)
+        let (switched, _) = result?;
+        if let Switched::Done { free: is_free } = switched
+            && (is_free || !jumps.is_empty())
+        {
+            self.document = if is_free { free.after } else { kept.after };
+            self.journal.finish(&self.document)?;
+        }
+        Ok(switched)
+    }
+
+    /// The document once the jumps are gone. `free`: nothing can reach the memory.
+    fn removed(&self, action: &Undoing, free: bool) -> Document {
+        let mut after = self.document.clone();
+        after.sequence += 1;
+        let mut pages = 0;
+        match &action.area {
+            Some(area) => {
+                for known in after.areas.iter_mut().filter(|known| known.base == area.base) {
+                    known.kept = !free;
+                    pages += known.pages();
+                }
+            }
+            None => {
+                for allocation in after.arena.allocations.iter_mut().filter(|known| known.bundle == action.id) {
+                    allocation.kept = !free;
+                    pages += allocation.pages();
+                }
+            }
+        }
+        let reason = if action.reclaimable { IN_USE } else { ADDRESS_TAKEN };
+        for record in after.bundles.iter_mut().filter(|record| record.info.id == action.id) {
+            record.info.state = BundleState::Removed;
+            record.info.kept_pages = if free { 0 } else { pages };
+            record.info.reason = (!free).then(|| reason.to_owned());
+        }
+        after
     }
 
     /// The bundle, from memory or from the journal's folder.

@@ -1,0 +1,121 @@
+//! The support object: the part of the project that runs inside the guest, compiled with the kernel's own headers.
+//!
+//! Comes in: the prepared build folder and the sources that this program carries. Decided: how it is compiled: as a unit
+//! that every x86-64 kernel has, with another source. Goes out: the object, kept in the build folder under the digest of
+//! all that it depends on; or what the compiler says.
+
+use super::command::UnitCommands;
+use super::{BuildFolder, KbuildError, io};
+use crate::request::Request;
+use sha2::{Digest, Sha256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The sources, by name.
+const SOURCES: [(&str, &str); 2] = [
+    ("support.c", include_str!("../../../support/support.c")),
+    ("request.h", include_str!("../../../support/request.h")),
+];
+/// The unit whose command compiles it: built into every kernel with `CONFIG_IRQ_WORK`, which x86 selects.
+const LIKE: &str = "kernel/irq_work.c";
+/// Changes when the same sources are to be compiled otherwise.
+const RECIPE: &str = "1";
+
+/// Why there is no support object.
+#[derive(Debug, thiserror::Error)]
+pub enum SupportError {
+    /// The command is not known, or a file cannot be used.
+    #[error(transparent)]
+    Kbuild(#[from] KbuildError),
+    /// A program could not be started.
+    #[error("cannot start `{program}`")]
+    Start {
+        /// The program.
+        program: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It does not compile with this kernel's headers.
+    #[error("the support object does not compile with this kernel's headers:\n{0}")]
+    Compile(String),
+}
+
+/// The support object of a kernel: compiled now, or before.
+///
+/// # Errors
+/// [`SupportError`].
+pub fn object(folder: &BuildFolder, request: &Request) -> Result<PathBuf, SupportError> {
+    let unit = PathBuf::from(LIKE);
+    let commands = folder.commands(request, std::slice::from_ref(&unit))?;
+    let (_, commands) = commands.into_iter().next().ok_or_else(|| SupportError::Compile(format!("no {LIKE}")))?;
+    let kept = folder.path.join(format!(".lucos-support-{}", key(&commands)));
+    let object = kept.join("support.o");
+    if object.is_file() {
+        return Ok(object);
+    }
+    // Made aside and moved, so that another build never sees half of it.
+    let aside = tempfile::Builder::new().prefix(".lucos-support-").tempdir_in(&folder.path);
+    let aside = aside.map_err(io(&folder.path))?;
+    for (name, text) in SOURCES {
+        let path = aside.path().join(name);
+        fs::write(&path, text).map_err(io(&path))?;
+    }
+    compile(&folder.path, aside.path(), &commands)?;
+    match fs::rename(aside.path(), &kept) {
+        Ok(()) => {
+            let _ = aside.keep(); // moved: nothing is left to be removed
+        }
+        Err(_) if object.is_file() => {} // another build was faster
+        Err(error) => return Err(io(&kept)(error).into()),
+    }
+    Ok(object)
+}
+
+/// Digest of what the object depends on besides the build folder.
+fn key(commands: &UnitCommands) -> String {
+    let mut hash = Sha256::new();
+    let words = std::iter::once(&commands.compile).chain(&commands.after).flatten().map(String::as_str);
+    let sources = SOURCES.iter().flat_map(|(name, text)| [*name, *text]);
+    for part in std::iter::once(RECIPE).chain(sources).chain(words) {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn compile(build: &Path, folder: &Path, commands: &UnitCommands) -> Result<(), SupportError> {
+    let theirs = Path::new(LIKE).with_extension("o").display().to_string();
+    let ours = folder.join("support.o").display().to_string();
+    let source = folder.join("support.c").display().to_string();
+    let mut commands = commands.map(|word| {
+        if word == theirs {
+            ours.clone()
+        } else if word == LIKE || word.ends_with(&format!("/{LIKE}")) {
+            source.clone()
+        } else if word.starts_with("-Wp,-M") {
+            format!("-Wp,-MMD,{ours}.d")
+        } else {
+            word.to_owned()
+        }
+    });
+    // The folder must not show in the object, nor is its debug information needed.
+    commands.compile.push(format!("-fmacro-prefix-map={}/=support/", folder.display()));
+    commands.compile.push("-g0".to_owned());
+    for words in std::iter::once(&commands.compile).chain(&commands.after) {
+        let (program, arguments) = words.split_first().expect("a command has at least its program");
+        let output = Command::new(program)
+            .args(arguments)
+            .current_dir(build)
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|source| SupportError::Start { program: program.clone(), source })?;
+        if !output.status.success() {
+            let said = [output.stderr, output.stdout].concat();
+            let said = String::from_utf8_lossy(&said).replace(&format!("{}/", folder.display()), "support/");
+            return Err(SupportError::Compile(said.trim_end().to_owned()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,3 @@
+#define FETCH(to, from, failed) asm volatile goto("1: mov (%1), %0\n\t.pushsection __ex_table, \"a\"\n\t.balign 4\n\t.long 1b - .\n\t.long %l[" #failed "] - .\n\t.long 3\n\t.popsection" : "=r" (to) : "r" (from) : : failed)
+extern void slow(int n) __attribute__((cold));
+int f(long *from) { long n; FETCH(n, from, failed); return n; failed: slow(7); slow(8); return -14; }

@@ -1,0 +1,2 @@
+int f(long *from) { return 1; }
+int g(long *from) { return 2; }

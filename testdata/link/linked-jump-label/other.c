@@ -1,0 +1,1 @@
+struct key { long enabled, entries; } stats;

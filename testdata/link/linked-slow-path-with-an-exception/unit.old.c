@@ -1,0 +1,1 @@
+int f(long *from) { return 1; }

@@ -1,0 +1,1 @@
+long allocate(void) { return 7; }

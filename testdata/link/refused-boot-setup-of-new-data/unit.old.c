@@ -1,0 +1,3 @@
+extern long allocate(void);
+__attribute__((section(".init.text"))) void start(void) { }
+long f(int n) { return n; }

@@ -1,0 +1,1 @@
+__attribute__((section(".cpuidle.text"))) int f(int n) { return n * 3; }

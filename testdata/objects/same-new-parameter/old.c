@@ -1,0 +1,2 @@
+long level = 1;
+int check(int n) { return n; }

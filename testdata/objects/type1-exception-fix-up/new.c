@@ -1,0 +1,1 @@
+int f(long *from) { long n; asm volatile("1: mov (%1), %0\n2: nop\n3: nop\n\t.pushsection __ex_table, \"a\"\n\t.long 1b - .\n\t.long 3b - .\n\t.long 1\n\t.popsection" : "=r" (n) : "r" (from)); return n; }
