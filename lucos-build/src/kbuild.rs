@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod compile;
+pub mod kept;
 pub mod lines;
 pub mod listing;
 pub mod overlay;
