@@ -4,6 +4,7 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod faults;
 pub mod headers;
 pub mod identity;
 pub mod inputs;
@@ -11,7 +12,9 @@ pub mod inspect;
 pub mod judge;
 pub mod kbuild;
 pub mod pipeline;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
+pub mod rules;
 pub mod scope;

@@ -166,7 +166,8 @@ fn number_end(text: &[u8], at: usize) -> usize {
     end
 }
 
-fn directive_end(text: &[u8], at: usize) -> usize {
+/// The end of the directive that begins here: of its logical line.
+pub fn directive_end(text: &[u8], at: usize) -> usize {
     let mut end = at + 1;
     while end < text.len() {
         end = match text[end] {

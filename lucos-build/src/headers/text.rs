@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// So many names mean that nearly everything depends on what changes; the search ends.
-const MANY: usize = 4000;
+const MANY: usize = 1500;
 
 /// A changed header.
 pub struct Header<'a> {
@@ -62,7 +62,7 @@ pub fn reach(graph: &Graph, headers: &[Header<'_>], apart: &BTreeSet<FileId>) ->
         reach.changed.insert(file);
         names.extend(change.names.iter().map(|(name, &is_macro)| (name.to_vec(), is_macro)));
         if let Some(why) = change.anything {
-            reach.whole.push(format!("{}: {why}", graph.files()[file].name.display()));
+            reach.whole.push(format!("{}: {why}", graph.name(file).display()));
             reach.hits.insert(file);
         }
     }
@@ -84,12 +84,12 @@ pub fn reach(graph: &Graph, headers: &[Header<'_>], apart: &BTreeSet<FileId>) ->
             .filter(|file| !known.contains(file) && !apart.contains(file))
             .filter_map(|file| {
                 let of_diff = found.get(&file);
-                let text = &graph.files()[file].text;
+                let text = graph.files()[file].text();
                 let new = of_diff.map(|(index, _)| headers[*index].new).unwrap_or_default();
                 if !sieve.finds(text, &sought) && !sieve.finds(new, &sought) {
                     return None;
                 }
-                if !is_header(&graph.files()[file].name) {
+                if !is_header(graph.name(file)) {
                     return Some((file, Passed { hit: true, names: Vec::new() }));
                 }
                 let passed = match of_diff {
@@ -105,18 +105,18 @@ pub fn reach(graph: &Graph, headers: &[Header<'_>], apart: &BTreeSet<FileId>) ->
                 Some((file, passed))
             })
             .collect();
-        let makers: Vec<(String, Maker)> = frontier
+        let makers: Vec<Maker> = frontier
             .par_iter()
             .flat_map_iter(|(name, _)| {
-                let shown = String::from_utf8_lossy(name).into_owned();
-                graph.makers(name).map(move |maker| (shown.clone(), maker.clone()))
+                std::str::from_utf8(name).into_iter().flat_map(|name| graph.makers(name)).cloned()
             })
             .collect();
         frontier.clear();
-        for (_, maker) in makers {
+        for maker in makers {
             match maker {
                 Maker::File(file) => drop(reach.hits.insert(file)),
                 Maker::Macro(name) => {
+                    let name = name.into_bytes();
                     if names.insert(name.clone(), true).is_none() {
                         frontier.insert(name, true);
                     }

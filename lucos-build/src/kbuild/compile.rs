@@ -157,14 +157,17 @@ impl Compile<'_> {
         }
         // The folders of all units are real ones, so that `../` in their includes stays in the overlay.
         for unit in units {
-            if after.contains_key(&unit.source) || before.contains_key(&unit.name) {
+            let named =
+                |files: &Files, path: &Path| files.contains_key(path) || files.contains_key(&overlay::clean(path));
+            if named(&after, &unit.source) || named(&before, &unit.name) {
                 continue;
             }
-            let path = self.source.join(&unit.name);
+            // `arch/x86/kvm/../../../virt/kvm/vfio.c` is below `virt`.
+            let name = overlay::clean(&unit.name);
             // A generated source is in the build folder.
-            let Ok(text) = fs::read(&path) else { continue };
-            before.insert(unit.name.clone(), Some(text.clone()));
-            after.insert(unit.name.clone(), Some(text));
+            let Ok(text) = fs::read(self.source.join(&name)) else { continue };
+            before.insert(name.clone(), Some(text.clone()));
+            after.insert(name, Some(text));
         }
         for side in [Side::Original, Side::Patched] {
             let path = self.overlay(side);
@@ -236,16 +239,17 @@ impl Compile<'_> {
         } else {
             false
         };
-        let finish = |(unit, (original, patched, failed)): (&Unit, (Option<PathBuf>, Option<PathBuf>, Option<CompileError>))| {
-            let patched = match (failed, patched) {
-                // Compiled again without `#line`, the compiler shows the lines that are there; if it compiles so, that
-                // object is as good.
-                (Some(CompileError::Patched { .. }), _) if shown => self.unit(unit, Side::Patched)?,
-                (Some(error), _) => return Err(error),
-                (None, patched) => patched.unwrap_or_else(|| self.object(unit, Side::Patched)),
+        let finish =
+            |(unit, (original, patched, failed)): (&Unit, (Option<PathBuf>, Option<PathBuf>, Option<CompileError>))| {
+                let patched = match (failed, patched) {
+                    // Compiled again without `#line`, the compiler shows the lines that are there; if it compiles so, that
+                    // object is as good.
+                    (Some(CompileError::Patched { .. }), _) if shown => self.unit(unit, Side::Patched)?,
+                    (Some(error), _) => return Err(error),
+                    (None, patched) => patched.unwrap_or_else(|| self.object(unit, Side::Patched)),
+                };
+                Ok(CompiledUnit { unit: unit.name.clone(), original, patched })
             };
-            Ok(CompiledUnit { unit: unit.name.clone(), original, patched })
-        };
         self.parallel(|| units.par_iter().zip(objects).map(finish).collect())
     }
 
@@ -268,7 +272,11 @@ impl Compile<'_> {
     ///
     /// # Errors
     /// [`CompileError::Read`].
-    pub fn unused<'f>(&self, compiled: &[CompiledUnit], files: &'f BTreeSet<PathBuf>) -> Result<Vec<&'f PathBuf>, CompileError> {
+    pub fn unused<'f>(
+        &self,
+        compiled: &[CompiledUnit],
+        files: &'f BTreeSet<PathBuf>,
+    ) -> Result<Vec<&'f PathBuf>, CompileError> {
         let mut used = BTreeSet::new();
         for unit in compiled {
             let path = PathBuf::from(format!("{}.d", unit.patched.display()));
@@ -338,7 +346,7 @@ impl Compile<'_> {
     }
 
     /// The kernel's commands with the overlay for the tree and our object for theirs.
-    fn commands(&self, unit: &Unit, side: Side) -> UnitCommands {
+    pub fn commands(&self, unit: &Unit, side: Side) -> UnitCommands {
         let tree = self.source.display().to_string();
         let (tree_slash, overlay) = (format!("{tree}/"), self.overlay(side).display().to_string());
         let theirs = unit.name.with_extension("o").display().to_string();
@@ -374,8 +382,9 @@ impl Compile<'_> {
         self.work.join(side.letter())
     }
 
-    fn object(&self, unit: &Unit, side: Side) -> PathBuf {
-        self.work.join(format!("o{}", side.letter())).join(unit.name.with_extension("o"))
+    /// Where the object of a side goes.
+    pub fn object(&self, unit: &Unit, side: Side) -> PathBuf {
+        self.work.join(format!("o{}", side.letter())).join(overlay::clean(&unit.name).with_extension("o"))
     }
 }
 

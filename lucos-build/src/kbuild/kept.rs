@@ -82,7 +82,6 @@ impl Kept<'_> {
         }
         let origin = Origin { compile: unit.commands.compile.clone(), after: unit.commands.after.clone(), files };
         fs::create_dir_all(self.folder).ok()?;
-        self.make_room(fs::metadata(object).ok()?.len());
         let (kept, note) = self.names(unit);
         // First the object, then what it is: the note of another version would not fit it.
         fs::remove_file(&note).ok();
@@ -101,8 +100,8 @@ impl Kept<'_> {
         (self.folder.join(format!("{name}.o")), self.folder.join(format!("{name}.json")))
     }
 
-    /// Removes the oldest objects until the folder has room.
-    fn make_room(&self, size: u64) {
+    /// Removes the oldest objects when there are too many.
+    pub fn make_room(&self) {
         let Ok(entries) = fs::read_dir(self.folder) else { return };
         let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
             .filter_map(|entry| {
@@ -111,7 +110,7 @@ impl Kept<'_> {
                 Some((meta.modified().ok()?, meta.len(), entry.path()))
             })
             .collect();
-        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum::<u64>() + size;
+        let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
         if total <= LIMIT {
             return;
         }

@@ -68,8 +68,10 @@ impl Listing {
         let file = words.iter().rev().find(|word| word.ends_with(".c") || word.ends_with(".S"))?;
         let unit = Path::new(file).strip_prefix(source).unwrap_or(Path::new(file)).to_owned();
         let name = words.iter().find_map(|word| word.strip_prefix("-DKBUILD_MODNAME="));
-        let module =
-            words.iter().any(|word| word == "-DMODULE").then(|| name.unwrap_or("?").trim_matches('"').to_owned());
+        // An object of several modules has no name of its own.
+        let named =
+            || name.map_or_else(|| object.trim_end_matches(".o").to_owned(), |name| name.trim_matches('"').to_owned());
+        let module = words.iter().any(|word| word == "-DMODULE").then(named);
         self.units.entry(unit.clone()).or_default().push(Listed { object: PathBuf::from(object), module });
         // The kernel's own folders stand before the headers that are forced in (scripts/Makefile.lib, `c_flags`).
         let forced = words.iter().position(|word| word == "-include").unwrap_or(words.len());
