@@ -5,6 +5,7 @@
 //! and only with one of the same function; where several remain, functions whose code has kept its shape decide. What
 //! stays open is ambiguous: it may be the live datum of the kernel or a new one. Goes out: [`Correlation`].
 
+use crate::object_diff::same_kind;
 use crate::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use crate::special::SectionRole;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -74,6 +75,13 @@ pub fn without_number(name: &str) -> &str {
         }
         _ => name,
     }
+}
+
+/// A name without any number of the compiler or the preprocessor: `__UNIQUE_ID_ddebug254.3` is `__UNIQUE_ID_ddebug`
+/// (`__UNIQUE_ID`, include/linux/compiler.h, ends in `__COUNTER__`).
+pub fn without_counter(name: &str) -> &str {
+    let stem = without_number(name);
+    if stem.starts_with("__UNIQUE_ID_") { stem.trim_end_matches(|c: char| c.is_ascii_digit()) } else { stem }
 }
 
 /// The function of the source that a function of the object was made from: `foo` of `foo.isra.0.cold`.
@@ -182,7 +190,7 @@ fn evidence(
             && old_relocs
                 .iter()
                 .zip(new_relocs)
-                .all(|(a, b)| a.kind == b.kind && a.offset - old_start == b.offset - new_start);
+                .all(|(a, b)| same_kind(a.kind, b.kind) && a.offset - old_start == b.offset - new_start);
         if !same_shape {
             continue;
         }
@@ -275,6 +283,8 @@ mod tests {
         assert_eq!(without_number("foo.isra.0"), "foo.isra");
         assert_eq!(without_number("foo.cold"), "foo.cold");
         assert_eq!(without_number(".12"), ".12");
+        assert_eq!(without_counter("__UNIQUE_ID_ddebug254.3"), "__UNIQUE_ID_ddebug");
+        assert_eq!(without_counter("state254.3"), "state254");
         assert_eq!(source_name("foo.isra.0.cold"), "foo");
     }
 

@@ -241,6 +241,15 @@ pub fn of_object(bytes: &[u8]) -> Result<Layouts, LayoutError> {
     of_source(&ObjectDebug::read(bytes)?, |_| true)
 }
 
+/// `DW_AT_name` of the first unit of a relocatable object: its source file, as the compiler was given it.
+pub fn unit_name(bytes: &[u8]) -> Option<String> {
+    let source = ObjectDebug::read(bytes).ok()?;
+    let dwarf = dwarf_of(&source);
+    let header = dwarf.units().next().ok()??;
+    let unit = dwarf.unit(header).ok()?;
+    unit.name.map(|name| clean_path(&name.to_string_lossy()))
+}
+
 /// Layouts of the units of a source whose `DW_AT_name` is wanted.
 ///
 /// # Errors

@@ -3,8 +3,10 @@
 pub mod classify;
 pub mod correlate;
 pub mod declarations;
+pub mod disassemble;
 pub mod dwarf_layout;
 pub mod layout_diff;
+pub mod local_branches;
 pub mod object;
 pub mod object_diff;
 pub mod pieces;

@@ -3,6 +3,7 @@
 //! Comes in: the bytes of a relocatable x86-64 ELF file, as the kernel's build makes it. Decided: nothing. Goes out:
 //! [`Object`], in which every index is checked, so that the comparison and the linker need no more error paths.
 
+use crate::local_branches;
 use iced_x86::{Decoder, DecoderOptions, OpKind};
 use object::elf;
 use object::read::elf::ElfFile64;
@@ -201,6 +202,7 @@ impl Object {
         }
         let mut object = Self { sections, symbols };
         object.decode_code();
+        local_branches::name(&mut object);
         Ok(object)
     }
 

@@ -4,7 +4,7 @@
 //! after relocations are resolved to what they mean (symbol and addend, string contents, anonymous data by contents), and
 //! a difference that is only a line number is none. Goes out: [`ObjectDiff`].
 
-use crate::correlate::{Correlation, correlate, is_fresh, without_number};
+use crate::correlate::{Correlation, correlate, is_fresh, without_counter, without_number};
 use crate::object::{Definition, Object, Reloc, Section};
 use crate::pieces::{Entry, Piece, PieceIndex, PieceKind, Pieces, Target, field_width};
 use crate::special::{SectionRole, Table, role};
@@ -343,7 +343,7 @@ impl Comparison<'_, '_> {
     }
 
     fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
-        if old.kind != new.kind || old.offset - old_start != new.offset - new_start {
+        if !same_kind(old.kind, new.kind) || old.offset - old_start != new.offset - new_start {
             return false;
         }
         self.same_target(self.original.target(old), self.patched.target(new), old.addend == new.addend)
@@ -374,7 +374,7 @@ impl Comparison<'_, '_> {
             PieceKind::Function => false,
             PieceKind::Datum if !is_fresh(new_piece) => false,
             PieceKind::Datum => {
-                let same_name = without_number(&old_piece.name) == without_number(&new_piece.name);
+                let same_name = without_counter(&old_piece.name) == without_counter(&new_piece.name);
                 let difference = if may_hold_line(&new_piece.name) && old_piece.size() == new_piece.size() {
                     self.references((old, old_piece.range.clone()), (new, new_piece.range.clone()))
                 } else {
@@ -462,6 +462,12 @@ impl Comparison<'_, '_> {
             _ => false,
         }
     }
+}
+
+/// Whether two relocation types make the same field: assemblers write a call as one or the other, by who can see the callee.
+pub(crate) fn same_kind(old: u32, new: u32) -> bool {
+    let plain = |kind| if kind == elf::R_X86_64_PLT32.0 { elf::R_X86_64_PC32.0 } else { kind };
+    plain(old) == plain(new)
 }
 
 /// Data that hold the line of the source they stand in.

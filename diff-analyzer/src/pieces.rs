@@ -121,7 +121,7 @@ pub enum PiecesError {
 
 /// Whether a relocation is relative to its own place (psABI 1.0, table 4.9).
 pub fn is_pc_relative(kind: u32) -> bool {
-    [elf::R_X86_64_PC32, elf::R_X86_64_PLT32, elf::R_X86_64_PC64].iter().any(|known| known.0 == kind)
+    [elf::R_X86_64_PC8, elf::R_X86_64_PC32, elf::R_X86_64_PLT32, elf::R_X86_64_PC64].iter().any(|known| known.0 == kind)
 }
 
 /// What the addend of a PC-relative field takes off, because the processor counts from the end of the instruction.
@@ -131,7 +131,11 @@ pub fn bias(reloc: &Reloc) -> i64 {
 
 /// Width of the field of a relocation in bytes.
 pub fn field_width(kind: u32) -> u64 {
-    if [elf::R_X86_64_64, elf::R_X86_64_PC64].iter().any(|known| known.0 == kind) { 8 } else { 4 }
+    match kind {
+        kind if kind == elf::R_X86_64_64.0 || kind == elf::R_X86_64_PC64.0 => 8,
+        kind if kind == elf::R_X86_64_PC8.0 => 1,
+        _ => 4,
+    }
 }
 
 impl<'o> Pieces<'o> {

@@ -12,6 +12,7 @@ Inputs that are not given are looked for by convention, and what was found is sa
   config      beside vmlinux, in /boot, in the modules' build folder
   source      `source` beside vmlinux, the folder the kernel was built in, /usr/src/linux-source-X.Y,
               /lib/modules/RELEASE/source and build, the current folder
+  modules     `lib/modules/RELEASE` beside vmlinux, the folder of vmlinux, /lib/modules/RELEASE
 
 Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cache/lucos.
 
@@ -40,6 +41,8 @@ pub struct Args {
 pub enum Command {
     /// Shows what is in a bundle, after checking all of it.
     Inspect(InspectArgs),
+    /// Compares two objects of one unit: what changes, what goes along, what could not be replaced.
+    Compare(CompareArgs),
 }
 
 /// Arguments of `inspect`.
@@ -48,6 +51,37 @@ pub struct InspectArgs {
     /// The bundle.
     #[arg(value_name = "FILE.lpk")]
     pub bundle: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER_COMPARE_HELP: &str = "\
+With --vmlinux the original is also proved against the kernel image, and every reference of the patched code is resolved in
+it, as a build would. Without it, sizes of table entries are taken from the debug information of the objects or from the
+tables themselves.
+
+Exit status: 0 nothing that runs differs; 4 they differ; 3 they cannot be compared, or what differs cannot be replaced: the
+reasons are printed; 1 the tool or its environment failed; 2 usage.
+
+JSON: docs/compare-report.schema.json.";
+
+/// Arguments of `compare`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = AFTER_COMPARE_HELP)]
+pub struct CompareArgs {
+    /// The object of the original source.
+    #[arg(value_name = "ORIGINAL.o")]
+    pub original: PathBuf,
+    /// The object of the patched source, compiled in the same way.
+    #[arg(value_name = "PATCHED.o")]
+    pub patched: PathBuf,
+    /// The kernel image that the original is a part of.
+    #[arg(long, value_name = "FILE")]
+    pub vmlinux: Option<PathBuf>,
+    /// Show the instructions of a function that differ, side by side with their source lines; may be repeated.
+    #[arg(long, value_name = "FUNCTION")]
+    pub explain: Vec<String>,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -71,6 +105,12 @@ pub struct BuildArgs {
     /// The kernel's configuration.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The file of a loadable module that the diff changes; may be given several times.
+    #[arg(long, value_name = "FILE.ko")]
+    pub module: Vec<PathBuf>,
+    /// The kernel's folder of loadable modules, as /lib/modules/RELEASE.
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
     /// The compiler; by default the one that the configuration names.
     #[arg(long, value_name = "PROGRAM")]
     pub cc: Option<PathBuf>,
@@ -92,6 +132,9 @@ pub struct BuildArgs {
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,
+    /// Show the instructions of a function that differ, side by side with their source lines; may be repeated.
+    #[arg(long, value_name = "FUNCTION")]
+    pub explain: Vec<String>,
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,

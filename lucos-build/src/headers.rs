@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use text::{Header, Reach, reach};
 
-/// More units of modules than this are not preprocessed; those that the text tells of are listed.
+/// More units of modules that stay as they are than this are not preprocessed; those that the text tells of are listed.
 const MODULE_UNITS: usize = 64;
 
 /// Sources of which the build makes headers or the linker's script; they are no units (Kbuild, arch/x86/kernel/Makefile).
@@ -227,6 +227,16 @@ impl ByText {
         self.notes.extend(reach.whole.iter().map(|why| format!("the header counts as a whole: {why}")));
     }
 
+    /// How many units may change.
+    pub fn len(&self) -> usize {
+        self.units.len() + self.modules.len()
+    }
+
+    /// Whether no unit may change.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Everything that the second filter preprocesses. Units of `direct` are compiled in any case.
     ///
     /// # Errors
@@ -236,8 +246,10 @@ impl ByText {
         request: &Request,
         folder: &BuildFolder,
         direct: &BTreeSet<PathBuf>,
+        built_in_only: bool,
     ) -> Result<Vec<Unit>, KbuildError> {
-        let modules = self.modules.keys().filter(|_| self.modules.len() <= MODULE_UNITS);
+        // Modules that stay as they are need not be known for certain, when there are many.
+        let modules = self.modules.keys().filter(|_| !built_in_only || self.modules.len() <= MODULE_UNITS);
         let others = self.others.iter().filter(|(other, (rule, _))| !is_maker(other) && *rule != "unknown-build-step");
         let others = others.map(|(other, _)| other);
         let wanted: BTreeSet<PathBuf> = self.units.iter().chain(modules).chain(others).cloned().collect();

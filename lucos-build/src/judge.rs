@@ -4,8 +4,10 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
+use crate::modules::Modules;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
@@ -19,8 +21,8 @@ use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, Omitted, Payload, TableKind,
-    UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
+    TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -41,6 +43,8 @@ pub struct Judge<'a, 'i> {
     pub request: &'a Request,
     /// The kernel image.
     pub image: &'a KernelImage,
+    /// The modules of the diff.
+    pub modules: &'a Modules,
     /// Its units.
     pub units: &'a UnitIndex<'i>,
     /// Its prepared build folder.
@@ -49,6 +53,8 @@ pub struct Judge<'a, 'i> {
     pub changes: &'a [FileChange],
     /// Name of the update.
     pub name: String,
+    /// Functions to explain.
+    pub explain: &'a [String],
 }
 
 /// An object that cannot be used.
@@ -102,8 +108,17 @@ impl Judge<'_, '_> {
         let judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        if !self.explain.is_empty() {
+            self.explain(&read, &pieces, &judged, report)?;
+        }
         let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
-            .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
+            .flat_map(|((unit, (_, patched)), judged)| {
+                let when = match self.image_of(unit).module() {
+                    Some(_) => "when the module is loaded from a new file",
+                    None => "at the next boot",
+                };
+                without_effect(&unit.unit, patched, &judged.diff, when)
+            })
             .collect();
         report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
@@ -113,40 +128,59 @@ impl Judge<'_, '_> {
             return Ok(None);
         }
         self.refuse_type2(&read, &judged, report)?;
+        let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
+            let in_module = self.image_of(unit).module().is_some();
+            judged
+                .diff
+                .boot_functions
+                .iter()
+                .filter(move |_| in_module)
+                .filter_map(|&at| exit_code(&unit.unit, patched, at))
+        });
+        let exits: Vec<Reason> = exits.collect();
+        if !exits.is_empty() {
+            return Err(Stop::Refused(exits));
+        }
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
         progress.phase("resolving symbols");
-        let tables = BootTables::read(self.image, &profile.sizes).map_err(of_sites)?;
-        let units: Vec<link::Unit<'_, '_>> = (read.iter().zip(&pieces).zip(&judged))
-            .filter(|(_, judged)| !judged.diff.is_empty())
-            .map(|((unit, (original, patched)), judged)| link::Unit {
-                name: &unit.unit,
-                original,
-                patched,
-                diff: &judged.diff,
-                proof: &judged.proof,
-            })
-            .collect();
-        let mut linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
-        linked.left_out.extend(without_effect);
-        report.timings_ms.link = millis(clock.elapsed());
-        if linked.functions.is_empty() {
-            let reason =
-                Reason::new("nothing-to-redirect", "the change brings new code, but no existing function leads to it");
-            return Err(Stop::refused(reason.help("a bundle needs at least one existing function that changes")));
+        let units = (read.iter().zip(&pieces).zip(&judged)).filter(|(_, judged)| !judged.diff.is_empty()).map(
+            |((unit, (original, patched)), judged)| {
+                let (diff, proof) = (&judged.diff, &judged.proof);
+                (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
+            },
+        );
+        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        if parts.is_empty() {
+            return Ok(None);
         }
-        report.notes.extend(untraceable(&linked));
+        for note in without_effect {
+            let unit = read.iter().find(|unit| unit.unit == note.unit);
+            let of = unit.and_then(|unit| self.image_of(unit).module());
+            let part = parts.iter_mut().find(|(module, _)| module.as_ref() == of);
+            if let Some((_, linked)) = part {
+                linked.left_out.push(note);
+            }
+        }
+        report.timings_ms.link = millis(clock.elapsed());
+        parts.iter().for_each(|(_, linked)| report.notes.extend(untraceable(linked)));
 
         // The part that runs in the guest: kbuild/support.rs
         progress.phase("linking the support object");
         let support = match self.support(&profile.sizes) {
             Ok(support) => Some(support),
             Err(why) => {
-                let tables = linked.payload.tables.iter().map(|table| table.kind);
-                let required: Vec<&str> = tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                let tables = parts.iter().flat_map(|(_, linked)| &linked.payload.tables).map(|table| table.kind);
+                let required: BTreeSet<&str> =
+                    tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
                 if !required.is_empty() {
-                    let message = format!("the guest has to know of entries in {}, but {why}", required.join(", "));
+                    let list = required.into_iter().collect::<Vec<_>>().join(", ");
+                    let message = format!("the guest has to know of entries in {list}, but {why}");
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
+                if parts.iter().any(|(module, _)| module.is_some()) {
+                    let message = format!("new code of a module has to be prepared in the guest, but {why}");
                     return Err(Stop::refused(Reason::new("no-support-object", message)));
                 }
                 report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
@@ -154,7 +188,45 @@ impl Judge<'_, '_> {
             }
         };
         report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(linked, support, profile, report)))
+        Ok(Some(self.bundle(parts, support, profile, report)))
+    }
+
+    /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
+    fn link<'p>(
+        &self,
+        units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        sizes: &BTreeMap<String, u64>,
+        report: &mut Report,
+    ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
+        let mut groups: BTreeMap<Option<&str>, (&KernelImage, Vec<link::Unit<'p, 'p>>)> = BTreeMap::new();
+        for (read, unit) in units {
+            let image = self.image_of(read);
+            let module = image.module().map(|module| module.name.as_str());
+            groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
+        }
+        let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        for (image, units) in groups.values() {
+            let tables = BootTables::read(image, sizes).map_err(of_sites)?;
+            match link::link(image, &tables, units) {
+                Ok(linked) => parts.push((image.module().cloned(), linked)),
+                Err(more) => refusals.extend(more),
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(self.of_refusals(refusals));
+        }
+        for (module, linked) in parts.extract_if(.., |(_, linked)| linked.functions.is_empty()) {
+            let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
+            let new: Vec<String> =
+                linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
+            report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
+        }
+        Ok(parts)
+    }
+
+    /// The image that a unit's code is in.
+    fn image_of(&self, unit: &Read) -> &KernelImage {
+        self.modules.of(&unit.compiled.unit).unwrap_or(self.image)
     }
 
     /// Phases 5 to 8 for a few units of many: whether they already show that existing data changes.
@@ -204,6 +276,49 @@ impl Judge<'_, '_> {
         })
     }
 
+    /// Shows the functions that were asked for, whatever the answer is.
+    fn explain(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        report: &mut Report,
+    ) -> Result<(), Stop> {
+        let load = |path: &PathBuf| {
+            let failed = |source| Stop::failed(JudgeError::Read { path: path.clone(), source });
+            std::fs::read(path).map_err(failed)
+        };
+        let files = read
+            .iter()
+            .map(|unit| {
+                let patched = &unit.compiled.patched;
+                Ok([load(unit.compiled.original.as_ref().unwrap_or(patched))?, load(patched)?])
+            })
+            .collect::<Result<Vec<_>, Stop>>()?;
+        let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
+            .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
+                unit: &unit.unit,
+                original,
+                patched,
+                diff: &judged.diff,
+                bytes: [old, new],
+                proof: Some((&judged.proof, self.image_of(unit))),
+                ranges: self.ranges(&unit.unit),
+            })
+            .collect();
+        let (explanations, notes) = explain::functions(self.explain, &units);
+        report.explanations = explanations;
+        report.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Code of a unit in the image.
+    fn ranges(&self, unit: &str) -> Vec<Range<u64>> {
+        (self.units.named(unit).iter())
+            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
+            .collect()
+    }
+
     fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
@@ -213,10 +328,10 @@ impl Judge<'_, '_> {
 
     fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
-        let ranges: Vec<Range<u64>> = (self.units.named(&unit.unit).iter())
-            .flat_map(|&id| self.units.unit(id).ranges.iter().map(|range| range.start..range.end))
-            .collect();
-        let proof = prove(self.image, original, &ranges);
+        // A module has no debug information: its functions are found by name and contents.
+        let image = self.image_of(unit);
+        let ranges = if image.module().is_some() { Vec::new() } else { self.ranges(&unit.unit) };
+        let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -277,34 +392,35 @@ impl Judge<'_, '_> {
     }
 
     fn of_refusals(&self, refusals: Vec<Refusal>) -> Stop {
-        Stop::Refused(
-            refusals
-                .into_iter()
-                .map(|refusal| {
-                    let reason = Reason::new(refusal.rule, refusal.message).at(refusal.unit.clone(), None);
-                    reason.help(refusal.help).of_unit(refusal.unit)
-                })
-                .collect(),
-        )
+        Stop::Refused(refusals.into_iter().map(Reason::from).collect())
     }
 
-    fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
-        report.functions = (linked.manifest_functions.iter())
-            .map(|function| FunctionRow {
+    fn bundle(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        support: Option<Payload>,
+        profile: GuestProfile,
+        report: &mut Report,
+    ) -> Bundle {
+        for (module, linked) in &parts {
+            report.functions.extend(linked.manifest_functions.iter().map(|function| FunctionRow {
                 name: function.name.clone(),
                 unit: function.unit.clone(),
+                module: module.as_ref().map(|module| module.name.clone()),
                 old_address: function.old_address.map(|address| format!("{address:#x}")),
                 old_size: function.old_size,
                 new_size: function.new_size,
-            })
-            .collect();
-        report.data = (linked.manifest_data.iter())
-            .map(|datum| DatumRow { name: datum.name.clone(), unit: datum.unit.clone(), size: datum.size })
-            .collect();
+            }));
+            report.data.extend(linked.manifest_data.iter().map(|datum| DatumRow {
+                name: datum.name.clone(),
+                unit: datum.unit.clone(),
+                size: datum.size,
+            }));
+        }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        Bundle {
+        let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
                 release: self.image.release().to_owned(),
@@ -317,36 +433,60 @@ impl Judge<'_, '_> {
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
-                functions: linked.manifest_functions,
-                data: linked.manifest_data,
-                left_out: linked.left_out,
-                omitted: omitted(&report.omitted),
-                unchanged_modules: (report.modules.iter().map(|unit| unit.module.clone()))
-                    .collect::<BTreeSet<_>>()
-                    .into_iter()
-                    .collect(),
+                functions: Vec::new(),
+                data: Vec::new(),
+                left_out: Vec::new(),
+                omitted: Vec::new(),
+                unchanged_modules: Vec::new(),
             },
-            payload: linked.payload,
-            functions: linked.functions,
-            support,
+            payload: Payload::default(),
+            functions: Vec::new(),
+            support: None,
+            module: None,
+            modules: Vec::new(),
+        };
+        let mut bundle = Bundle { support, ..empty.clone() };
+        bundle.manifest.omitted = omitted(&report.omitted);
+        let modules: BTreeSet<&String> = report.modules.iter().map(|unit| &unit.module).collect();
+        bundle.manifest.unchanged_modules = modules.into_iter().cloned().collect();
+        for (module, linked) in parts {
+            let mut part = empty.clone();
+            let into = if module.is_some() { &mut part } else { &mut bundle };
+            into.manifest.functions = linked.manifest_functions;
+            into.manifest.data = linked.manifest_data;
+            into.manifest.left_out = linked.left_out;
+            into.payload = linked.payload;
+            into.functions = linked.functions;
+            if module.is_some() {
+                bundle.modules.push(Bundle { module, ..part });
+            }
         }
+        bundle
     }
 }
 
+/// Code that only a module has and runs: when it is unloaded.
+fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<Reason> {
+    let piece = patched.piece(function);
+    let section = &patched.object.section(piece.section).name;
+    section.starts_with(".exit.text").then(|| {
+        let message = format!("`{}` is in {section}: it runs when the module is unloaded", piece.name);
+        let help = "leave it out of the diff; the exit code of a loaded module cannot be replaced yet";
+        Reason::new("special-code", message).at(unit.to_owned(), None).help(help)
+    })
+}
+
 /// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
-fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<LeftOut> {
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
     let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
     let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
     let functions = diff.boot_functions.iter().map(|&function| {
         let piece = patched.piece(function);
         let SectionRole::BootCode(what) = piece.role else { return None };
-        Some(note(section_of(function), format!("`{}` {what}: its change takes effect at the next boot", piece.name)))
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))
     });
     let sections = diff.boot_sections.iter().map(|section| {
-        Some(note(
-            section.clone(),
-            format!("{section} has been read at boot: its change takes effect at the next boot"),
-        ))
+        Some(note(section.clone(), format!("{section} has been read already: its change takes effect {when}")))
     });
     let entries = diff.new_entries.iter().map(|&entry| {
         let SectionRole::List(what) = patched.piece(entry).role else { return None };

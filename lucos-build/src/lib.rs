@@ -4,6 +4,8 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod compare;
+pub mod explain;
 pub mod faults;
 pub mod headers;
 pub mod identity;
@@ -11,6 +13,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod judge;
 pub mod kbuild;
+pub mod modules;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;

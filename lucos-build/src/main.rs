@@ -1,10 +1,11 @@
 //! The `lucos-build` command.
 //!
 //! Comes in: the command line. Decided: the exit status: 0 done, 1 the tool or its environment failed, 2 usage, 3
-//! refused. Goes out: the report, on standard output; progress and failures on standard error.
+//! refused, 4 two compared objects differ. Goes out: the report, on standard output; progress and failures on standard error.
 
 use clap::Parser as _;
-use lucos_build::args::{Args, BuildArgs, Command, InspectArgs};
+use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs};
+use lucos_build::compare;
 use lucos_build::inspect::{self, InspectError};
 use lucos_build::pipeline;
 use lucos_build::progress::Progress;
@@ -15,11 +16,14 @@ use std::process::ExitCode;
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 3;
+/// Two objects differ.
+const DIFFER: u8 = 4;
 
 fn main() -> ExitCode {
     let args = Args::parse();
     match (args.command, args.build) {
         (Some(Command::Inspect(args)), _) => show(&args),
+        (Some(Command::Compare(args)), _) => compare(&args),
         (None, Some(args)) => build(&args),
         // clap asks for DIFF and --vmlinux when there is no other command.
         (None, None) => ExitCode::from(2),
@@ -41,6 +45,21 @@ fn build(args: &BuildArgs) -> ExitCode {
                 eprint!("{}", report.to_text());
             }
             ExitCode::from(if refused { REFUSED } else { 0 })
+        }
+        Err(error) => fail(error.as_ref()),
+    }
+}
+
+fn compare(args: &CompareArgs) -> ExitCode {
+    match compare::run(args) {
+        Ok(comparison) => {
+            let text = if args.json { comparison.to_json() } else { comparison.to_text() };
+            print(text.trim_end());
+            match comparison.verdict {
+                compare::Verdict::Equal => ExitCode::SUCCESS,
+                compare::Verdict::Differ => ExitCode::from(DIFFER),
+                compare::Verdict::Refused => ExitCode::from(REFUSED),
+            }
         }
         Err(error) => fail(error.as_ref()),
     }

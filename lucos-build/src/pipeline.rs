@@ -7,7 +7,6 @@ use crate::args::BuildArgs;
 use crate::faults::Faults;
 use crate::identity::Config;
 use crate::inputs::Found;
-use crate::judge::Judge;
 use crate::kbuild::BuildFolder;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -157,20 +156,22 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.inputs.build_folder = Some(folder.path.clone());
     report.notes.extend(folder.drift.iter().cloned());
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    let plan = Plan { args, request: &request, folder: &folder, units: &units, changes: &changes, work: work.path() };
-    let list = plan.units(&scope, &mut faults, report, progress)?;
+    let plan = Plan {
+        args,
+        request: &request,
+        folder: &folder,
+        image: &image,
+        units: &units,
+        changes: &changes,
+        work: work.path(),
+    };
+    let mut list = plan.units(&scope, &mut faults, report, progress)?;
+    let modules = plan.modules(&mut list, &mut faults, report, progress)?;
     report.timings_ms.setup = millis(clock.elapsed());
 
     // 4. Compile each unit twice: plan.rs, kbuild.rs, kbuild/
-    let judge = Judge {
-        request: &request,
-        image: &image,
-        units: &units,
-        folder: &folder,
-        changes: &changes,
-        name: args.name(),
-    };
-    let compiled = plan.compile(&list, &scope.files, &judge, &mut faults, report, progress)?;
+    let judge = plan.judge(&modules);
+    let compiled = plan.compile(&list, &scope.files, &mut faults, report, progress)?;
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
     let bundle = faults.judge(&judge, compiled, report, progress)?;

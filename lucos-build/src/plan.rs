@@ -12,6 +12,7 @@ use crate::kbuild::command::{CommandError, UnitCommands};
 use crate::kbuild::compile::{Compile, CompileError, CompiledUnit, Side, Unit, children_time};
 use crate::kbuild::kept::Kept;
 use crate::kbuild::{BuildFolder, KbuildError};
+use crate::modules::Modules;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, millis};
@@ -19,14 +20,18 @@ use crate::request::Request;
 use crate::scope::{NewUnit, Scope};
 use diff_analyzer::source_diff::FileChange;
 use prelink::units::UnitIndex;
+use prelink::vmlinux::KernelImage;
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-/// So many units of a wide header are compiled first, to see early that existing data changes.
+/// So many units of a header that no other file of the diff needs are compiled first.
 const FIRST: usize = 2;
+/// Where more units than this may change with a header, the first ones are looked at before the others are preprocessed:
+/// a change of existing data is found early.
+const MANY: usize = 16;
 
 /// What is needed to find and compile the units.
 pub struct Plan<'a, 'i> {
@@ -36,6 +41,8 @@ pub struct Plan<'a, 'i> {
     pub request: &'a Request,
     /// The prepared build folder.
     pub folder: &'a BuildFolder,
+    /// The kernel image.
+    pub image: &'a KernelImage,
     /// Units of the image.
     pub units: &'a UnitIndex<'i>,
     /// What the diff changes.
@@ -47,11 +54,25 @@ pub struct Plan<'a, 'i> {
 /// Units to compile, those that the diff names first.
 pub struct List {
     units: Vec<Unit>,
-    /// How many of them the diff names.
-    direct: usize,
+    /// Units that are compiled already.
+    done: Vec<CompiledUnit>,
 }
 
-impl Plan<'_, '_> {
+impl<'i> Plan<'_, 'i> {
+    /// What the phases behind the compiler work on.
+    pub fn judge<'s>(&'s self, modules: &'s Modules) -> Judge<'s, 'i> {
+        Judge {
+            request: self.request,
+            image: self.image,
+            units: self.units,
+            folder: self.folder,
+            modules,
+            changes: self.changes,
+            name: self.args.name(),
+            explain: &self.args.explain,
+        }
+    }
+
     fn compiler<'s>(&'s self, kept: &'s Path) -> Compile<'s> {
         Compile {
             source: &self.request.source,
@@ -77,7 +98,7 @@ impl Plan<'_, '_> {
         progress.phase("asking make how the units are compiled");
         let mut direct: Vec<Unit> = Vec::new();
         for unit in &scope.units {
-            match self.commands(unit) {
+            match self.commands(unit, scope.outside.get(unit)) {
                 Ok(commands) => {
                     let source = scope.renamed.get(unit).unwrap_or(unit).clone();
                     direct.push(Unit { name: unit.clone(), source, new: false, commands });
@@ -94,25 +115,62 @@ impl Plan<'_, '_> {
         if !scope.options.is_empty() {
             self.options(scope, faults, report, progress)?;
         }
-        let mut list = List { direct: direct.len(), units: direct };
+        let mut list = List { units: direct, done: Vec::new() };
         if !scope.headers.is_empty() {
             self.headers(scope, &mut list, faults, report, progress)?;
         }
         Ok(list)
     }
 
-    /// The command of a unit of the image.
-    fn commands(&self, unit: &Path) -> Result<UnitCommands, Stop> {
-        let found = self.folder.commands(self.request, &[unit.to_owned()]).map_err(of_kbuild)?;
-        match found.into_iter().next() {
-            Some((_, commands)) if commands.is_module() => {
+    /// The command of a unit of the image, or of one that is not in it: of a module, or `outside` says why not.
+    fn commands(&self, unit: &Path, outside: Option<&Reason>) -> Result<UnitCommands, Stop> {
+        let found = match (self.folder.commands(self.request, &[unit.to_owned()]), outside) {
+            (Ok(found), _) => found.into_iter().next().map(|(_, commands)| commands),
+            // make has no rule for a file that the configuration leaves out.
+            (Err(KbuildError::Ask { .. }), Some(_)) => None,
+            (Err(error), _) => return Err(of_kbuild(error)),
+        };
+        match (found, outside) {
+            (Some(commands), outside) if commands.is_module() == outside.is_some() => Ok(commands),
+            (_, Some(reason)) => Err(Stop::refused(reason.clone())),
+            (Some(_), None) => {
                 let message =
                     "the kernel's build compiles it for a loadable module, though vmlinux has a unit of this name";
                 let reason = Reason::new("not-built-in", message).at(unit.display().to_string(), None);
                 Err(Stop::refused(reason.help("is the configuration the right one?")))
             }
-            Some((_, commands)) => Ok(commands),
-            None => Err(of_kbuild(CommandError::NotCompiled { object: unit.display().to_string() }.into())),
+            (None, None) => Err(of_kbuild(CommandError::NotCompiled { object: unit.display().to_string() }.into())),
+        }
+    }
+
+    /// The modules that the units belong to; units whose module cannot be updated are taken out if the build goes on.
+    ///
+    /// # Errors
+    /// [`Stop`] when the build ends here.
+    pub fn modules(
+        &self,
+        list: &mut List,
+        faults: &mut Faults,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Modules, Stop> {
+        loop {
+            let commands: Vec<(PathBuf, UnitCommands)> =
+                list.units.iter().map(|unit| (unit.name.clone(), unit.commands.clone())).collect();
+            match Modules::find(self.args, self.image, &commands) {
+                Ok(modules) => {
+                    for (name, path, how) in &modules.found {
+                        progress.say(&format!("module {name}: {} ({how})", path.display()));
+                    }
+                    return Ok(modules);
+                }
+                Err(Stop::Refused(reasons)) if faults.goes_on() => {
+                    let at_fault: BTreeSet<String> = reasons.iter().filter_map(|reason| reason.file.clone()).collect();
+                    list.units.retain(|unit| !at_fault.contains(&unit.name.display().to_string()));
+                    faults.take(reasons, report)?;
+                }
+                Err(stop) => return Err(stop),
+            }
         }
     }
 
@@ -131,7 +189,7 @@ impl Plan<'_, '_> {
                 && !rules.contains(&format!("_{}.o", stem(unit)))
         });
         for (unit, _) in beside {
-            let commands = self.commands(unit)?;
+            let commands = self.commands(unit, None)?;
             let name = commands.compile.iter().find_map(|word| word.strip_prefix("-DKBUILD_MODNAME="));
             let name = name.unwrap_or_default().trim_matches('"').to_owned();
             let fits = match &new.composite {
@@ -216,31 +274,60 @@ impl Plan<'_, '_> {
             changes: self.changes,
         };
         let found = sources.by_text(&scope.headers, progress).map_err(Stop::failed)?;
-        let units = found.to_preprocess(self.request, self.folder, &direct).map_err(of_kbuild)?;
         let by_text = clock.elapsed();
+        if found.len() > MANY && !faults.goes_on() {
+            self.first(&found, list, faults, report, progress)?;
+        }
+        let clock = Instant::now();
+        let units =
+            found.to_preprocess(self.request, self.folder, &direct, self.args.built_in_only).map_err(of_kbuild)?;
         let kept = self.folder.kept_objects();
         let compile = self.compiler(&kept);
         compile.prepare(&units).map_err(Stop::failed)?;
         let affected = found.by_preprocessor(&compile, &units, &direct, progress).map_err(Stop::failed)?;
-        report.timings_ms.headers = millis(by_text) + millis(clock.elapsed().saturating_sub(by_text));
+        report.timings_ms.headers = millis(by_text) + millis(clock.elapsed());
         report.notes.extend(affected.notes);
-        let mut reasons = affected.reasons;
-        if !affected.modules.is_empty() && !self.args.built_in_only {
-            let names: BTreeSet<&str> = affected.modules.iter().map(|unit| unit.module.as_str()).collect();
-            let names: Vec<&str> = names.into_iter().collect();
-            let shown = names.iter().take(8).copied().collect::<Vec<_>>().join(", ");
-            let more = if names.len() > 8 { ", …" } else { "" };
-            let message = format!("{} loadable modules change with a header as well: {shown}{more}", names.len());
-            let help = "with --built-in-only they are left as they are, and the bundle says so";
-            let file = scope.headers.iter().next().map(|header| header.display().to_string()).unwrap_or_default();
-            reasons.push(Reason::new("modules-affected", message).at(file, None).help(help));
-        }
-        report.modules = affected.modules;
-        faults.take(reasons, report)?;
+        faults.take(affected.reasons, report)?;
         let by_name: BTreeMap<PathBuf, Unit> = units.into_iter().map(|unit| (unit.name.clone(), unit)).collect();
-        let more = affected.units.iter().filter(|unit| !direct.contains(*unit));
-        list.units.extend(more.filter_map(|unit| by_name.get(unit).cloned()));
+        let mut more: BTreeSet<PathBuf> =
+            affected.units.iter().filter(|unit| !direct.contains(*unit)).cloned().collect();
+        if self.args.built_in_only {
+            report.modules = affected.modules;
+        } else {
+            more.extend(
+                affected.modules.iter().map(|unit| PathBuf::from(&unit.unit)).filter(|unit| !direct.contains(unit)),
+            );
+        }
+        list.units.extend(more.iter().filter_map(|unit| by_name.get(unit).cloned()));
         Ok(())
+    }
+
+    /// Compiles and judges the first units of a wide header, to see early whether existing data changes.
+    fn first(
+        &self,
+        found: &headers::ByText,
+        list: &mut List,
+        faults: &mut Faults,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<(), Stop> {
+        progress.phase("compiling the first units, to see whether existing data changes");
+        let units = if list.units.is_empty() {
+            let names: Vec<PathBuf> = found.units.iter().take(FIRST).cloned().collect();
+            let commands = self.folder.commands(self.request, &names).map_err(of_kbuild)?;
+            let unit =
+                |(name, commands): (PathBuf, UnitCommands)| Unit { source: name.clone(), name, new: false, commands };
+            commands.into_iter().map(unit).collect()
+        } else {
+            list.units.clone()
+        };
+        let mut first = List { units, done: Vec::new() };
+        let modules = self.modules(&mut first, faults, report, progress)?;
+        let kept = self.folder.kept_objects();
+        let compile = self.compiler(&kept);
+        compile.prepare(&first.units).map_err(Stop::failed)?;
+        list.done = self.compile_some(&compile, &first.units, faults, report, progress, &|| {})?;
+        self.judge(&modules).refuse_early(&list.done, report)
     }
 
     /// Compiles the units, original and patched.
@@ -251,7 +338,6 @@ impl Plan<'_, '_> {
         &self,
         list: &List,
         files: &BTreeSet<PathBuf>,
-        judge: &Judge<'_, '_>,
         faults: &mut Faults,
         report: &mut Report,
         progress: &Progress,
@@ -261,21 +347,17 @@ impl Plan<'_, '_> {
         let compile = self.compiler(&kept);
         Kept { folder: &kept, build: &self.folder.path }.make_room();
         compile.prepare(&list.units).map_err(Stop::failed)?;
-        let first = if list.direct > 0 { list.direct } else { FIRST.min(list.units.len()) };
-        let (head, tail) = list.units.split_at(first);
-        let done = AtomicUsize::new(0);
-        let total = list.units.len() * 2;
+        let known: BTreeSet<&PathBuf> = list.done.iter().map(|done| &done.unit).collect();
+        let rest: Vec<Unit> = list.units.iter().filter(|unit| !known.contains(&unit.name)).cloned().collect();
+        let named: BTreeSet<&PathBuf> = list.units.iter().map(|unit| &unit.name).collect();
+        let count = AtomicUsize::new(0);
         let step = || {
-            let count = done.fetch_add(1, Ordering::Relaxed) + 1;
-            progress.phase(format!("compiling {} of {} units twice", count.div_ceil(2), total / 2));
+            let count = count.fetch_add(1, Ordering::Relaxed) + 1;
+            progress.phase(format!("compiling {} of {} units twice", count.div_ceil(2), rest.len()));
         };
-        let mut compiled = self.compile_some(&compile, head, faults, report, progress, &step)?;
-        if tail.len() > FIRST && !faults.goes_on() {
-            judge.refuse_early(&compiled, report)?;
-        }
-        if !tail.is_empty() {
-            compiled.extend(self.compile_some(&compile, tail, faults, report, progress, &step)?);
-        }
+        let mut compiled: Vec<CompiledUnit> =
+            list.done.iter().filter(|done| named.contains(&done.unit)).cloned().collect();
+        compiled.extend(self.compile_some(&compile, &rest, faults, report, progress, &step)?);
         let unused = compile.unused(&compiled, files).map_err(Stop::failed)?;
         // A file of a unit that was left out is left out with it.
         let left_out = compiled.len() < list.units.len();

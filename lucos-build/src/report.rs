@@ -3,6 +3,7 @@
 //! Comes in: what the phases found. Decided: nothing. Goes out: [`Report`], as text for people (diagnostics that point
 //! into the diff, a table of functions) or as the JSON of `docs/build-report.schema.json`.
 
+use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
@@ -100,6 +101,13 @@ pub struct ModuleUnit {
     pub unit: String,
 }
 
+impl From<prelink::refusal::Refusal> for Reason {
+    fn from(refusal: prelink::refusal::Refusal) -> Self {
+        let reason = Self::new(refusal.rule, refusal.message).at(refusal.unit.clone(), None);
+        reason.help(refusal.help).of_unit(refusal.unit)
+    }
+}
+
 /// A replaced or new function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FunctionRow {
@@ -107,6 +115,9 @@ pub struct FunctionRow {
     pub name: String,
     /// Translation unit, relative to the source tree.
     pub unit: String,
+    /// Loadable module that it is in; absent for the kernel image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     /// Link address of the old function, `0x…`; absent for a new one.
     pub old_address: Option<String>,
     /// Size of the old function in bytes; 0 for a new one.
@@ -175,6 +186,9 @@ pub struct Report {
     pub inputs: Inputs,
     /// Where the time went.
     pub timings_ms: Timings,
+    /// Functions that were to be explained.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub explanations: Vec<Explanation>,
     /// The diff, to point into.
     #[serde(skip)]
     pub diff: Vec<u8>,
@@ -194,6 +208,7 @@ impl Report {
             bundle: None,
             inputs: Inputs::default(),
             timings_ms: Timings::default(),
+            explanations: Vec::new(),
             diff: Vec::new(),
         }
     }
@@ -206,6 +221,9 @@ impl Report {
     /// The report for people.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
+        for explanation in &self.explanations {
+            let _ = writeln!(text, "{}", explanation.to_text());
+        }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
         }
@@ -277,7 +295,8 @@ impl Report {
         table
     }
 
-    fn diagnostic(&self, reason: &Reason) -> String {
+    /// A reason for people, pointing into the diff where it can.
+    pub fn diagnostic(&self, reason: &Reason) -> String {
         let place = match (&reason.file, reason.line) {
             (Some(file), Some(line)) if !reason.message.starts_with(file) => format!("{file}:{line}: "),
             (Some(file), None) if !reason.message.contains(file) => format!("{file}: "),

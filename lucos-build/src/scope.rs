@@ -28,6 +28,8 @@ pub struct Scope {
     pub headers: BTreeSet<PathBuf>,
     /// Changed Kconfig files: whether they change this kernel's configuration is to be found out.
     pub options: BTreeSet<PathBuf>,
+    /// Units that the image does not have: each is of a module, or else this is why it cannot be updated.
+    pub outside: BTreeMap<PathBuf, Reason>,
     /// What cannot be done.
     pub reasons: Vec<Reason>,
     /// Files without effect on this kernel, and why.
@@ -229,12 +231,21 @@ impl Scope {
                     0 => {
                         let including = units.units_including(&name)?;
                         if including.is_empty() {
-                            let why = configured(source, before, config);
-                            refuse(
-                                "not-built-in",
-                                format!("it was not compiled into this vmlinux: {why}"),
-                                "leave this file out of the diff; modules cannot be updated yet",
-                            );
+                            // Only make knows for certain what goes into a module; it is asked when nothing says no.
+                            let (why, may_be_module) = configured(source, before, config);
+                            let message = format!("it was not compiled into this vmlinux: {why}");
+                            let help = "leave this file out of the diff";
+                            if may_be_module {
+                                let reason = Reason::new("not-built-in", message).at(&path, None).in_diff(diff_line);
+                                self.outside.insert(before.clone(), reason.help(help));
+                                self.files.insert(change.path.clone());
+                                self.units.insert(before.clone());
+                                if before != &change.path {
+                                    self.renamed.insert(before.clone(), change.path.clone());
+                                }
+                            } else {
+                                refuse("not-built-in", message, help);
+                            }
                         }
                         for id in including {
                             let unit = &units.unit(id).name;
@@ -343,13 +354,16 @@ fn only_version(change: &FileChange) -> bool {
         .all(|edit| old[edit.old.clone()].iter().all(version) && new[edit.new.clone()].iter().all(version))
 }
 
-/// What the configuration says about a file, by the rules beside it (`obj-$(CONFIG_X) += name.o`).
-fn configured(source: &Path, path: &Path, config: &Config<'_>) -> String {
+/// What the configuration says about a file, by the rules beside it (`obj-$(CONFIG_X) += name.o`), and whether it may be
+/// part of a module.
+fn configured(source: &Path, path: &Path, config: &Config<'_>) -> (String, bool) {
     let rules = ["Makefile", "Kbuild"].iter().find_map(|name| {
         let folder = path.parent()?;
         std::fs::read_to_string(source.join(folder).join(name)).ok()
     });
-    let Some(rules) = rules else { return "no Makefile beside it names it".to_owned() };
+    let Some(rules) = rules else {
+        return ("no Makefile beside it names it".to_owned(), false);
+    };
     let rules = rules.replace("\\\n", " ");
     let mut object = path.with_extension("o").file_name().unwrap_or_default().to_string_lossy().into_owned();
     // A file may be part of an object that is part of another.
@@ -361,25 +375,25 @@ fn configured(source: &Path, path: &Path, config: &Config<'_>) -> String {
                 .any(|word| word == object)
                 .then(|| left.trim().trim_end_matches(['+', ':']).trim().to_owned())
         });
-        let Some(left) = rule else { return format!("no rule for {object} is known") };
+        let Some(left) = rule else { return (format!("no rule for {object} is known"), true) };
         if let Some(option) = left.split_once("$(").and_then(|(_, rest)| Some(rest.split_once(')')?.0))
             && option.starts_with("CONFIG_")
         {
             match config.get(option) {
-                Some("m") => return format!("{option}=m, it is in a loadable module"),
-                None => return format!("{option} is not set"),
+                Some("m") => return (format!("{option}=m, it is in a loadable module"), true),
+                None => return (format!("{option} is not set"), false),
                 Some(_) if left.starts_with("obj-") => {
-                    return format!("{option} is set, but the file is not in the image");
+                    return (format!("{option} is set, but the file is not in the image"), true);
                 }
                 Some(_) => {}
             }
         }
         object = match left.strip_suffix("-objs").or_else(|| left.rsplit_once('-').map(|(name, _)| name)) {
             Some(name) if !matches!(name, "obj" | "lib") => format!("{name}.o"),
-            _ => return "no option decides about it, but the file is not in the image".to_owned(),
+            _ => return ("no option decides about it, but the file is not in the image".to_owned(), true),
         };
     }
-    "the rule for it is not understood".to_owned()
+    ("the rule for it is not understood".to_owned(), true)
 }
 
 #[cfg(test)]
@@ -428,8 +442,9 @@ mod tests {
             ("d/none.c", "no rule for none.o"),
             ("e/x.c", "no Makefile"),
         ] {
-            let why = configured(tree.path(), Path::new(file), &config);
+            let (why, may_be_module) = configured(tree.path(), Path::new(file), &config);
             assert!(why.contains(word), "{file}: {why}");
+            assert_eq!(may_be_module, !matches!(file, "d/a.c" | "e/x.c"), "{file}");
         }
     }
 

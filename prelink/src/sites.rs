@@ -8,7 +8,7 @@ use crate::symbol_db::AddressKind;
 use crate::vmlinux::KernelImage;
 use diff_analyzer::pieces::is_pc_relative;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, InstructionBlock};
-use lpk_format::{BootSite, BootSiteKind};
+use lpk_format::{BootSite, BootSiteKind, Place, RelocKind};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -91,8 +91,9 @@ impl<'i> BootTables<'i> {
             .collect();
         // struct static_call_site { s32 addr, key; } with flags in the key's two low bits (include/linux/static_call_types.h).
         let (base, bytes) = table("__start_static_call_sites", "__stop_static_call_sites", "static_call_site", 8, "8")?;
-        let static_calls =
-            entries(base, bytes, 8).map(|(at, entry)| (relative(at, entry, 0), relative(at, entry, 4) & !3)).collect();
+        let static_calls = entries(base, bytes, 8)
+            .map(|(at, entry)| (relative(at, entry, 0), key_of(image, relative(at, entry, 4) & !3)))
+            .collect();
         // struct jump_entry { s32 code, target; long key; } (include/linux/jump_label.h).
         let (base, bytes) = table("__start___jump_table", "__stop___jump_table", "jump_entry", 16, "16")?;
         let jump_labels =
@@ -169,8 +170,32 @@ impl<'i> BootTables<'i> {
         sites.list
     }
 
+    /// Fields that a module's loader fills, apart from those that stay the same wherever the module is. They may lie inside
+    /// other sites.
+    fn add_relocations(&self, sites: &mut Sites) {
+        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
+        let section = |address| self.image.section_at(address).map(|section| section.address);
+        for reloc in self.image.relocs(start, len) {
+            let Some(kind) = RelocKind::of_elf(reloc.kind) else { continue }; // R_X86_64_NONE
+            if kind.is_pc_relative() && section(reloc.symbol) == section(reloc.address) {
+                continue;
+            }
+            let place = match reloc.target_kind {
+                AddressKind::Image => Place::Kernel(reloc.symbol),
+                AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(reloc.symbol),
+            };
+            let addend = reloc.target.wrapping_sub(reloc.symbol) as i64;
+            let offset = (reloc.address - start) as u32;
+            let len = kind.size();
+            sites.list.push(BootSite { offset, len, kind: BootSiteKind::Relocation { kind, place, addend } });
+        }
+    }
+
     /// Fields that KASLR moves, as `arch/x86/tools/relocs.c` collects them.
     fn add_slides(&self, sites: &mut Sites) {
+        if self.image.module().is_some() {
+            return self.add_relocations(sites);
+        }
         let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
         for reloc in self.image.relocs(start, len) {
             let eight = reloc.kind == goblin::elf::reloc::R_X86_64_64;
@@ -195,6 +220,14 @@ impl<'i> BootTables<'i> {
         form.resize(usize::from(len), 0x90);
         Some(form)
     }
+}
+
+/// The key of a static call. A module that may not change the key names the trampoline instead, and the kernel looks the key
+/// up (`kernel/static_call_inline.c`, `static_call_add_module`).
+fn key_of(image: &KernelImage, named: u64) -> u64 {
+    let mut names = image.symbols().at(named).filter_map(|symbol| symbol.name.strip_prefix("__SCT__"));
+    let key = names.next().and_then(|name| image.symbols().address_of(&format!("__SCK__{name}")));
+    key.filter(|_| image.module().is_some()).unwrap_or(named)
 }
 
 /// Code at another address, with its relative fields adjusted.

@@ -92,6 +92,15 @@ impl SymbolDb {
             .take_while(move |symbol| symbol.address == address)
     }
 
+    /// The symbol whose bytes an address is among, and the offset in it.
+    pub fn containing(&self, address: u64) -> Option<(&str, u64)> {
+        let end = self.by_address.partition_point(|&index| self.symbols[index as usize].address <= address);
+        // A function has few other names inside it; what is farther away does not reach here.
+        let before = self.by_address[..end].iter().rev().take(64).map(|&index| &self.symbols[index as usize]);
+        let mut around = before.filter(|symbol| address - symbol.address < symbol.size);
+        around.next().map(|symbol| (symbol.name.as_str(), address - symbol.address))
+    }
+
     /// Number of symbols.
     pub fn len(&self) -> usize {
         self.symbols.len()
@@ -126,5 +135,7 @@ mod tests {
         assert_eq!(db.address_of("b"), Some(16));
         assert_eq!(db.at(16).map(|s| s.name.as_str()).collect::<Vec<_>>(), ["b", "c"]);
         assert_eq!(db.lookup("a").count(), 2);
+        assert_eq!(db.containing(18).map(|(_, offset)| offset), Some(2));
+        assert_eq!(db.containing(21), None);
     }
 }

@@ -202,6 +202,17 @@ impl Hv {
         self.call("apply", Some(bundle.as_os_str()))
     }
 
+    /// Applies a bundle in memory that the guest does not use.
+    ///
+    /// # Errors
+    /// See [`Hv::call`].
+    pub fn apply_in_arena(&self, bundle: &Path) -> Result<Outcome, CommandError> {
+        let api = self.api.as_os_str();
+        let words = ["apply", "--in-arena", "--json", "--api"].map(OsStr::new);
+        let args: Vec<&OsStr> = words.into_iter().chain([api, bundle.as_os_str()]).collect();
+        run(&program("lucos-hv")?, &args, Duration::from_secs(120))
+    }
+
     /// Sends bytes to the service as if they were a bundle, past the client's own check; its answer.
     ///
     /// # Errors

@@ -102,6 +102,8 @@ pub struct Config {
     pub model: Option<String>,
     /// More words for the kernel's command line, under plain QEMU.
     pub append: String,
+    /// Files of this machine that the guest finds in `/files`.
+    pub files: Vec<PathBuf>,
 }
 
 impl Config {
@@ -114,6 +116,7 @@ impl Config {
             memory_mib: 512,
             model: None,
             append: String::new(),
+            files: Vec::new(),
         }
     }
 }

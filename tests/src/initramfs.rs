@@ -1,6 +1,6 @@
 //! The guest's first file system: Debian's static busybox and an init script of our own.
 //!
-//! Comes in: busybox on this machine, `testdata/guest/init`. Decided: the few names in it. Goes out: a `newc` archive,
+//! Comes in: busybox on this machine, `testdata/guest/init`, files that a test wants in `/files`. Decided: the few names in it. Goes out: a `newc` archive,
 //! the format the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use cpio::newc::{Builder, trailer};
@@ -37,17 +37,25 @@ pub enum InitramfsError {
 /// # Errors
 /// [`InitramfsError`] when busybox is missing or not static, or the archive cannot be written.
 pub fn write(path: &Path) -> Result<(), InitramfsError> {
+    write_with(path, &[])
+}
+
+/// Writes the archive to `path`, with some files of this machine in the folder `/files`.
+///
+/// # Errors
+/// [`InitramfsError`] when busybox is missing or not static, a file cannot be read, or the archive cannot be written.
+pub fn write_with(path: &Path, files: &[PathBuf]) -> Result<(), InitramfsError> {
     let program = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
     let program = program.iter().find(|path| path.exists()).unwrap_or(&program[0]);
     let busybox = std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
     if has_interpreter(&busybox) {
         return Err(InitramfsError::Dynamic(program.clone()));
     }
-    std::fs::write(path, archive(&busybox)?)?;
+    std::fs::write(path, archive(&busybox, files)?)?;
     Ok(())
 }
 
-fn archive(busybox: &[u8]) -> io::Result<Vec<u8>> {
+fn archive(busybox: &[u8], files: &[PathBuf]) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(busybox.len() + 8192);
     for name in ["bin", "dev", "proc", "sys", "tmp"] {
         entry(&mut out, Builder::new(name).mode(DIRECTORY).nlink(2), &[])?;
@@ -57,6 +65,15 @@ fn archive(busybox: &[u8]) -> io::Result<Vec<u8>> {
     entry(&mut out, Builder::new("bin/busybox").mode(EXECUTABLE), busybox)?;
     entry(&mut out, Builder::new("bin/sh").mode(SYMLINK), b"busybox")?;
     entry(&mut out, Builder::new("init").mode(EXECUTABLE), INIT.as_bytes())?;
+    entry(&mut out, Builder::new("files").mode(DIRECTORY).nlink(2), &[])?;
+    for file in files {
+        let name = file.file_name().ok_or_else(|| io::Error::other("a file without a name"))?;
+        entry(
+            &mut out,
+            Builder::new(&format!("files/{}", name.to_string_lossy())).mode(EXECUTABLE),
+            &std::fs::read(file)?,
+        )?;
+    }
     trailer(&mut out)?;
     Ok(out)
 }
@@ -84,7 +101,7 @@ mod tests {
 
     #[test]
     fn archive_reads_back() {
-        let bytes = archive(b"program").expect("an archive in memory");
+        let bytes = archive(b"program", &[]).expect("an archive in memory");
         let mut names = Vec::new();
         let mut input = bytes.as_slice();
         loop {

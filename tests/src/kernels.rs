@@ -112,6 +112,11 @@ impl Kernel {
         self.dir.join("source")
     }
 
+    /// A loadable module of it, by path below its folder of modules (`kernel/fs/nls/nls_utf8.ko`).
+    pub fn module(&self, path: &str) -> PathBuf {
+        self.dir.join("lib/modules").join(&self.release).join(path)
+    }
+
     /// Link address of a symbol, from `System.map`.
     ///
     /// # Errors

@@ -54,6 +54,78 @@ pub fn visible() -> Edit {
     }
 }
 
+/// New code that does, on request, everything for which the kernel needs tables about it. A reader of `/proc/cmdline` asks by
+/// its name, `@` and a letter:
+///
+/// | letter | what happens |
+/// | --- | --- |
+/// | f | an access to user memory that faults; the result is shown |
+/// | w, W | `WARN_ON_ONCE`, `WARN` |
+/// | d | `dump_stack` |
+/// | p | `pr_debug` |
+/// | s, L | 3 s asleep, 2 s busy |
+/// | t | a tracepoint of the scheduler |
+/// | any | `enabled` is shown while the static key `sched_schedstats` is on |
+pub fn citizen() -> Vec<Edit> {
+    let edit = |find: &str, replace: &str| Edit {
+        file: "fs/proc/cmdline.c".to_owned(),
+        find: find.to_owned(),
+        replace: replace.to_owned(),
+    };
+    vec![
+        edit(
+            "#include <linux/seq_file.h>\n",
+            r#"#include <linux/seq_file.h>
+#include <linux/delay.h>
+#include <linux/sched/debug.h>
+#include <linux/static_key.h>
+#include <linux/uaccess.h>
+#include <trace/events/sched.h>
+
+DECLARE_STATIC_KEY_FALSE(sched_schedstats);
+
+static noinline int faulting_access(void)
+{
+	int value;
+
+	if (!user_access_begin((void __user *)8, 4))
+		return -1;
+	unsafe_get_user(value, (int __user *)8, fault);
+	user_access_end();
+	return value;
+fault:
+	user_access_end();
+	return -EFAULT;
+}
+"#,
+        ),
+        edit(
+            "\tseq_puts(m, saved_command_line);",
+            r#"	char request = current->comm[0] == '@' ? current->comm[1] : 0;
+
+	if (request) {
+		if (request == 'f')
+			seq_printf(m, "result %d ", faulting_access());
+		WARN_ON_ONCE(request == 'w');
+		WARN(request == 'W', "asked for by %d\n", current->pid);
+		if (request == 'd')
+			dump_stack();
+		if (request == 'p')
+			pr_debug("asked for by %d\n", current->pid);
+		if (request == 's')
+			msleep(3000);
+		if (request == 'L')
+			mdelay(2000);
+		if (request == 't')
+			trace_sched_process_wait(NULL);
+		if (static_branch_unlikely(&sched_schedstats))
+			seq_puts(m, "enabled ");
+	}
+	seq_puts(m, saved_command_line);"#,
+        ),
+    ]
+}
+
 /// File whose text [`visible`] changes.
 pub const VISIBLE_FILE: &str = "/proc/version";
 /// First word of it as shipped, and as updated.

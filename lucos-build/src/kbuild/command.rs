@@ -113,6 +113,13 @@ impl UnitCommands {
         self.compile.iter().any(|word| word == "-DMODULE")
     }
 
+    /// Names of the modules it is compiled for (`scripts/Makefile.lib`, `modname_flags`).
+    pub fn module_names(&self) -> Vec<String> {
+        let defined = self.compile.iter().find_map(|word| word.strip_prefix("-DKBUILD_MODNAME="));
+        let names = defined.unwrap_or_default().trim_matches('"').split(':');
+        names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+
     /// The same commands with the words changed.
     #[must_use]
     pub fn map(&self, change: impl Fn(&str) -> String) -> Self {
@@ -177,8 +184,10 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         );
         assert_eq!(commands.after, [["./tools/objtool/objtool", "--orc", "dir/unit.o"]]);
         assert!(!commands.is_module());
-        let module = UnitCommands::parse(&SAMPLE.replace("-I/src/include", "-DMODULE"), "dir/unit.o").expect("known");
+        let flags = r#"-DMODULE -DKBUILD_MODNAME='"one_module"'"#;
+        let module = UnitCommands::parse(&SAMPLE.replace("-I/src/include", flags), "dir/unit.o").expect("known");
         assert!(module.is_module());
+        assert_eq!(module.module_names(), ["one_module"]);
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! Comes in: a located kernel. Decided: nothing. Goes out: [`Facts`], plain values, so that what is made of them can be
 //! tested without a guest.
 
+use super::modules::Loaded;
 use super::{GuestError, Kernel};
 use crate::engine::ReadMemory;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// `NCAPINTS + NBUGINTS` of any kernel so far is below this (`arch/x86/include/asm/cpufeatures.h`).
 const CAPABILITY_WORDS_LIMIT: u64 = 64;
@@ -15,6 +17,8 @@ const CAPABILITY_WORDS_LIMIT: u64 = 64;
 pub struct Facts {
     /// Distance between link and live addresses.
     pub slide: u64,
+    /// The module whose link addresses are meant, too.
+    pub module: Option<Arc<Loaded>>,
     /// `boot_cpu_data.x86_capability`.
     pub capabilities: Vec<u32>,
     /// Where returns go when [`Facts::rethunk`] is set: the value of `x86_return_thunk`.
@@ -37,6 +41,13 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Live address of a link address.
+    #[must_use]
+    pub fn live(&self, link: u64) -> u64 {
+        let in_module = self.module.as_ref().and_then(|module| module.live(link));
+        in_module.unwrap_or_else(|| link.wrapping_add(self.slide))
+    }
+
     /// Whether the processor has a feature: word * 32 + bit. Unknown numbers are absent.
     #[must_use]
     pub fn has(&self, feature: u16) -> bool {
@@ -64,6 +75,7 @@ pub fn read(
     let live = |name: &str| kernel.profile().symbols.get(name).map(|&link| kernel.live(link).0);
     let mut facts = Facts {
         slide: kernel.slide(),
+        module: kernel.module().cloned(),
         capabilities: capabilities.collect(),
         paravirt_nop: live("_paravirt_nop"),
         paravirt_bug: live("paravirt_BUG"),

@@ -1,5 +1,7 @@
 //! A small Linux-like guest in memory, for tests: page tables, interrupt table, notes, page array, one processor, tasks.
 
+pub(crate) mod worker;
+
 use super::paging::PAGE;
 use crate::engine::mock::MockEngine;
 use crate::engine::{Pa, Registers};
@@ -26,7 +28,12 @@ pub(crate) const VARIABLES: u64 = 0x8000;
 const LEVEL3: u64 = 0x9000;
 /// Stack of the first task.
 pub(crate) const STACK: u64 = 0xa000;
-const PERCPU: u64 = 0xe000;
+pub(crate) const PERCPU: u64 = 0xe000;
+/// The processor's list of work, in its per-CPU area.
+pub(crate) const LIST: u64 = 32;
+/// Handler of the interrupt that looks there, and its vector.
+const IRQ_WORK: u64 = 0x2100;
+pub(crate) const VECTOR: u8 = 0xf6;
 const PAGES: u64 = 0xf000;
 const IRQ_STACK: u64 = 0x1_0000;
 const DIRECT3: u64 = 0x1_4000;
@@ -51,6 +58,7 @@ pub(crate) fn variable(name: &str) -> u64 {
         "text_mutex",
         "pv_slot",
         "static_key",
+        "__cpu_online_mask",
     ];
     VARIABLES + names.iter().position(|known| *known == name).expect("a variable of the fake") as u64 * 16
 }
@@ -77,16 +85,29 @@ pub(crate) fn profile() -> GuestProfile {
         ("_paravirt_nop", 0x500),
         ("its_return_thunk", 0x700),
         ("__x86_indirect_thunk_array", 0x2400),
+        ("asm_sysvec_irq_work", IRQ_WORK),
     ]
     .map(|(name, offset)| (name.to_owned(), TEXT + offset))
     .into();
-    for name in ["vmemmap_base", "real_mode_header", "x86_return_thunk", "__per_cpu_offset", "nr_cpu_ids", "text_mutex"]
-    {
+    for name in [
+        "vmemmap_base",
+        "real_mode_header",
+        "x86_return_thunk",
+        "__per_cpu_offset",
+        "nr_cpu_ids",
+        "text_mutex",
+        "__cpu_online_mask",
+    ] {
         symbols.insert(name.to_owned(), TEXT + variable(name));
     }
-    for (name, offset) in
-        [("current_task", 0), ("hardirq_stack_ptr", 8), ("cea_exception_stacks", 16), ("idle_threads", 24)]
-    {
+    for (name, offset) in [
+        ("current_task", 0),
+        ("hardirq_stack_ptr", 8),
+        ("cea_exception_stacks", 16),
+        ("idle_threads", 24),
+        ("raised_list", LIST),
+        ("x86_cpu_to_apicid", 40),
+    ] {
         symbols.insert(name.to_owned(), offset);
     }
     let map = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
@@ -111,7 +132,12 @@ pub(crate) fn profile() -> GuestProfile {
             ("mutex.owner", 0),
             ("cpuinfo_x86.x86_capability", 0),
         ]),
-        sizes: map(&[("page", 8), ("cpuinfo_x86.x86_capability", 96), ("ftrace_ret_stack", 24)]),
+        sizes: map(&[
+            ("page", 8),
+            ("cpuinfo_x86.x86_capability", 96),
+            ("ftrace_ret_stack", 24),
+            ("exception_table_entry", 12),
+        ]),
         constants: map(&[("THREAD_SIZE", 0x4000), ("PG_reserved", 12), ("X86_FEATURE_RETHUNK", 11 * 32 + 14)]),
     }
 }
@@ -148,6 +174,9 @@ pub(crate) fn image(old: &[u8]) -> Image {
     // Gate 0.
     let gate = live(DIVIDE).to_le_bytes();
     image.put(IDT, &[gate[0], gate[1], 0x10, 0, 0, 0x8e, gate[2], gate[3], gate[4], gate[5], gate[6], gate[7]]);
+    let gate = live(IRQ_WORK).to_le_bytes();
+    let at = IDT + u64::from(VECTOR) * 16;
+    image.put(at, &[gate[0], gate[1], 0x10, 0, 0, 0x8e, gate[2], gate[3], gate[4], gate[5], gate[6], gate[7]]);
     for page in 0..0xa0 {
         image.word(PAGES + page * 8, 1 << 12);
     }
@@ -160,6 +189,7 @@ pub(crate) fn image(old: &[u8]) -> Image {
         ("text_mutex", 0),
         ("pv_slot", live(0x900)),
         ("static_key", live(0xa00)),
+        ("__cpu_online_mask", 1),
     ] {
         image.word(variable(name), value);
     }
@@ -207,7 +237,12 @@ pub(crate) fn kernel(rip: u64) -> Registers {
 pub(crate) fn engine(image: &Image) -> MockEngine {
     // Low memory is not all zeros: firmware has used it.
     let low: Vec<u8> = (0..0xa0 * PAGE).map(|at| (at / 7 + at / PAGE) as u8).collect();
-    let mut engine = MockEngine::new().with_memory(Pa(0), &low).with_memory(Pa(IMAGE), &image.0);
+    let modules = vec![0; (worker::END - worker::AREAS) as usize];
+    let mut engine = MockEngine::new()
+        .with_memory(Pa(0), &low)
+        .with_memory(Pa(IMAGE), &image.0)
+        .with_memory(Pa(IMAGE + worker::AREAS), &modules)
+        .with_handler(worker::interrupt);
     engine.set_registers(vec![user()]);
     engine
 }

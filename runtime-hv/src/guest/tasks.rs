@@ -196,11 +196,9 @@ fn probed(memory: &dyn ReadMemory, kernel: &Kernel, task: Va) -> Result<Vec<u64>
     let lists = [("task_struct.rethooks", "rethook_node"), ("task_struct.kretprobe_instances", "kretprobe_instance")];
     let mut found = Vec::new();
     for (head, node) in lists {
-        let (Ok(head), Ok(link), Ok(address)) = (
-            kernel.offset(head),
-            kernel.offset(&format!("{node}.llist")),
-            kernel.offset(&format!("{node}.ret_addr")),
-        ) else {
+        let (Ok(head), Ok(link), Ok(address)) =
+            (kernel.offset(head), kernel.offset(&format!("{node}.llist")), kernel.offset(&format!("{node}.ret_addr")))
+        else {
             continue;
         };
         let mut at = kernel.read_u64(memory, Va(task.0.wrapping_add(head)), "a task")?;

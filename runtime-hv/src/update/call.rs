@@ -24,7 +24,7 @@ use crate::guest::irq_work;
 use crate::guest::support::{Answer, Object, Operation, REQUEST_SIZE, Request, State, SupportError};
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Boot, Call, Document, Record};
-use lpk_format::{Bundle, Payload, SectionKind};
+use lpk_format::{Bundle, MODULE_SPACE, Payload, SectionKind};
 use std::time::{Duration, Instant};
 
 /// Shortest and longest pause between two looks at a request.
@@ -61,7 +61,7 @@ impl Context {
 
     fn action(&self, after: Document, writes: Vec<Write>, moving: Vec<u64>, list: Option<u64>) -> Action {
         let (sequence, boot, bundle) = (after.sequence, self.boot.clone(), self.bundle.clone());
-        Action { sequence, boot, bundle, owner_paused: false, writes, moving, list, after }
+        Action { sequence, boot, bundle, owner_paused: false, writes, moving, list, mapped: Vec::new(), after }
     }
 }
 
@@ -322,16 +322,49 @@ impl<E: Engine> Updater<E> {
     pub(super) fn context(&mut self, id: &str) -> Result<Context, UpdateError> {
         let bundle = self.bundle(id)?;
         let (kernel, boot) = self.same_boot(&bundle)?;
-        let facts = facts::read(&self.engine, &kernel, super::admit::wanted(&bundle))?;
+        // The module itself may be gone by now; what new code is linked with is not asked for here.
+        let wanted = super::admit::wanted(&bundle).into_iter().filter(|link| !MODULE_SPACE.contains(link));
+        let facts = facts::read(&self.engine, &kernel, wanted)?;
         Context::new(kernel, facts, boot, &bundle, id)
     }
 
     /// Raises the interrupt of a request again that nobody has looked at.
     fn remind(&mut self, call: &Call) -> Result<(), UpdateError> {
         if answer(&self.engine, call)?.state == State::Asked {
-            paused(&mut self.engine, |engine| engine.interrupt(call.apic_id, call.vector))?.0?;
+            self.stop(&call.area.bundle, &mut Times::default(), |engine| {
+                Ok(engine.interrupt(call.apic_id, call.vector)?)
+            })?;
         }
         Ok(())
+    }
+
+    /// A stop in which nothing of the guest's own is written. It is in the journal all the same: whoever finds the guest
+    /// stopped must know that it was us.
+    pub(super) fn stop<T>(
+        &mut self,
+        bundle: &str,
+        times: &mut Times,
+        work: impl FnOnce(&mut E) -> Result<T, UpdateError>,
+    ) -> Result<T, UpdateError> {
+        let boot = self.document.boot.clone().ok_or(UpdateError::OtherBoot)?;
+        let action = Action {
+            sequence: self.document.sequence + 1,
+            boot,
+            bundle: bundle.to_owned(),
+            owner_paused: self.engine.is_paused()?,
+            writes: Vec::new(),
+            moving: Vec::new(),
+            list: None,
+            mapped: Vec::new(),
+            after: self.document.clone(),
+        };
+        self.journal.begin(&action, &self.document)?;
+        self.unsettled = true;
+        let (done, time) = paused(&mut self.engine, work)?;
+        self.unsettled = false;
+        times.paused(time);
+        self.journal.forget_action()?;
+        done
     }
 
     /// One stop of the guest: looks, writes if it is the moment, and then does `last`. Says why it was not the moment.
@@ -433,9 +466,13 @@ fn take_over(
         }
         (Operation::Release, 0) => {
             document.areas.retain(|area| area.base != call.area.base);
-            let removed = |record: &&mut Record| record.info.id == call.area.bundle && record.info.kept_pages != 0;
+            let bundle = super::parts::bundle_of(&call.area.bundle);
+            let removed = |record: &&mut Record| record.info.id == bundle && record.info.kept_pages != 0;
             for record in document.bundles.iter_mut().filter(removed) {
-                (record.info.kept_pages, record.info.reason) = (0, None);
+                record.info.kept_pages = record.info.kept_pages.saturating_sub(call.area.pages());
+                if record.info.kept_pages == 0 {
+                    record.info.reason = None;
+                }
             }
         }
         // What was not released stays, and is not tried again by itself.

@@ -11,7 +11,6 @@
 use super::admit::Admitted;
 use super::area::{self, Area, Parts, Witness};
 use super::call::Context;
-use super::transaction::paused;
 use super::{Times, UpdateError, Updater};
 use crate::engine::{Engine, Va};
 use crate::guest::Kernel;
@@ -77,7 +76,7 @@ impl<E: Engine> Updater<E> {
         let mut taken = self.names();
         let mut name = area.name.clone();
         let mut filled = area::fill(&bundle.payload, &context.facts, area.base, &area.parts, &name)?;
-        times.measure_in("copy", |times| self.copy(&context.kernel, &filled.contents, times))?;
+        times.measure_in("copy", |times| self.copy(&context.kernel, &area.bundle, &filled.contents, times))?;
         for _ in 0..NAMES {
             let request = &filled.register;
             match times.measure_in("register", |times| self.ask(context, request, area, times)) {
@@ -98,12 +97,18 @@ impl<E: Engine> Updater<E> {
     }
 
     /// Writes to virtual addresses, a stretch of pages in each stop.
-    fn copy(&mut self, kernel: &Kernel, contents: &[(u64, Vec<u8>)], times: &mut Times) -> Result<(), UpdateError> {
+    fn copy(
+        &mut self,
+        kernel: &Kernel,
+        bundle: &str,
+        contents: &[(u64, Vec<u8>)],
+        times: &mut Times,
+    ) -> Result<(), UpdateError> {
         let pages = contents.iter().flat_map(|(at, bytes)| (*at..).step_by(PAGE).zip(bytes.chunks(PAGE)));
         let pages: Vec<(u64, &[u8])> = pages.collect();
         for stretch in pages.chunks(STRETCH / PAGE) {
             let resets = self.resets;
-            let (done, time) = paused(&mut self.engine, |engine| {
+            self.stop(bundle, times, |engine| {
                 if engine.resets() != resets {
                     return Err(UpdateError::OtherBoot);
                 }
@@ -113,8 +118,6 @@ impl<E: Engine> Updater<E> {
                 }
                 Ok(())
             })?;
-            times.paused(time);
-            done?;
         }
         Ok(())
     }

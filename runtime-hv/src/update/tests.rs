@@ -13,10 +13,10 @@ use lpk_format::{
 };
 use std::time::Duration;
 
-const LIVE: [u8; 16] = [0x0f, 0x1f, 0x44, 0, 0, 0xb8, 1, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
-const PATIENCE: Patience = Patience { attempts: 2, wait: Duration::ZERO, answer: Duration::ZERO };
+pub(super) const LIVE: [u8; 16] = [0x0f, 0x1f, 0x44, 0, 0, 0xb8, 1, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc, 0xcc, 0xcc];
+pub(super) const PATIENCE: Patience = Patience { attempts: 2, wait: Duration::ZERO, answer: Duration::ZERO };
 
-fn bundle() -> Bundle {
+pub(super) fn bundle() -> Bundle {
     let mut expected = LIVE;
     expected[..5].copy_from_slice(&[0xe8, 1, 2, 3, 4]);
     let text = vec![0x48, 0x8d, 0x3d, 0, 0, 0, 0, 0xb8, 2, 0, 0, 0, 0xc3, 0xcc, 0xcc, 0xcc];
@@ -65,27 +65,29 @@ fn bundle() -> Bundle {
             new_size: 13,
         }],
         support: None,
+        module: None,
+        modules: vec![],
     }
 }
 
-fn bytes(bundle: &Bundle) -> Vec<u8> {
+pub(super) fn bytes(bundle: &Bundle) -> Vec<u8> {
     lpk_format::write(bundle).expect("a sound bundle")
 }
 
-struct Setup {
-    updater: Updater<MockEngine>,
-    journal: Journal,
-    _folder: tempfile::TempDir,
+pub(super) struct Setup {
+    pub(super) updater: Updater<MockEngine>,
+    pub(super) journal: Journal,
+    pub(super) _folder: tempfile::TempDir,
 }
 
-fn setup(engine: MockEngine) -> Setup {
+pub(super) fn setup(engine: MockEngine) -> Setup {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = Journal::beside(&folder.path().join("api"));
     let updater = Updater::open(engine, journal.clone(), PATIENCE).expect("an empty journal");
     Setup { updater, journal, _folder: folder }
 }
 
-fn guest() -> MockEngine {
+pub(super) fn guest() -> MockEngine {
     fake::engine(&fake::image(&LIVE))
 }
 
@@ -183,7 +185,7 @@ fn refusals_leave_the_guest_untouched() {
 }
 
 /// Numbers of calls to fail at: all but reads, and every seventh read (page walks read thousands of words).
-fn interesting(engine: &MockEngine) -> Vec<usize> {
+pub(super) fn interesting(engine: &MockEngine) -> Vec<usize> {
     let calls = engine.calls();
     let reads = |n: usize| matches!(calls[n - 1], crate::engine::mock::Call::Read { .. });
     (1..=calls.len()).filter(|&n| !reads(n) || n % 7 == 0).collect()
@@ -236,8 +238,7 @@ fn what_a_dead_tool_left_is_taken_back() {
         let done = updater.apply(&file, false).is_ok();
         let mut engine = updater.into_engine();
         engine.fail_never();
-        // As the watchdog does: what was stopped goes on.
-        crate::engine::Pause::resume(&mut engine).expect("the hypervisor is back");
+        super::prepared_tests::rescue(&mut engine, &journal);
         let updater = Updater::open(engine, journal, PATIENCE).expect("recovered");
         assert!(!done && updater.engine.memory() == before && updater.list().is_empty(), "call {n}");
         assert!(updater.engine.is_running(), "call {n}");

@@ -81,7 +81,7 @@ impl Prepared {
         let slot = take_slot()?;
         let dir = tempfile::Builder::new().prefix("lucos-guest-").tempdir()?;
         let initrd = dir.path().join("initrd");
-        initramfs::write(&initrd)?;
+        initramfs::write_with(&initrd, &config.files)?;
         let logs = commands::target_dir()?.join("guest-logs");
         std::fs::create_dir_all(&logs)?;
         let log = logs.join(format!("{}.serial", config.name));

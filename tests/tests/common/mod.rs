@@ -5,7 +5,7 @@
 use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::Guest;
 use lucos_tests::kernels::Kernel;
-use lucos_tests::patches::{self, VISIBLE_FILE};
+use lucos_tests::patches::{self, Edit, VISIBLE_FILE};
 use std::path::{Path, PathBuf};
 
 /// Name of the visible bundle.
@@ -13,8 +13,13 @@ pub(crate) const NAME: &str = "proc-version";
 
 /// Builds the bundle that changes the first word of /proc/version.
 pub(crate) fn visible_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
-    let diff = patches::diff(&kernel.source(), &[patches::visible()]).expect("the edit fits this kernel");
-    let (file, bundle) = (dir.join(format!("{NAME}.diff")), dir.join(format!("{NAME}.lpk")));
+    edited_bundle(dir, kernel, NAME, &[patches::visible()])
+}
+
+/// Builds a bundle of Type 1 from edits.
+pub(crate) fn edited_bundle(dir: &Path, kernel: &Kernel, name: &str, edits: &[Edit]) -> PathBuf {
+    let diff = patches::diff(&kernel.source(), edits).expect("the edits fit this kernel");
+    let (file, bundle) = (dir.join(format!("{name}.diff")), dir.join(format!("{name}.lpk")));
     std::fs::write(&file, diff).expect("a diff in the work folder");
     let outcome = commands::build_bundle(&file, &kernel.vmlinux(), &bundle).expect("lucos-build runs");
     assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{}", outcome.describe());

@@ -1,0 +1,316 @@
+//! New code that the guest itself has prepared: it is as good a citizen as a module's, and leaves as cleanly.
+
+mod common;
+
+use common::{NAME, applied, apply, edited_bundle, first_word, undo, visible_bundle};
+use lucos_tests::commands::Hv;
+use lucos_tests::digest::Snapshot;
+use lucos_tests::guest::{Config, Guest};
+use lucos_tests::kernels::Kernel;
+use lucos_tests::patches::{self, VISIBLE_FILE, VISIBLE_WORDS};
+use lucos_tests::require;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Name of the bundle that does things on request, and of the module that the guest knows it as.
+const CITIZEN: &str = "citizen";
+const MODULE: &str = "lucos_citizen";
+/// The script by which a process asks ([`patches::citizen`]).
+const ASK: &str = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
+
+fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
+}
+
+/// A guest in which processes can ask.
+fn guest(name: &str, kernel: &Kernel) -> (Guest, Hv) {
+    let mut config = Config::new(name, &kernel.vmlinuz());
+    config.files = vec![kernel.module("kernel/fs/nls/nls_utf8.ko")];
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{ASK}\nEOF")).expect("a script");
+    guest
+        .run_ok("mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing")
+        .expect("mounts");
+    let hv = Hv::new(guest.api());
+    (guest, hv)
+}
+
+/// What a reader of /proc/cmdline sees that asks for something.
+fn ask(guest: &mut Guest, request: char) -> String {
+    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
+}
+
+/// What the kernel says meanwhile.
+fn said(guest: &mut Guest, request: char) -> String {
+    guest.run_ok("dmesg -c > /dev/null").expect("clears");
+    ask(guest, request);
+    guest.run_ok("dmesg -c").expect("the kernel's messages")
+}
+
+/// Someone asks in the background; given back is the number of the process.
+fn start(guest: &mut Guest, request: char) -> String {
+    let started = format!("(sh /tmp/ask {request} > /tmp/asked 2>&1 & echo $! > /tmp/pid); sleep 0.3; cat /tmp/pid");
+    guest.run_ok(&started).expect("starts").trim().to_owned()
+}
+
+fn set_schedstats(guest: &mut Guest, on: bool) {
+    guest.run_ok(&format!("echo {} > /proc/sys/kernel/sched_schedstats", u8::from(on))).expect("flips the key");
+}
+
+#[test]
+fn new_code_is_a_good_citizen() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("citizen", &kernel);
+    // A key that is on already when the code comes.
+    set_schedstats(&mut guest, true);
+    let outcome = apply(&hv, &bundle);
+    assert_eq!((outcome.text("/memory"), outcome.text("/module")), ("module", MODULE));
+
+    let modules = guest.run_ok("cat /proc/modules").expect("lists");
+    assert!(modules.contains(&format!("{MODULE} ")) && modules.contains("(K)"), "{modules}");
+    let symbols = guest.run_ok(&format!("grep {MODULE} /proc/kallsyms")).expect("lists");
+    assert!(symbols.contains(" t cmdline_proc_show\t[lucos_citizen]"), "{symbols}");
+    assert!(ask(&mut guest, 'f').contains("result -14 "), "a faulting access reaches its fix-up");
+
+    // Static keys, in both directions.
+    assert!(ask(&mut guest, 'x').starts_with("enabled "), "as the key was when the code came");
+    for on in [false, true, false] {
+        set_schedstats(&mut guest, on);
+        assert_eq!(ask(&mut guest, 'x').starts_with("enabled "), on);
+    }
+    // Tracepoints.
+    let tracing = "/sys/kernel/tracing";
+    let enable = format!("{tracing}/events/sched/sched_process_wait/enable");
+    guest.run_ok(&format!("echo 1 > {enable}")).expect("traces");
+    ask(&mut guest, 't');
+    let trace =
+        guest.run_ok(&format!("echo 0 > {enable}; cat {tracing}/trace; echo > {tracing}/trace")).expect("the trace");
+    assert!(trace.contains("sched_process_wait: comm=@t"), "{trace}");
+    // Debug messages are off, on, off.
+    let control = "/sys/kernel/debug/dynamic_debug/control";
+    for (switch, expected) in [(None, false), (Some("+p"), true), (Some("-p"), false)] {
+        if let Some(switch) = switch {
+            guest.run_ok(&format!("echo 'module {MODULE} {switch}' > {control}")).expect("switches");
+        }
+        assert_eq!(said(&mut guest, 'p').contains("asked for by"), expected, "{switch:?}");
+    }
+    // Stacks: of a process asleep inside, and of a processor busy inside.
+    let pid = start(&mut guest, 's');
+    let stack = guest.run_ok(&format!("cat /proc/{pid}/stack")).expect("a stack");
+    let named = stack.find("cmdline_proc_show+").zip(stack.find("entry_SYSCALL_64_after_hwframe"));
+    assert!(named.is_some_and(|(new, entry)| new < entry) && stack.contains("[lucos_citizen]"), "{stack}");
+    guest.run_ok("sleep 3; dmesg -c > /dev/null").expect("waits");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+
+    // From here on the kernel complains, because it is asked to.
+    start(&mut guest, 'L');
+    let stacks = guest.run_ok("echo l > /proc/sysrq-trigger; sleep 2; dmesg -c").expect("stacks");
+    assert!(stacks.contains(" cmdline_proc_show+") && stacks.contains("vfs_read+"), "{stacks}");
+    let dump = said(&mut guest, 'd');
+    assert!(dump.contains("cmdline_proc_show") && dump.contains("entry_SYSCALL_64_after_hwframe+"), "{dump}");
+    let line = "at fs/proc/cmdline.c:";
+    let once = said(&mut guest, 'w');
+    assert!(once.contains("WARNING: ") && once.contains(line) && once.contains("cmdline_proc_show+"), "{once}");
+    assert_eq!(said(&mut guest, 'w'), "", "once is once");
+    for _ in 0..2 {
+        let warning = said(&mut guest, 'W');
+        assert!(warning.contains("asked for by") && warning.contains(line), "{warning}");
+    }
+    // Nobody but the service takes it away.
+    for remove in ["rmmod", "rmmod -f"] {
+        assert_ne!(guest.run(&format!("{remove} {MODULE}")).expect("answers").status, 0);
+    }
+
+    let outcome = undo(&hv, CITIZEN);
+    assert_eq!((outcome.number("/kept_pages"), outcome.text("/reason")), (0.0, ""), "{}", outcome.describe());
+    let left = guest.run(&format!("grep lucos /proc/modules /proc/kallsyms {control}")).expect("answers");
+    assert_eq!((left.status, left.output.as_str()), (1, ""));
+    // Everything that the code had followed goes on without it.
+    guest.run_ok("dmesg -c > /dev/null").expect("clears");
+    for on in [true, false] {
+        set_schedstats(&mut guest, on);
+        assert!(ask(&mut guest, 'f').starts_with("console="));
+    }
+    guest.run_ok(&format!("echo 1 > {enable}; echo 0 > {enable}")).expect("traces");
+    assert_eq!(guest.run_ok("dmesg -c").expect("the kernel's messages"), "");
+}
+
+/// A thread that sleeps inside keeps the code where it is; when it has left, the next undo gives everything back. Tracers
+/// take its return address off the stack: it is found all the same.
+#[test]
+fn code_stays_while_somebody_is_inside() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("inside", &kernel);
+    let tracing = "/sys/kernel/tracing";
+    let graph = format!("echo msleep > {tracing}/set_ftrace_filter; echo function_graph > {tracing}/current_tracer");
+    let probe =
+        format!("echo 'r:lucos/slept msleep' > {tracing}/kprobe_events; echo 1 > {tracing}/events/lucos/enable");
+    let stop = format!(
+        "echo nop > {tracing}/current_tracer; echo 0 > {tracing}/events/lucos/enable; echo > {tracing}/kprobe_events; \
+         echo > {tracing}/set_ftrace_filter"
+    );
+    for (what, begin, end) in [
+        ("plain", "true", "true"),
+        ("graph", graph.as_str(), stop.as_str()),
+        ("return probe", probe.as_str(), stop.as_str()),
+    ] {
+        guest.run_ok(begin).expect("traces");
+        apply(&hv, &bundle);
+        start(&mut guest, 's');
+        let outcome = undo(&hv, CITIZEN);
+        assert_eq!(outcome.text("/reason"), "kept-still-in-use", "{what}: {}", outcome.describe());
+        assert!(outcome.number("/kept_pages") > 0.0, "{what}");
+        guest.run_ok("sleep 3; cat /tmp/asked").expect("waits");
+        guest.run(end).expect("stops tracing");
+        let outcome = apply(&hv, &bundle);
+        assert!(
+            ask(&mut guest, 'f').contains("result -14 "),
+            "{what}: applied in the kept area: {}",
+            outcome.describe()
+        );
+        let outcome = undo(&hv, CITIZEN);
+        assert_eq!(outcome.number("/kept_pages"), 0.0, "{what}: {}", outcome.describe());
+        assert_eq!(guest.run("grep lucos /proc/modules").expect("answers").status, 1, "{what}");
+    }
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+#[test]
+fn many_rounds_while_other_modules_come_and_go() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("rounds", &kernel);
+    let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
+    let others = "while :; do insmod /files/nls_utf8.ko && rmmod nls_utf8 && echo >> /tmp/others; done";
+    let asking = "while :; do sh /tmp/ask f; done > /dev/null";
+    guest
+        .run_ok(&format!("for c in '{others}' '{asking}'; do setsid sh -c \"$c\" 2> /dev/null & done"))
+        .expect("starts");
+    let (mut longest, mut total) = (Vec::new(), Vec::new());
+    for round in 0..25 {
+        let outcome = apply(&hv, &bundle);
+        longest.push(outcome.number("/times_us/longest_pause") as u64);
+        total.push(outcome.number("/times_us/total") as u64);
+        assert!(ask(&mut guest, 'f').contains("result -14 "), "round {round}: applied");
+        let outcome = undo(&hv, CITIZEN);
+        assert_eq!(outcome.text("/reason"), "", "round {round}: {}", outcome.describe());
+        assert!(ask(&mut guest, 'f').starts_with("console="), "round {round}: taken back");
+    }
+    longest.sort_unstable();
+    total.sort_unstable();
+    eprintln!(
+        "apply under load: longest pause {} µs median, {} µs at most; {} µs in all, median",
+        longest[12], longest[24], total[12]
+    );
+    let others: u64 = guest.run_ok("wc -l < /tmp/others").expect("answers").trim().parse().expect("a number");
+    assert!(others > 5, "only {others} rounds of another module");
+    let progress = guest.load_progress(&load).expect("answers");
+    assert!(progress.fewest > 0 && progress.wrong == 0, "{progress:?}");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+/// The service dies at any moment of apply and undo: the guest goes on, the next service knows what holds, and nothing stays
+/// behind.
+#[test]
+fn the_service_is_killed_at_random_moments() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_plain_qemu(&Config::new("killed", &kernel.vmlinuz())).expect("boots");
+    let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
+    let before = Snapshot::take(&mut guest).expect("memory");
+    let hv = Hv::new(guest.api());
+    // How long an action takes here and now, so that some are killed and some are not.
+    let service = guest.attach().expect("attaches");
+    let (one, other) = (apply(&hv, &bundle).wall_ms, undo(&hv, NAME).wall_ms);
+    service.detach().expect("ends");
+    let reach_us = u32::try_from(2000 * one.max(other)).expect("less than an hour");
+    let mut random = 0x2545_f491_u32;
+    let (mut answered, mut found) = (0, [0, 0]);
+    for round in 0..30 {
+        let service = guest.attach().unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let is_applied = applied(&hv) == [NAME];
+        found[usize::from(is_applied)] += 1;
+        assert_eq!(
+            first_word(&mut guest),
+            VISIBLE_WORDS[usize::from(is_applied)],
+            "round {round}: what the service says"
+        );
+        let (client, file) = (hv.clone(), bundle.clone());
+        let client = std::thread::spawn(move || if is_applied { client.undo(NAME) } else { client.apply(&file) });
+        random ^= random << 13;
+        random ^= random >> 17;
+        random ^= random << 5;
+        std::thread::sleep(Duration::from_micros(u64::from(random % reach_us)));
+        service.crash().expect("is killed");
+        let outcome = client.join().expect("no panic").expect("lucos-hv runs");
+        answered += u32::from(outcome.status == 0);
+        let start = Instant::now();
+        first_word(&mut guest);
+        assert!(start.elapsed() < Duration::from_secs(20), "round {round}: the guest goes on");
+    }
+    eprintln!("30 kills, {answered} of them after the answer; found not applied and applied: {found:?}");
+    assert!(found.iter().all(|&count| count > 2), "{found:?}");
+    let service = guest.attach().expect("attaches");
+    if !applied(&hv).is_empty() {
+        undo(&hv, NAME);
+    }
+    // What the last dead service left to the guest is finished by now or soon.
+    let modules = |guest: &mut Guest| guest.run("grep lucos /proc/modules").expect("answers").output;
+    let start = Instant::now();
+    while !modules(&mut guest).is_empty() && start.elapsed() < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(modules(&mut guest), "");
+    let status = hv.call("status", None).expect("lucos-hv runs");
+    assert_eq!(
+        (status.json["waiting"].as_bool(), status.number("/lost_pages")),
+        (Some(false), 0.0),
+        "{}",
+        status.describe()
+    );
+    service.detach().expect("ends");
+    let after = Snapshot::take(&mut guest).expect("memory");
+    assert_eq!(before.difference(&after), None, "the memory is as it was");
+    let progress = guest.load_progress(&load).expect("answers");
+    assert!(progress.fewest > 0 && progress.wrong == 0, "{progress:?}");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+/// A guest that cannot do its part is told from one that can, and a bundle without tables can do without.
+#[test]
+fn a_stopped_guest_is_not_asked_and_the_arena_does_without() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = visible_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_plain_qemu(&Config::new("stopped", &kernel.vmlinuz())).expect("boots");
+    let before = Snapshot::take(&mut guest).expect("memory");
+    let service = guest.attach().expect("attaches");
+    let hv = Hv::new(guest.api());
+    let monitor = guest.monitor().expect("a monitor").to_owned();
+    let human = |command: &str| {
+        lucos_tests::digest::Monitor::connect(&monitor).and_then(|mut monitor| monitor.human(command)).expect("answers")
+    };
+    human("stop");
+    let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/error/reason")), (3, "guest-state"), "{}", outcome.describe());
+    let outcome = hv.apply_in_arena(&bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/memory")), (0, "arena"), "{}", outcome.describe());
+    human("cont");
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1]);
+    undo(&hv, NAME);
+    assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0]);
+
+    let citizen = citizen_bundle(work.path(), &kernel);
+    let outcome = hv.apply_in_arena(&citizen).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/error/reason")), (3, "needs-preparation"), "{}", outcome.describe());
+    service.detach().expect("ends");
+    let after = Snapshot::take(&mut guest).expect("memory");
+    assert_eq!(before.difference(&after), None, "the memory is as it was");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
