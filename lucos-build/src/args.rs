@@ -4,7 +4,7 @@
 //! [`Args`].
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
 Inputs that are not given are looked for by convention, and what was found is said on standard error:
@@ -93,8 +93,12 @@ pub struct BuildArgs {
     #[arg(value_name = "DIFF")]
     pub diff: PathBuf,
     /// The kernel image with symbols and debug information.
-    #[arg(long, value_name = "FILE")]
-    pub vmlinux: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "folder")]
+    pub vmlinux: Option<PathBuf>,
+    /// A folder that this kernel was built in, with everything in it (vmlinux, System.map, .config, .cmd files); it is never
+    /// written to.
+    #[arg(id = "folder", long = "build", value_name = "DIR")]
+    pub build: Option<PathBuf>,
     /// The kernel's System.map.
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
@@ -140,6 +144,12 @@ impl BuildArgs {
             Some(stem) if self.diff.as_os_str() != "-" => stem.to_string_lossy().into_owned(),
             _ => "stdin".to_owned(),
         }
+    }
+
+    /// The kernel image: the one given, or that of the build folder.
+    pub fn vmlinux(&self) -> PathBuf {
+        let built = || self.build.as_deref().unwrap_or(Path::new("")).join("vmlinux");
+        self.vmlinux.clone().unwrap_or_else(built)
     }
 
     /// Where the bundle goes.

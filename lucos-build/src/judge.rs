@@ -138,12 +138,8 @@ impl Judge<'_, '_> {
         self.refuse_type2(&read, &judged, report)?;
         let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
             let in_module = self.image_of(unit).module().is_some();
-            judged
-                .diff
-                .boot_functions
-                .iter()
-                .filter(move |_| in_module)
-                .filter_map(|&at| exit_code(&unit.unit, patched, at))
+            (judged.diff.changed_boot_functions().filter(move |_| in_module))
+                .filter_map(|at| exit_code(&unit.unit, patched, at))
         });
         let exits: Vec<Reason> = exits.collect();
         if !exits.is_empty() {
@@ -452,7 +448,7 @@ fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<R
 fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
     let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
     let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
-    let functions = diff.boot_functions.iter().map(|&function| {
+    let functions = diff.changed_boot_functions().map(|function| {
         let piece = patched.piece(function);
         let SectionRole::BootCode(what) = piece.role else { return None };
         Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))

@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod compile;
+pub mod given;
 pub mod lines;
 pub mod overlay;
 pub mod support;
@@ -14,6 +15,7 @@ use crate::identity::Config;
 use crate::progress::Progress;
 use crate::request::Request;
 use command::{CommandError, UnitCommands};
+use given::{Given, GivenError};
 use nix::fcntl::{Flock, FlockArg};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -24,6 +26,8 @@ use std::process::{Command, Stdio};
 
 /// Sections per function and datum, so that each can be compared and moved alone.
 const KCFLAGS: &str = "KCFLAGS=-ffunction-sections -fdata-sections";
+/// The same as words of a command.
+const SECTION_FLAGS: [&str; 2] = ["-ffunction-sections", "-fdata-sections"];
 /// Marks a folder that was prepared to the end.
 const READY: &str = ".lucos-ready";
 /// Changes when the same inputs are to be prepared otherwise.
@@ -86,6 +90,9 @@ pub enum KbuildError {
     /// A unit's commands are not understood.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// A build folder that was given cannot be used.
+    #[error(transparent)]
+    Given(GivenError),
 }
 
 /// A configured and prepared build folder.
@@ -93,6 +100,10 @@ pub enum KbuildError {
 pub struct BuildFolder {
     /// The folder; commands run in it.
     pub path: PathBuf,
+    /// Where results are kept for later builds: the same folder, unless it is one that somebody else built in.
+    pub kept: PathBuf,
+    /// The build folder that was given, if this is one.
+    pub given: Option<Given>,
     /// Whether it was there already.
     pub cached: bool,
     /// Options whose value is not the one in the given configuration: `CONFIG_X: given, now`.
@@ -105,6 +116,9 @@ impl BuildFolder {
     /// # Errors
     /// [`KbuildError`]; a folder that was not prepared to the end is made anew the next time.
     pub fn prepare(request: &Request, progress: &Progress) -> Result<Self, KbuildError> {
+        if let Some(given) = &request.build {
+            return Self::of_given(given, request);
+        }
         let root = cache_root()?.join("build");
         fs::create_dir_all(&root).map_err(io(&root))?;
         let key = key(request)?;
@@ -130,7 +144,15 @@ impl BuildFolder {
         }
         let config = path.join(".config");
         let now = fs::read_to_string(&config).map_err(io(&config))?;
-        Ok(Self { drift: drift(&Config::parse(&request.config), &Config::parse(&now)), path, cached })
+        let drift = drift(&Config::parse(&request.config), &Config::parse(&now));
+        Ok(Self { drift, kept: path.clone(), path, given: None, cached })
+    }
+
+    /// A folder that the kernel was built in: nothing is to be prepared.
+    fn of_given(given: &Given, request: &Request) -> Result<Self, KbuildError> {
+        let kept = cache_root()?.join("build").join(format!("{}-given", key(request)?));
+        fs::create_dir_all(&kept).map_err(io(&kept))?;
+        Ok(Self { path: given.folder.clone(), kept, given: Some(given.clone()), cached: true, drift: Vec::new() })
     }
 
     /// The commands of units, in their order. They are kept in the folder, because make needs a second to tell them.
@@ -138,6 +160,19 @@ impl BuildFolder {
     /// # Errors
     /// [`KbuildError`].
     pub fn commands(&self, request: &Request, units: &[PathBuf]) -> Result<Vec<(PathBuf, UnitCommands)>, KbuildError> {
+        if let Some(given) = &self.given {
+            let config = Config::parse(&request.config);
+            let commands = |unit: &PathBuf| match given.commands(unit, &config) {
+                Ok(mut commands) => {
+                    // The one that was checked: by another name, or given in place of it.
+                    commands.compile[0] = request.compiler.program.display().to_string();
+                    Ok((unit.clone(), commands))
+                }
+                Err(GivenError::Command(error)) => Err(KbuildError::Command(error)),
+                Err(error) => Err(KbuildError::Given(error)),
+            };
+            return units.iter().map(commands).collect();
+        }
         let kept = self.path.join(".lucos-commands");
         fs::create_dir_all(&kept).map_err(io(&kept))?;
         let file = |unit: &Path| kept.join(format!("{}.json", unit.display().to_string().replace('/', "%")));
@@ -181,6 +216,10 @@ impl BuildFolder {
     /// # Errors
     /// [`KbuildError::Make`] with the end of the log.
     pub fn generate(&self, request: &Request, unit: &Path) -> Result<(), KbuildError> {
+        // What the build generates is there where it was built.
+        if self.given.is_some() {
+            return Ok(());
+        }
         let object = unit.with_extension("o").display().to_string();
         make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &[KCFLAGS, &object])
     }

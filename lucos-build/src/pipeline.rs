@@ -5,10 +5,11 @@
 
 use crate::args::BuildArgs;
 use crate::identity::Config;
-use crate::inputs::Found;
+use crate::inputs::{Found, OF_BUILD};
 use crate::judge::Judge;
 use crate::kbuild::command::{CommandError, UnitCommands};
 use crate::kbuild::compile::{Compile, CompileError, children_time};
+use crate::kbuild::given::Given;
 use crate::kbuild::{BuildFolder, KbuildError};
 use crate::modules::Modules;
 use crate::progress::Progress;
@@ -110,15 +111,16 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     progress.phase("reading the kernel image");
     report.diff = request::read_diff(&args.diff).map_err(Stop::failed)?;
     report.inputs.diff = Some(Found { path: args.diff.clone(), how: "given".to_owned() });
-    report.inputs.vmlinux = Some(Found { path: args.vmlinux.clone(), how: "given".to_owned() });
-    let image = request::open_image(&args.vmlinux)?;
+    let build = args.build.as_deref().map(Given::open).transpose().map_err(Stop::failed)?;
+    let vmlinux = args.vmlinux();
+    let how = if args.vmlinux.is_some() { "given" } else { OF_BUILD };
+    report.inputs.vmlinux = Some(Found { path: vmlinux.clone(), how: how.to_owned() });
+    let image = request::open_image(&vmlinux)?;
     let sections = DebugSections::load(|name| image.section_data(name)).map_err(|error| {
-        Stop::refused(
-            Reason::new("no-debug-information", error.to_string()).at(args.vmlinux.display().to_string(), None),
-        )
+        Stop::refused(Reason::new("no-debug-information", error.to_string()).at(vmlinux.display().to_string(), None))
     })?;
     let units = UnitIndex::build(&sections).map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
-    let request = request::identify(args, &image, &units, report, progress)?;
+    let request = request::identify(args, build, &image, &units, report, progress)?;
     report.timings_ms.identify = millis(clock.elapsed());
 
     // 2. Read the diff: diff-analyzer/src/source_diff.rs
@@ -164,6 +166,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let compile = Compile {
         source: &request.source,
         build: &folder.path,
+        below: request.build.as_ref().and_then(|given| given.below.as_deref()),
         work: work.path(),
         jobs: request.jobs,
         files: &scope.files,

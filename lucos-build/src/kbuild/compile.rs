@@ -95,6 +95,8 @@ pub struct Compile<'a> {
     pub source: &'a Path,
     /// The prepared build folder, in which the commands run.
     pub build: &'a Path,
+    /// Where in the source tree the commands run, if they name sources relative to their folder (a build in the tree).
+    pub below: Option<&'a Path>,
     /// An empty folder for overlays and objects.
     pub work: &'a Path,
     /// How many at a time.
@@ -157,6 +159,15 @@ impl Compile<'_> {
             before.insert(unit.clone(), Some(text.clone()));
             after.insert(unit.clone(), Some(text));
         }
+        // A build folder in the tree is a real folder of the overlay, so that `../` leads there.
+        if let Some(makefile) =
+            self.below.filter(|below| !below.as_os_str().is_empty()).map(|below| below.join("Makefile"))
+        {
+            let path = self.source.join(&makefile);
+            let text = fs::read(&path).map_err(|source| OverlayError { path, source })?;
+            before.insert(makefile.clone(), Some(text.clone()));
+            after.insert(makefile, Some(text));
+        }
         for side in [Side::Original, Side::Patched] {
             let path = self.overlay(side);
             match fs::remove_dir_all(&path) {
@@ -206,8 +217,8 @@ impl Compile<'_> {
         for (unit, _) in units {
             let path = PathBuf::from(format!("{}.d", self.object(unit, Side::Patched).display()));
             let text = fs::read_to_string(&path).map_err(|source| CompileError::Read { path, source })?;
-            let words = text.split_ascii_whitespace().filter(|word| word.starts_with('/'));
-            used.extend(words.filter_map(|word| Path::new(word).canonicalize().ok()));
+            let folder = self.folder(Side::Patched);
+            used.extend(text.split_ascii_whitespace().filter_map(|word| folder.join(word).canonicalize().ok()));
         }
         let overlay = self.overlay(Side::Patched);
         let overlay = overlay.canonicalize().unwrap_or(overlay);
@@ -249,7 +260,7 @@ impl Compile<'_> {
             let (program, arguments) = words.split_first().expect("a command has at least its program");
             let output = Command::new(program)
                 .args(arguments)
-                .current_dir(self.build)
+                .current_dir(self.folder(side))
                 .env("LC_ALL", "C")
                 .stdin(Stdio::null())
                 .output()
@@ -292,6 +303,11 @@ impl Compile<'_> {
                 word.replace(&tree_slash, &format!("{overlay}/"))
             }
         })
+    }
+
+    /// Where the commands run.
+    fn folder(&self, side: Side) -> PathBuf {
+        self.below.map_or_else(|| self.build.to_owned(), |below| self.overlay(side).join(below))
     }
 
     fn overlay(&self, side: Side) -> PathBuf {
@@ -359,6 +375,7 @@ mod tests {
         let compile = Compile {
             source: &source,
             build: &build,
+            below: None,
             work: &work,
             jobs: 2,
             files: &BTreeSet::from([PathBuf::from(touched)]),

@@ -30,9 +30,9 @@ pub struct Facts {
     pub its: bool,
     /// Live values behind the link addresses that fixups and boot sites name.
     pub words: BTreeMap<u64, u64>,
-    /// Live address of `_paravirt_nop`, if the profile names it.
+    /// Live address of `_paravirt_nop` (since Linux 6.8 `nop_func`), if the profile names it.
     pub paravirt_nop: Option<u64>,
-    /// Live address of `paravirt_BUG`, if the profile names it.
+    /// Live address of `paravirt_BUG` (since Linux 6.8 `BUG_func`), if the profile names it.
     pub paravirt_bug: Option<u64>,
     /// Live address of `__static_call_return0`, if the profile names it.
     pub static_call_return0: Option<u64>,
@@ -77,8 +77,8 @@ pub fn read(
         slide: kernel.slide(),
         module: kernel.module().cloned(),
         capabilities: capabilities.collect(),
-        paravirt_nop: live("_paravirt_nop"),
-        paravirt_bug: live("paravirt_BUG"),
+        paravirt_nop: live("_paravirt_nop").or_else(|| live("nop_func")),
+        paravirt_bug: live("paravirt_BUG").or_else(|| live("BUG_func")),
         static_call_return0: live("__static_call_return0"),
         thunk_array: live("__x86_indirect_thunk_array"),
         ..Facts::default()

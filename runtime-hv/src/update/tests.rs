@@ -183,7 +183,7 @@ fn refusals_leave_the_guest_untouched() {
 }
 
 /// Numbers of calls to fail at: all but reads, and every seventh read (page walks read thousands of words).
-pub(super) fn interesting(engine: &MockEngine) -> Vec<usize> {
+fn interesting(engine: &MockEngine) -> Vec<usize> {
     let calls = engine.calls();
     let reads = |n: usize| matches!(calls[n - 1], crate::engine::mock::Call::Read { .. });
     (1..=calls.len()).filter(|&n| !reads(n) || n % 7 == 0).collect()
