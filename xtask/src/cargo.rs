@@ -33,12 +33,14 @@ pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     run(&mut command)
 }
 
-/// Format, lints, documentation, and what README tells people to run: the demo and the tests.
+/// Format, lints, documentation, a sample of the official changes, and what README tells people to run: the demo and
+/// the tests.
 pub(crate) fn ci() -> Result<(), JobError> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     run(cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
     crate::demo::run()?;
+    crate::corpus::run(&crate::corpus::CorpusArgs::small())?;
     test(&[], true)
 }
 

@@ -5,6 +5,7 @@
 
 mod bench;
 mod cargo;
+mod corpus;
 mod demo;
 mod live;
 
@@ -42,6 +43,8 @@ enum Job {
         #[arg(long, default_value_t = 50)]
         applies: u32,
     },
+    /// Makes a bundle of every official change between two releases, and says which cannot be made and why
+    Corpus(corpus::CorpusArgs),
     /// Runs the fuzz targets
     Fuzz {
         /// Seconds per target
@@ -80,6 +83,8 @@ enum JobError {
     Tool { what: String, status: i32, outcome: String },
     #[error("{what}: expected {expected}, seen {seen}")]
     NotSeen { what: String, expected: String, seen: String },
+    #[error("{0}")]
+    Corpus(String),
     #[error("cargo-fuzz is not installed; `cargo install cargo-fuzz` and `rustup toolchain install nightly` bring it")]
     NoFuzz,
     #[error("{0}")]
@@ -115,6 +120,7 @@ fn main() -> ExitCode {
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),
         Job::Bench { applies } => bench::run(applies),
+        Job::Corpus(args) => corpus::run(&args).map(|_| ()),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
         Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Bless => cargo::bless(),

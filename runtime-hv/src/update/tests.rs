@@ -44,6 +44,8 @@ pub(super) fn bundle() -> Bundle {
             }],
             data: Vec::new(),
             left_out: Vec::new(),
+            omitted: Vec::new(),
+            unchanged_modules: Vec::new(),
         },
         payload: Payload {
             text,
