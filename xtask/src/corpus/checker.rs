@@ -58,7 +58,7 @@ impl Checker {
         let debug = |error: prelink::dwarf::DwarfError| JobError::Corpus(format!("{}: {error}", vmlinux.display()));
         let sections = DebugSections::load(|name| image.section_data(name)).map_err(debug)?;
         let units = UnitIndex::build(&sections).map_err(debug)?;
-        let request = request::identify(&args, &image, &units, &mut Report::new(), &progress).map_err(stopped)?;
+        let request = request::identify(&args, None, &image, &units, &mut Report::new(), &progress).map_err(stopped)?;
         let folder = BuildFolder::prepare(&request, &progress).map_err(of_kbuild)?;
         Ok(Self { request, folder, make: Mutex::default() })
     }
