@@ -43,6 +43,13 @@ pub enum SectionRole {
     Unknown,
 }
 
+impl SectionRole {
+    /// Whether functions lie there.
+    pub fn is_code(self) -> bool {
+        matches!(self, Self::Code | Self::MarkedCode(_) | Self::SpecialCode(_) | Self::BootCode(_))
+    }
+}
+
 /// Tables whose entries belong to functions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Table {

@@ -5,6 +5,7 @@
 //!
 //! All addresses are *link addresses*: those of `vmlinux` and `System.map`, before the guest's KASLR slide is added.
 
+use object::elf;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,61 @@ pub struct Bundle {
     pub functions: Vec<FunctionPatch>,
     /// The support object, which prepares the guest for new code from inside; linked as the payload is, without tables.
     pub support: Option<Payload>,
+    /// The module whose functions these are; `None` when they are the kernel image's own.
+    pub module: Option<ModuleId>,
+    /// The parts of the bundle that change loadable modules: bundles of the same kernel and update, each with a
+    /// [`Bundle::module`], sorted by its name. A part has no parts and no support object of its own.
+    pub modules: Vec<Bundle>,
 }
+
+impl Bundle {
+    /// The bundle itself, then its parts: everything that redirects functions.
+    pub fn parts(&self) -> impl Iterator<Item = &Bundle> {
+        std::iter::once(self).chain(&self.modules)
+    }
+}
+
+/// Identity of a loadable module, and the link addresses that its part of a bundle uses.
+///
+/// A module is linked when it is loaded, each time elsewhere. So that its functions can be named like those of the kernel
+/// image, each of its sections has a *link address* of the bundle's own, in [`MODULE_SPACE`]; the runtime finds out
+/// where the section is in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleId {
+    /// Name, as `/proc/modules` prints it.
+    pub name: String,
+    /// GNU build id of the `.ko`, 4 to 64 bytes, written as lower-case hexadecimal in JSON.
+    #[serde(with = "crate::hex")]
+    pub build_id: Vec<u8>,
+    /// Its sections in memory, sorted by address.
+    pub sections: Vec<ModuleSection>,
+    /// Symbols that it takes from other modules, sorted by address, behind the sections.
+    pub imports: Vec<ModuleImport>,
+}
+
+/// A section of a module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleSection {
+    /// Name in the `.ko`.
+    pub name: String,
+    /// Link address.
+    pub address: u64,
+    /// Size in bytes. An empty section has no known place in a guest, and only the addresses of empty data lie in it.
+    pub size: u64,
+}
+
+/// A symbol that a module takes from another one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModuleImport {
+    /// Name, as exported.
+    pub name: String,
+    /// Link address that stands for it.
+    pub address: u64,
+}
+
+/// Link addresses of the sections and imports of a module: where the kernel maps modules
+/// (`arch/x86/include/asm/pgtable_64_types.h`), so that displacements from there to the kernel image can be written down.
+pub const MODULE_SPACE: std::ops::Range<u64> = 0xffff_ffff_c000_0000..0xffff_ffff_ff00_0000;
 
 /// Identity of a kernel build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,6 +136,23 @@ pub struct Manifest {
     pub data: Vec<ManifestDatum>,
     /// Object sections that were left out, with the consequence for the guest.
     pub left_out: Vec<LeftOut>,
+    /// Parts of the diff that were left out because they cannot be applied live, with `--allow-partial`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub omitted: Vec<Omitted>,
+    /// Loadable modules that the diff would change as well and that stay as they are, with `--built-in-only`, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchanged_modules: Vec<String>,
+}
+
+/// A part of a diff that a bundle does not carry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Omitted {
+    /// File of the diff, or translation unit.
+    pub file: String,
+    /// Rule that forbids it.
+    pub rule: String,
+    /// Why.
+    pub message: String,
 }
 
 /// A replaced or new function in the manifest.
@@ -272,7 +344,8 @@ pub enum Place {
         /// Byte offset in it.
         offset: u32,
     },
-    /// In the kernel image: a link address, to which the guest's slide is added.
+    /// In the kernel image: a link address, to which the guest's slide is added. In the part of a module also a link address
+    /// of that module.
     Kernel(u64),
     /// A value without slide: a per-CPU offset or an absolute symbol.
     Absolute(u64),
@@ -310,6 +383,31 @@ pub enum RelocKind {
 }
 
 impl RelocKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] = [Self::Abs64, Self::Abs32, Self::Abs32S, Self::Pc32, Self::Plt32, Self::Pc64];
+
+    /// Number of the type in ELF.
+    pub fn elf_type(self) -> u32 {
+        match self {
+            Self::Abs64 => elf::R_X86_64_64.0,
+            Self::Abs32 => elf::R_X86_64_32.0,
+            Self::Abs32S => elf::R_X86_64_32S.0,
+            Self::Pc32 => elf::R_X86_64_PC32.0,
+            Self::Plt32 => elf::R_X86_64_PLT32.0,
+            Self::Pc64 => elf::R_X86_64_PC64.0,
+        }
+    }
+
+    /// The kind of an ELF type.
+    pub fn of_elf(number: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.elf_type() == number)
+    }
+
+    /// Whether the place of the field is subtracted.
+    pub fn is_pc_relative(self) -> bool {
+        matches!(self, Self::Pc32 | Self::Plt32 | Self::Pc64)
+    }
+
     /// Bytes of the field.
     pub fn size(self) -> u8 {
         match self {
@@ -445,4 +543,13 @@ pub enum BootSiteKind {
     },
     /// `.smp_locks`: `lock`, or a `ds` prefix on a kernel that runs on one processor.
     SmpLock,
+    /// A field of a module that its loader filled (`arch/x86/kernel/module.c`, `apply_relocate_add`).
+    Relocation {
+        /// How it is computed.
+        kind: RelocKind,
+        /// The symbol's place; never in the payload.
+        place: Place,
+        /// Addend.
+        addend: i64,
+    },
 }

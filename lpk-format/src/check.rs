@@ -7,6 +7,7 @@
 //! those of the tables about it, `functions` those of old code.
 
 mod functions;
+mod modules;
 mod payload;
 mod problem;
 mod tables;
@@ -15,20 +16,21 @@ use std::collections::BTreeMap;
 
 pub use problem::Problem;
 
-use crate::{Bundle, limits};
+use crate::{Bundle, ModuleId, ModuleSection, limits};
 
-/// The kernel image in link addresses: `_text` and `_end`.
+/// The link addresses that a bundle may name: the kernel image from `_text` to `_end`, and its module if it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Image {
+pub(crate) struct Image<'a> {
     pub(crate) text: u64,
     pub(crate) end: u64,
+    pub(crate) module: Option<&'a ModuleId>,
 }
 
-impl Image {
+impl<'a> Image<'a> {
     /// Reads the bounds from the profile.
-    pub(crate) fn of(symbols: &BTreeMap<String, u64>) -> Result<Self, Problem> {
+    pub(crate) fn of(symbols: &BTreeMap<String, u64>, module: Option<&'a ModuleId>) -> Result<Self, Problem> {
         let symbol = |name: &'static str| symbols.get(name).copied().ok_or(Problem::NoImageSymbol(name));
-        let image = Self { text: symbol("_text")?, end: symbol("_end")? };
+        let image = Self { text: symbol("_text")?, end: symbol("_end")?, module };
         match image.end.checked_sub(image.text) {
             Some(1..=limits::KERNEL_IMAGE_SIZE) => Ok(image),
             _ => Err(Problem::Image { text: image.text, end: image.end }),
@@ -36,15 +38,30 @@ impl Image {
     }
 
     fn check(self, what: &'static str, address: u64, size: u64) -> Result<(), Problem> {
-        let inside = address >= self.text && address < self.end && size <= self.end - address;
-        if inside { Ok(()) } else { Err(Problem::OutsideImage { what, address, size, text: self.text, end: self.end }) }
+        let in_image = address >= self.text && address < self.end && size <= self.end - address;
+        // The address of an empty datum of a module may be that of the end of its section.
+        let in_section = |section: &ModuleSection| {
+            let offset = address.checked_sub(section.address);
+            offset.is_some_and(|offset| offset <= section.size && size <= section.size - offset)
+        };
+        let in_module = |module: &ModuleId| {
+            module.sections.iter().any(in_section) || module.imports.iter().any(|import| import.address == address)
+        };
+        if in_image || self.module.is_some_and(in_module) {
+            Ok(())
+        } else {
+            Err(Problem::OutsideImage { what, address, size, text: self.text, end: self.end })
+        }
     }
 }
 
 /// Checks a bundle against every rule.
-pub(crate) fn check(bundle: &Bundle) -> Result<Image, Problem> {
+pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
     kernel(bundle)?;
-    let image = Image::of(&bundle.profile.symbols)?;
+    let image = Image::of(&bundle.profile.symbols, bundle.module.as_ref())?;
+    if let Some(module) = &bundle.module {
+        modules::module(module, image)?;
+    }
     size(bundle)?;
     payload::check(&bundle.payload, image)?;
     tables::check(&bundle.payload, &bundle.profile)?;
@@ -56,6 +73,7 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image, Problem> {
     }
     functions::check(bundle, image)?;
     manifest(bundle)?;
+    modules::parts(bundle)?;
     Ok(image)
 }
 

@@ -47,6 +47,12 @@ pub mod limits {
     pub const SITES: usize = 1 << 16;
     /// Number of forms of one alternative.
     pub const FORMS: usize = 255;
+    /// Number of modules that a bundle changes.
+    pub const MODULES: usize = 256;
+    /// Number of sections, and of imports, of a module.
+    pub const MODULE_SECTIONS: usize = 1 << 16;
+    /// Length of a module's name: `MODULE_NAME_LEN`, `include/linux/module.h`, without the zero.
+    pub const MODULE_NAME_LEN: usize = 55;
     /// Size of a kernel image in memory: `KERNEL_IMAGE_SIZE`, `arch/x86/include/asm/page_64_types.h`.
     pub const KERNEL_IMAGE_SIZE: u64 = 1 << 30;
     /// Length of a kernel build id in bytes, shortest.
@@ -84,15 +90,17 @@ pub(crate) mod index {
     pub(crate) const FIXUPS: usize = 19;
     pub(crate) const SUPPORT_FIXUPS: usize = 20;
     pub(crate) const TABLES: usize = 21;
-    pub(crate) const PROFILE: usize = 22;
-    pub(crate) const MANIFEST: usize = 23;
-    pub(crate) const NOTE_KERNEL: usize = 24;
-    pub(crate) const NOTE_ID: usize = 25;
-    pub(crate) const DIGEST: usize = 26;
-    pub(crate) const SYMTAB: usize = 27;
-    pub(crate) const STRTAB: usize = 28;
-    pub(crate) const SHSTRTAB: usize = 29;
-    pub(crate) const COUNT: usize = 30;
+    pub(crate) const MODULE: usize = 22;
+    pub(crate) const MODULES: usize = 23;
+    pub(crate) const PROFILE: usize = 24;
+    pub(crate) const MANIFEST: usize = 25;
+    pub(crate) const NOTE_KERNEL: usize = 26;
+    pub(crate) const NOTE_ID: usize = 27;
+    pub(crate) const DIGEST: usize = 28;
+    pub(crate) const SYMTAB: usize = 29;
+    pub(crate) const STRTAB: usize = 30;
+    pub(crate) const SHSTRTAB: usize = 31;
+    pub(crate) const COUNT: usize = 32;
 }
 
 /// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
@@ -158,6 +166,8 @@ pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
     spec(".lucos.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.support.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.tables", elf::SHT_PROGBITS, 0, 4, crate::records::TABLE_SIZE as u64),
+    spec(".lucos.module", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".lucos.modules", elf::SHT_PROGBITS, 0, 8, 0),
     spec(".lucos.profile", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.manifest", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".note.lucos.kernel", elf::SHT_NOTE, 0, 4, 0),

@@ -17,7 +17,7 @@ use crate::digest::{self, BundleId, SealError};
 use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
-use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, Payload, Place, Reloc, RelocKind, Symbol};
+use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, ModuleId, Payload, Place, Reloc, RelocKind, Symbol};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -216,6 +216,14 @@ pub enum ReadError {
         /// Entries there are.
         count: usize,
     },
+    /// A part that is not a sound bundle.
+    #[error("part {index}: {cause}")]
+    Part {
+        /// Index in `.lucos.modules`.
+        index: usize,
+        /// What is wrong with it.
+        cause: Box<ReadError>,
+    },
     /// The bundle breaks a rule of the format.
     #[error(transparent)]
     Unsound(#[from] Problem),
@@ -232,13 +240,31 @@ pub enum ReadError {
 
 /// Reads a bundle and checks everything about it.
 pub fn read(bytes: &[u8]) -> Result<ReadBundle, ReadError> {
+    read_file(bytes, false)
+}
+
+/// Reads a bundle, or a part of one; a part has no parts, so this goes one step down and no further.
+fn read_file(bytes: &[u8], is_part: bool) -> Result<ReadBundle, ReadError> {
     let id = digest::verify(bytes)?;
     let sections = Sections::of(bytes)?;
     let record = |at: usize| move |cause| ReadError::Record { section: SECTION_NAMES[at], cause };
     let kernel = records::decode_kernel_notes(sections.get(index::NOTE_KERNEL)).map_err(record(index::NOTE_KERNEL))?;
     let profile: GuestProfile = json(&sections, index::PROFILE)?;
     let manifest: Manifest = json(&sections, index::MANIFEST)?;
-    let image = Image::of(&profile.symbols)?;
+    let module: Option<ModuleId> = match sections.get(index::MODULE) {
+        [] => None,
+        _ => Some(json(&sections, index::MODULE)?),
+    };
+    let files = records::decode_parts(sections.get(index::MODULES)).map_err(record(index::MODULES))?;
+    if is_part && !files.is_empty() {
+        return Err(Problem::PartOfPart.into());
+    }
+    let part_of = |(at, file): (usize, &&[u8])| match read_file(file, true) {
+        Ok(read) => Ok(read.bundle),
+        Err(cause) => Err(ReadError::Part { index: at, cause: Box::new(cause) }),
+    };
+    let modules = files.iter().enumerate().map(part_of).collect::<Result<Vec<_>, _>>()?;
+    let image = Image::of(&profile.symbols, module.as_ref())?;
     sections.check_kernel(image)?;
     let entries = symbol_entries(&sections)?;
     let file_symbol = entries.iter().position(|entry| entry.st_info == symbol_info(elf::STT_FILE));
@@ -254,7 +280,7 @@ pub fn read(bytes: &[u8]) -> Result<ReadBundle, ReadError> {
         }
     };
     let functions = functions(&sections, &manifest)?;
-    let bundle = Bundle { kernel, profile, manifest, payload, functions, support };
+    let bundle = Bundle { kernel, profile, manifest, payload, functions, support, module, modules };
     check(&bundle)?;
     canonical(&bundle, &sections, bytes)?;
     Ok(ReadBundle { id, bundle })
@@ -332,7 +358,7 @@ fn symbols(
     part: Part,
     entries: &[elf::Sym64<LE>],
     first: usize,
-    image: Image,
+    image: Image<'_>,
 ) -> Result<Vec<Symbol>, ReadError> {
     let names = sections.get(index::STRTAB);
     let symbol = |(at, entry): (usize, &elf::Sym64<LE>)| {
@@ -369,15 +395,8 @@ fn relocs(sections: &Sections<'_>, part: Part, first_symbol: usize) -> Result<Ve
         let section = SECTION_NAMES[at];
         for (index, entry) in table::<elf::Rela64<LE>>(sections, at)?.iter().enumerate() {
             let offset = entry.r_offset.get(LE);
-            let kind = match entry.r_type(LE, false) {
-                elf::R_X86_64_64 => RelocKind::Abs64,
-                elf::R_X86_64_32 => RelocKind::Abs32,
-                elf::R_X86_64_32S => RelocKind::Abs32S,
-                elf::R_X86_64_PC32 => RelocKind::Pc32,
-                elf::R_X86_64_PLT32 => RelocKind::Plt32,
-                elf::R_X86_64_PC64 => RelocKind::Pc64,
-                kind => return Err(ReadError::RelocKind { section, index, kind: kind.0 }),
-            };
+            let number = entry.r_type(LE, false).0;
+            let kind = RelocKind::of_elf(number).ok_or(ReadError::RelocKind { section, index, kind: number })?;
             let symbol = entry.r_sym(LE, false);
             relocs.push(Reloc {
                 section: target,

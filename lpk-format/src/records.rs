@@ -4,7 +4,7 @@
 //! values mean is checked later, in `check`. Goes out: bytes, or values. All numbers are little-endian.
 
 use crate::layout::{NOTE_BANNER, NOTE_BUILD_ID, NOTE_OWNER, NOTE_RELEASE};
-use crate::{BootSite, BootSiteKind, Fixup, KernelId, Table, TableKind};
+use crate::{BootSite, BootSiteKind, Fixup, KernelId, Place, RelocKind, Table, TableKind};
 
 /// Bytes of a record of `.lucos.functions`.
 pub(crate) const FUNCTION_SIZE: usize = 64;
@@ -14,6 +14,8 @@ pub(crate) const FIXUP_SIZE: usize = 24;
 pub(crate) const TABLE_SIZE: usize = 12;
 /// Bytes of a record of `.lucos.sites`, without the forms behind it.
 pub(crate) const SITE_SIZE: usize = 16;
+/// Kind of a boot site that is a relocation.
+const RELOCATION: u8 = 12;
 
 /// Bytes that are not the record they should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -175,7 +177,8 @@ impl FunctionRecord {
 /// Bytes of a boot site with its forms.
 pub(crate) fn site_size(site: &BootSite) -> usize {
     let forms = if let BootSiteKind::Alternative { forms } = &site.kind { forms.as_slice() } else { &[] };
-    SITE_SIZE + forms.iter().map(Vec::len).sum::<usize>()
+    let addend = if matches!(site.kind, BootSiteKind::Relocation { .. }) { 8 } else { 0 };
+    SITE_SIZE + addend + forms.iter().map(Vec::len).sum::<usize>()
 }
 
 /// Appends one boot site. The caller has checked that an alternative has at most 255 forms of `len` bytes.
@@ -192,11 +195,47 @@ pub(crate) fn encode_site(site: &BootSite, out: &mut Vec<u8>) {
         BootSiteKind::StaticCall { key } => (9, *key, &[]),
         BootSiteKind::JumpLabel { target } => (10, *target, &[]),
         BootSiteKind::SmpLock => (11, 0, &[]),
+        BootSiteKind::Relocation { .. } => return encode_relocation(site, out),
     };
     out.extend_from_slice(&site.offset.to_le_bytes());
     out.extend_from_slice(&[site.len, kind, forms.len() as u8, 0]);
     out.extend_from_slice(&operand.to_le_bytes());
     forms.iter().for_each(|form| out.extend_from_slice(form));
+}
+
+/// A relocation: its type and whether it moves in place of the forms' number, its symbol as operand, the addend behind it.
+fn encode_relocation(site: &BootSite, out: &mut Vec<u8>) {
+    let BootSiteKind::Relocation { kind, place, addend } = site.kind else { return };
+    // A place in the payload is refused before anything is written.
+    let (moves, value) = match place {
+        Place::Kernel(address) => (1, address),
+        Place::Absolute(value) => (0, value),
+        Place::Payload { .. } => (2, 0),
+    };
+    out.extend_from_slice(&site.offset.to_le_bytes());
+    out.extend_from_slice(&[site.len, RELOCATION, kind.elf_type() as u8, moves]);
+    out.extend_from_slice(&value.to_le_bytes());
+    out.extend_from_slice(&addend.to_le_bytes());
+}
+
+/// Appends the file of a part: its size, then its bytes, up to a multiple of 8.
+pub(crate) fn encode_part(file: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&(file.len() as u64).to_le_bytes());
+    out.extend_from_slice(file);
+    out.resize(out.len().next_multiple_of(8), 0);
+}
+
+/// The files of the parts.
+pub(crate) fn decode_parts(bytes: &[u8]) -> Result<Vec<&[u8]>, RecordError> {
+    let mut cursor = Cursor::new(bytes);
+    let mut parts = Vec::new();
+    while !cursor.is_empty() {
+        let size = usize::try_from(cursor.u64()?).unwrap_or(usize::MAX);
+        parts.push(cursor.take(size)?);
+        cursor.take(size.wrapping_neg() % 8)?;
+        cursor.index += 1;
+    }
+    Ok(parts)
 }
 
 /// Reads the boot sites of one function: all of `bytes`.
@@ -205,8 +244,17 @@ pub(crate) fn decode_sites(bytes: &[u8], announced: u32) -> Result<Vec<BootSite>
     let mut sites = Vec::new();
     while !cursor.is_empty() {
         let offset = cursor.u32()?;
-        let [len, kind, form_count, _reserved] = cursor.array()?;
+        let [len, kind, form_count, moves] = cursor.array()?;
         let operand = cursor.u64()?;
+        if kind == RELOCATION {
+            let index = cursor.index;
+            let kind = RelocKind::of_elf(form_count.into()).ok_or(RecordError::Kind { index, kind: form_count })?;
+            let place = if moves == 1 { Place::Kernel(operand) } else { Place::Absolute(operand) };
+            let addend = cursor.u64()? as i64;
+            sites.push(BootSite { offset, len, kind: BootSiteKind::Relocation { kind, place, addend } });
+            cursor.index += 1;
+            continue;
+        }
         let forms = cursor.take(usize::from(form_count) * usize::from(len))?;
         let kind = match kind {
             1 => BootSiteKind::Slide32,

@@ -16,7 +16,7 @@ use crate::layout::{
     self, ALGORITHM_SHA256, DIGEST_SIZE, FORMAT_VERSION, Part, SECTIONS, SUPPORT_FILE, align_up, index, limits,
 };
 use crate::records::{self, FunctionRecord};
-use crate::{Bundle, Payload, RelocKind, SectionKind, Symbol};
+use crate::{Bundle, Payload, SectionKind, Symbol};
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,12 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
     }
     bundle.payload.tables.iter().for_each(|table| records::encode_table(table, &mut contents[index::TABLES]));
     [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
+    if let Some(module) = &bundle.module {
+        contents[index::MODULE] = json(module, index::MODULE)?;
+    }
+    for part in &bundle.modules {
+        records::encode_part(&write(part)?, &mut contents[index::MODULES]);
+    }
     contents[index::PROFILE] = json(&bundle.profile, index::PROFILE)?;
     contents[index::MANIFEST] = json(&bundle.manifest, index::MANIFEST)?;
     contents[index::NOTE_KERNEL] = records::encode_kernel_notes(&bundle.kernel);
@@ -80,7 +86,7 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
 }
 
 /// Puts the sections behind the file header and the section headers behind the sections.
-fn assemble(contents: &[Vec<u8>], bundle: &Bundle, image: Image) -> Result<Vec<u8>, WriteError> {
+fn assemble(contents: &[Vec<u8>], bundle: &Bundle, image: Image<'_>) -> Result<Vec<u8>, WriteError> {
     let (_, name_offsets) = layout::section_names();
     let support_bss = bundle.support.as_ref().map_or(0, |support| support.bss_size);
     let mut file = vec![0; size_of::<elf::FileHeader64<LE>>()];
@@ -184,7 +190,7 @@ impl<'bundle> StringTable<'bundle> {
 }
 
 /// The null symbol, the symbols of the payload, and behind a file symbol those of the support object.
-fn encode_symbols(bundle: &Bundle, names: &StringTable<'_>, image: Image) -> Vec<u8> {
+fn encode_symbols(bundle: &Bundle, names: &StringTable<'_>, image: Image<'_>) -> Vec<u8> {
     let entry = |name: &str, kind, (section, value), size| elf::Sym64 {
         st_name: U32::new(LE, names.offsets[name]),
         st_info: symbol_info(kind),
@@ -216,14 +222,7 @@ pub(crate) fn symbol_info(kind: elf::SymbolType) -> elf::SymbolInfo {
 fn encode_relocs(payload: &Payload, section: SectionKind, first_symbol: u32) -> Vec<u8> {
     let mut out = Vec::new();
     for reloc in payload.relocs.iter().filter(|reloc| reloc.section == section) {
-        let kind = match reloc.kind {
-            RelocKind::Abs64 => elf::R_X86_64_64,
-            RelocKind::Abs32 => elf::R_X86_64_32,
-            RelocKind::Abs32S => elf::R_X86_64_32S,
-            RelocKind::Pc32 => elf::R_X86_64_PC32,
-            RelocKind::Plt32 => elf::R_X86_64_PLT32,
-            RelocKind::Pc64 => elf::R_X86_64_PC64,
-        };
+        let kind = elf::RelocationType(reloc.kind.elf_type());
         out.extend_from_slice(bytes_of(&elf::Rela64 {
             r_offset: U64::new(LE, u64::from(reloc.offset)),
             r_info: elf::Rela64::r_info(LE, false, first_symbol + reloc.symbol, kind),

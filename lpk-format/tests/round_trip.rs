@@ -20,6 +20,7 @@ fn the_smallest_bundle_comes_back_as_it_was() {
     bundle.functions.clear();
     bundle.payload = Payload::default();
     bundle.support = None;
+    bundle.modules.clear();
     bundle.manifest.functions.clear();
     bundle.manifest.files.clear();
     let bytes = write(&bundle).expect("an empty bundle is sound");
@@ -34,6 +35,22 @@ fn no_support_object_is_not_an_empty_one() {
         let bytes = write(&bundle).expect("as sound as the sample");
         assert_eq!(read(&bytes).expect("the file was just written").bundle, bundle);
     }
+}
+
+#[test]
+fn a_bundle_may_change_modules_only() {
+    let mut bundle = sample();
+    bundle.functions.clear();
+    bundle.manifest.functions.clear();
+    bundle.payload = Payload::default();
+    bundle.modules.push(common::module_part(&bundle, "zfoo"));
+    let bytes = write(&bundle).expect("as sound as the sample");
+    let read = read(&bytes).expect("the file was just written").bundle;
+    assert_eq!(read, bundle);
+    assert_eq!(
+        read.parts().filter_map(|part| part.module.as_ref()).map(|m| m.name.as_str()).collect::<Vec<_>>(),
+        ["brfs", "zfoo"]
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{END, TEXT, sample};
+use common::{END, MODULE, TEXT, sample};
 use lpk_format::*;
 
 /// Breaks one thing and expects the writer to name it.
@@ -36,6 +36,28 @@ fn site(offset: u32, len: u8, kind: BootSiteKind) -> Vec<BootSite> {
 }
 
 refused! {
+    module_name_too_long: |b| b.modules[0].module.as_mut().expect("a part").name = "m".repeat(56) => Problem::Text { max: 55, .. },
+    module_without_build_id: |b| b.modules[0].module.as_mut().expect("a part").build_id.clear() => Problem::BuildId(0),
+    module_sections_share_bytes: |b| b.modules[0].module.as_mut().expect("a part").sections[0].size = 0x1001 => Problem::ModuleRange { .. },
+    module_section_in_the_image: |b| b.modules[0].module.as_mut().expect("a part").sections[0].address = TEXT => Problem::ModuleRange { address: TEXT, .. },
+    module_section_overflows: |b| b.modules[0].module.as_mut().expect("a part").sections[1].size = u64::MAX => Problem::ModuleRange { .. },
+    module_section_twice: |b| b.modules[0].module.as_mut().expect("a part").sections[1].name = ".text".to_owned() => Problem::ModuleSectionTwice(_),
+    module_import_in_a_section: |b| b.modules[0].module.as_mut().expect("a part").imports[0].address = MODULE => Problem::ModuleRange { address: MODULE, size: 1, .. },
+    module_symbol_nowhere: |b| b.modules[0].payload.symbols[2].place = Place::Kernel(MODULE + 0x2011) => Problem::OutsideImage { .. },
+    module_function_in_the_image: |b| { b.modules[0].functions[0].old_address = TEXT; b.modules[0].manifest.functions[0].old_address = Some(TEXT) } => Problem::OutsidePart { address: TEXT, .. },
+    module_site_of_the_image: |b| b.modules[0].functions[0].sites[2].kind = BootSiteKind::Slide32 => Problem::SiteOfOther { site: 2, .. },
+    module_site_in_the_payload: |b| b.modules[0].functions[0].sites[2].kind = BootSiteKind::Relocation { kind: RelocKind::Pc32, place: text(0), addend: 0 } => Problem::SiteOfOther { .. },
+    module_site_of_another_length: |b| b.modules[0].functions[0].sites[3].len = 4 => Problem::SiteLength { min: 8, .. },
+    image_site_of_a_module: |b| b.functions[0].sites = site(9, 4, BootSiteKind::Relocation { kind: RelocKind::Pc32, place: Place::Absolute(0), addend: 0 }) => Problem::SiteOfOther { .. },
+    part_with_support: |b| b.modules[0].support = b.support.clone() => Problem::PartOfPart,
+    part_with_parts: |b| { let part = b.modules[0].clone(); b.modules[0].modules.push(part) } => Problem::PartOfPart,
+    part_without_module: |b| b.modules[0].module = None => Problem::PartWithoutModule,
+    parts_out_of_order: |b| { let part = common::module_part(b, "aaa"); b.modules.push(part) } => Problem::PartOrder(_),
+    part_twice: |b| { let part = b.modules[0].clone(); b.modules.insert(0, part) } => Problem::PartOrder(_),
+    part_of_another_kernel: |b| b.modules[0].kernel.build_id[0] ^= 1 => Problem::PartOfAnother(_),
+    part_of_another_diff: |b| b.modules[0].manifest.diff_sha256 = "f".repeat(64) => Problem::PartOfAnother(_),
+    part_of_another_profile: |b| { b.modules[0].profile.constants.clear() } => Problem::PartOfAnother(_),
+
     build_id_too_short: |b| b.kernel.build_id.truncate(3) => Problem::BuildId(3),
     build_id_too_long: |b| b.kernel.build_id = vec![1; 65] => Problem::BuildId(65),
     release_empty: |b| b.kernel.release.clear() => Problem::Text { .. },

@@ -44,10 +44,14 @@ refused! {
     jump_offset: ".lucos.functions" [40] = [5] => Unsound(Problem::JumpOffset { found: 5, .. }),
     function_reserved: ".lucos.functions" [63] = [1] => ReadError::NotCanonical { .. },
 
+    // .lucos.modules: size, file.
+    part_size: ".lucos.modules" [0] = [0xff; 8] => Record { cause: R::Truncated { index: 0, .. }, section: ".lucos.modules" },
+    part_file: ".lucos.modules" [8] = [0] => ReadError::Part { index: 0, .. },
+
     // .lucos.sites: records of 16 bytes, forms behind.
     site_offset: ".lucos.sites" [0] = [0xff; 4] => Unsound(Problem::SiteRange { site: 0, .. }),
     site_len: ".lucos.sites" [4] = [6] => Unsound(Problem::SiteLength { len: 6, .. }),
-    site_kind: ".lucos.sites" [5] = [12] => Record { cause: R::Kind { index: 0, kind: 12 }, section: ".lucos.sites" },
+    site_kind: ".lucos.sites" [5] = [13] => Record { cause: R::Kind { index: 0, kind: 13 }, section: ".lucos.sites" },
     site_kind_zero: ".lucos.sites" [21] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
     site_forms_of_another_kind: ".lucos.sites" [6] = [1] => Record { section: ".lucos.sites", .. },
     site_forms_too_many: ".lucos.sites" [5 * 16 + 6] = [255] => Record { cause: R::Truncated { index: 5, .. }, .. },
@@ -273,12 +277,13 @@ fn the_kernel_section_is_the_image_of_the_profile() {
 
 #[test]
 fn json_in_other_words_is_refused() {
-    let good = file();
+    let good = write(&common::image_only()).expect("as sound as the sample");
     let text = String::from_utf8(good[section(&good, ".lucos.manifest")].to_vec()).expect("JSON is UTF-8");
     // As long as before, and the same to a JSON reader.
     let other = text.replacen("show-more", "\\u0073how", 1);
     assert_eq!(other.len(), text.len());
-    let bytes = patched_section(".lucos.manifest", 0, other.as_bytes());
+    let start = section(&good, ".lucos.manifest").start;
+    let bytes = patched(good.clone(), start, other.as_bytes());
     let start = section(&good, ".lucos.manifest").start;
     let expected = start + text.find("show-more").expect("the name is there");
     expect(&bytes, |error| matches!(error, ReadError::NotCanonical { offset } if *offset == expected), "NotCanonical");

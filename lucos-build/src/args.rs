@@ -4,7 +4,7 @@
 //! [`Args`].
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
 Inputs that are not given are looked for by convention, and what was found is said on standard error:
@@ -12,6 +12,7 @@ Inputs that are not given are looked for by convention, and what was found is sa
   config      beside vmlinux, in /boot, in the modules' build folder
   source      `source` beside vmlinux, the folder the kernel was built in, /usr/src/linux-source-X.Y,
               /lib/modules/RELEASE/source and build, the current folder
+  modules     `lib/modules/RELEASE` beside vmlinux, the folder of vmlinux, /lib/modules/RELEASE
 
 Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cache/lucos.
 
@@ -19,7 +20,8 @@ Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or it
 3 refused: the reasons are printed, with --json as JSON on standard output.
 
 JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
-old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, bundle, inputs, timings_ms.";
+old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, omitted, modules, bundle,
+inputs, timings_ms.";
 
 /// Makes a live-update bundle from a kernel diff, or shows one.
 #[derive(Debug, Parser)]
@@ -92,8 +94,12 @@ pub struct BuildArgs {
     #[arg(value_name = "DIFF")]
     pub diff: PathBuf,
     /// The kernel image with symbols and debug information.
-    #[arg(long, value_name = "FILE")]
-    pub vmlinux: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "folder")]
+    pub vmlinux: Option<PathBuf>,
+    /// A folder that this kernel was built in, with everything in it (vmlinux, System.map, .config, .cmd files); it is never
+    /// written to.
+    #[arg(id = "folder", long = "build", value_name = "DIR")]
+    pub build: Option<PathBuf>,
     /// The kernel's System.map.
     #[arg(long, value_name = "FILE")]
     pub system_map: Option<PathBuf>,
@@ -103,6 +109,12 @@ pub struct BuildArgs {
     /// The kernel's configuration.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// The file of a loadable module that the diff changes; may be given several times.
+    #[arg(long, value_name = "FILE.ko")]
+    pub module: Vec<PathBuf>,
+    /// The kernel's folder of loadable modules, as /lib/modules/RELEASE.
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
     /// The compiler; by default the one that the configuration names.
     #[arg(long, value_name = "PROGRAM")]
     pub cc: Option<PathBuf>,
@@ -112,6 +124,15 @@ pub struct BuildArgs {
     /// Keep sources, objects and commands of this build in a folder, which must be empty or new.
     #[arg(long, value_name = "DIR")]
     pub keep_dir: Option<PathBuf>,
+    /// Say all reasons of all units instead of those of the first step that cannot be done.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Leave out files and units that cannot be done; the bundle records what it leaves out and why.
+    #[arg(long)]
+    pub allow_partial: bool,
+    /// Leave loadable modules as they are that a changed header changes as well; the bundle records which.
+    #[arg(long)]
+    pub built_in_only: bool,
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,
@@ -133,6 +154,12 @@ impl BuildArgs {
             Some(stem) if self.diff.as_os_str() != "-" => stem.to_string_lossy().into_owned(),
             _ => "stdin".to_owned(),
         }
+    }
+
+    /// The kernel image: the one given, or that of the build folder.
+    pub fn vmlinux(&self) -> PathBuf {
+        let built = || self.build.as_deref().unwrap_or(Path::new("")).join("vmlinux");
+        self.vmlinux.clone().unwrap_or_else(built)
     }
 
     /// Where the bundle goes.

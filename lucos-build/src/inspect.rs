@@ -3,7 +3,7 @@
 //! Comes in: the path of a bundle. Decided: nothing; the reader has checked all of it. Goes out: text or JSON.
 
 use comfy_table::{Table, presets};
-use lpk_format::{Place, ReadBundle, ReadError, SectionKind};
+use lpk_format::{Bundle, Place, ReadBundle, ReadError, SectionKind};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -49,8 +49,8 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(read: &ReadBundle) -> Self {
-        let payload = &read.bundle.payload;
+    fn of(bundle: &Bundle) -> Self {
+        let payload = &bundle.payload;
         let mut counts = Self {
             sections: [
                 ("text", payload.text.len() as u64),
@@ -80,7 +80,7 @@ impl Counts {
         for fixup in &payload.fixups {
             *counts.fixups.entry(word(fixup)).or_default() += 1;
         }
-        for site in read.bundle.functions.iter().flat_map(|function| &function.sites) {
+        for site in bundle.functions.iter().flat_map(|function| &function.sites) {
             *counts.sites.entry(word(&site.kind)).or_default() += 1;
         }
         counts
@@ -96,7 +96,38 @@ fn word(value: &impl std::fmt::Debug) -> String {
 /// The bundle as JSON.
 pub fn to_json(read: &ReadBundle) -> String {
     let bundle = &read.bundle;
-    let counts = Counts::of(read);
+    let mut value = part(bundle);
+    let profile = json!({
+        "symbols": bundle.profile.symbols.len(),
+        "offsets": bundle.profile.offsets.len(),
+        "sizes": bundle.profile.sizes.len(),
+        "constants": bundle.profile.constants.len(),
+    });
+    let support = bundle.support.as_ref().map(|support| {
+        json!({ "text": support.text.len(), "rodata": support.rodata.len(), "data": support.data.len(), "bss": support.bss_size })
+    });
+    let modules = bundle.modules.iter().map(|of| {
+        let mut value = part(of);
+        value["name"] = json!(of.module.as_ref().map(|module| &module.name));
+        value["build_id"] = json!(of.module.as_ref().map(|module| lpk_format::hex::encode(&module.build_id)));
+        value
+    });
+    value["modules"] = modules.collect();
+    for (key, more) in [
+        ("id", json!(read.id)),
+        ("kernel", json!(bundle.kernel)),
+        ("manifest", json!(bundle.manifest)),
+        ("support", json!(support)),
+        ("profile", profile),
+    ] {
+        value[key] = more;
+    }
+    serde_json::to_string_pretty(&value).expect("strings and numbers only")
+}
+
+/// What the bundle says about the kernel image, or a part of it about a module.
+fn part(bundle: &Bundle) -> serde_json::Value {
+    let counts = Counts::of(bundle);
     let functions: Vec<_> = bundle
         .functions
         .iter()
@@ -114,34 +145,20 @@ pub fn to_json(read: &ReadBundle) -> String {
         })
         .collect();
     let tables: BTreeMap<_, _> = bundle.payload.tables.iter().map(|table| (table.kind.section(), table.size)).collect();
-    let support = bundle.support.as_ref().map(|support| {
-        json!({ "text": support.text.len(), "rodata": support.rodata.len(), "data": support.data.len(), "bss": support.bss_size })
-    });
-    let value = json!({
-        "id": read.id,
-        "kernel": bundle.kernel,
-        "manifest": bundle.manifest,
+    json!({
         "functions": functions,
         "sections": counts.sections.into_iter().collect::<BTreeMap<_, _>>(),
         "relocations": counts.relocs,
         "symbols": counts.symbols,
         "fixups": counts.fixups,
         "tables": tables,
-        "support": support,
         "sites": counts.sites,
-        "profile": {
-            "symbols": bundle.profile.symbols.len(),
-            "offsets": bundle.profile.offsets.len(),
-            "sizes": bundle.profile.sizes.len(),
-            "constants": bundle.profile.constants.len(),
-        },
-    });
-    serde_json::to_string_pretty(&value).expect("strings and numbers only")
+    })
 }
 
 /// The bundle for people.
 pub fn to_text(read: &ReadBundle) -> String {
-    let (bundle, counts) = (&read.bundle, Counts::of(read));
+    let (bundle, counts) = (&read.bundle, Counts::of(&read.bundle));
     let manifest = &bundle.manifest;
     let mut text = String::new();
     let mut table = Table::new();
@@ -180,6 +197,17 @@ pub fn to_text(read: &ReadBundle) -> String {
     table.add_row(["support object", &support]);
     table.add_row(["boot sites", &owned(&counts.sites)]);
     let _ = writeln!(text, "{table}\n");
+    for part in bundle.parts().filter(|part| part.module.is_some() || !part.functions.is_empty()) {
+        part_text(part, &mut text);
+    }
+    text
+}
+
+/// The functions of a part, what it brings and what it leaves out.
+fn part_text(bundle: &Bundle, text: &mut String) {
+    if let Some(module) = &bundle.module {
+        let _ = writeln!(text, "module {} (build id {}):", module.name, lpk_format::hex::encode(&module.build_id));
+    }
     let mut functions = Table::new();
     functions.load_style(presets::NOTHING);
     functions.set_header(["function", "unit", "old address", "old", "new", "jump at", "sites"]);
@@ -195,11 +223,10 @@ pub fn to_text(read: &ReadBundle) -> String {
         ]);
     }
     let _ = writeln!(text, "{functions}");
-    for datum in &manifest.data {
+    for datum in &bundle.manifest.data {
         let _ = writeln!(text, "data: {} ({}), {} bytes", datum.name, datum.unit, datum.size);
     }
-    for left in &manifest.left_out {
+    for left in &bundle.manifest.left_out {
         let _ = writeln!(text, "left out: {} of {}: {}", left.section, left.unit, left.consequence);
     }
-    text
 }

@@ -7,12 +7,13 @@
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
+use crate::modules::Modules;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use diff_analyzer::classify::{Finding, classify};
-use diff_analyzer::dwarf_layout::{self, LayoutError};
+use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
@@ -20,7 +21,8 @@ use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, Payload, TableKind, UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
+    TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -41,6 +43,8 @@ pub struct Judge<'a, 'i> {
     pub request: &'a Request,
     /// The kernel image.
     pub image: &'a KernelImage,
+    /// The modules of the diff.
+    pub modules: &'a Modules,
     /// Its units.
     pub units: &'a UnitIndex<'i>,
     /// Its prepared build folder.
@@ -99,28 +103,35 @@ impl Judge<'_, '_> {
 
         // 5. Prove, 6. compare, 7. and 8. compare layouts and classify: each unit by itself
         progress.phase(format!("proving and comparing {} units", compiled.len()));
-        let read =
-            compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
-        let pieces = read
-            .par_iter()
-            .map(|unit| cut(unit, &profile.sizes))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Stop::failed)?;
-        let judged = (read.par_iter().zip(&pieces))
-            .map(|(unit, (original, patched))| self.judge(unit, original, patched))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Stop::failed)?;
+        let read = self.read(compiled)?;
+        let pieces = self.cut(&read, &profile)?;
+        let judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
         }
         let without_effect: Vec<LeftOut> = (read.iter().zip(&pieces).zip(&judged))
-            .flat_map(|((unit, (_, patched)), judged)| without_effect(&unit.unit, patched, &judged.diff))
+            .flat_map(|((unit, (_, patched)), judged)| {
+                let when = match self.image_of(unit).module() {
+                    Some(_) => "when the module is loaded from a new file",
+                    None => "at the next boot",
+                };
+                without_effect(&unit.unit, patched, &judged.diff, when)
+            })
             .collect();
         report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
+        }
+        let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
+            let in_module = self.image_of(unit).module().is_some();
+            let functions = judged.diff.changed_boot_functions().filter(move |_| in_module);
+            functions.filter_map(|function| exit_code(&unit.unit, patched, function))
+        });
+        let exits: Vec<Reason> = exits.collect();
+        if !exits.is_empty() {
+            return Err(Stop::Refused(exits));
         }
         if judged.iter().all(|unit| unit.diff.is_empty()) {
             return Ok(None);
@@ -130,37 +141,42 @@ impl Judge<'_, '_> {
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
         progress.phase("resolving symbols");
-        let tables = BootTables::read(self.image, &profile.sizes).map_err(of_sites)?;
-        let units: Vec<link::Unit<'_, '_>> = (read.iter().zip(&pieces).zip(&judged))
-            .filter(|(_, judged)| !judged.diff.is_empty())
-            .map(|((unit, (original, patched)), judged)| link::Unit {
-                name: &unit.unit,
-                original,
-                patched,
-                diff: &judged.diff,
-                proof: &judged.proof,
-            })
-            .collect();
-        let mut linked = link::link(self.image, &tables, &units).map_err(|refusals| self.of_refusals(refusals))?;
-        linked.left_out.extend(without_effect);
-        report.timings_ms.link = millis(clock.elapsed());
-        if linked.functions.is_empty() {
-            let new = linked.manifest_functions.iter().map(|function| format!("`{}`", function.name));
-            let new: Vec<String> = new.collect();
-            report.notes.push(format!("no existing function leads to the new code: {}", new.join(", ")));
+        let units = (read.iter().zip(&pieces).zip(&judged)).filter(|(_, judged)| !judged.diff.is_empty()).map(
+            |((unit, (original, patched)), judged)| {
+                let (diff, proof) = (&judged.diff, &judged.proof);
+                (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
+            },
+        );
+        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        if parts.is_empty() {
             return Ok(None);
         }
-        report.notes.extend(untraceable(&linked));
+        for note in without_effect {
+            let unit = read.iter().find(|unit| unit.unit == note.unit);
+            let of = unit.and_then(|unit| self.image_of(unit).module());
+            let part = parts.iter_mut().find(|(module, _)| module.as_ref() == of);
+            if let Some((_, linked)) = part {
+                linked.left_out.push(note);
+            }
+        }
+        report.timings_ms.link = millis(clock.elapsed());
+        parts.iter().for_each(|(_, linked)| report.notes.extend(untraceable(linked)));
 
         // The part that runs in the guest: kbuild/support.rs
         progress.phase("linking the support object");
         let support = match self.support(&profile.sizes) {
             Ok(support) => Some(support),
             Err(why) => {
-                let tables = linked.payload.tables.iter().map(|table| table.kind);
-                let required: Vec<&str> = tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
+                let tables = parts.iter().flat_map(|(_, linked)| &linked.payload.tables).map(|table| table.kind);
+                let required: BTreeSet<&str> =
+                    tables.filter(|kind| kind.is_required()).map(TableKind::section).collect();
                 if !required.is_empty() {
-                    let message = format!("the guest has to know of entries in {}, but {why}", required.join(", "));
+                    let list = required.into_iter().collect::<Vec<_>>().join(", ");
+                    let message = format!("the guest has to know of entries in {list}, but {why}");
+                    return Err(Stop::refused(Reason::new("no-support-object", message)));
+                }
+                if parts.iter().any(|(module, _)| module.is_some()) {
+                    let message = format!("new code of a module has to be prepared in the guest, but {why}");
                     return Err(Stop::refused(Reason::new("no-support-object", message)));
                 }
                 report.notes.push(format!("the bundle can be applied in the arena only: {why}"));
@@ -168,7 +184,70 @@ impl Judge<'_, '_> {
             }
         };
         report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(linked, support, profile, report)))
+        Ok(Some(self.bundle(parts, support, profile, report)))
+    }
+
+    /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
+    fn link<'p>(
+        &self,
+        units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        sizes: &BTreeMap<String, u64>,
+        report: &mut Report,
+    ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
+        let mut groups: BTreeMap<Option<&str>, (&KernelImage, Vec<link::Unit<'p, 'p>>)> = BTreeMap::new();
+        for (read, unit) in units {
+            let image = self.image_of(read);
+            let module = image.module().map(|module| module.name.as_str());
+            groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
+        }
+        let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        for (image, units) in groups.values() {
+            let tables = BootTables::read(image, sizes).map_err(of_sites)?;
+            match link::link(image, &tables, units) {
+                Ok(linked) => parts.push((image.module().cloned(), linked)),
+                Err(more) => refusals.extend(more),
+            }
+        }
+        if !refusals.is_empty() {
+            return Err(self.of_refusals(refusals));
+        }
+        for (module, linked) in parts.extract_if(.., |(_, linked)| linked.functions.is_empty()) {
+            let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
+            let new: Vec<String> =
+                linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
+            report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
+        }
+        Ok(parts)
+    }
+
+    /// The image that a unit's code is in.
+    fn image_of(&self, unit: &Read) -> &KernelImage {
+        self.modules.of(&unit.compiled.unit).unwrap_or(self.image)
+    }
+
+    /// Phases 5 to 8 for a few units of many: whether they already show that existing data changes.
+    ///
+    /// # Errors
+    /// [`Stop`] when they do, or when an object cannot be read.
+    pub fn refuse_early(&self, compiled: &[CompiledUnit], report: &mut Report) -> Result<(), Stop> {
+        let profile = self.profile()?;
+        let read = self.read(compiled)?;
+        let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
+        self.refuse_type2(&read, &judged, report)
+    }
+
+    fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
+        compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<_, _>>().map_err(Stop::failed)
+    }
+
+    fn cut<'o>(&self, read: &'o [Read], profile: &GuestProfile) -> Result<Vec<(Pieces<'o>, Pieces<'o>)>, Stop> {
+        read.par_iter().map(|unit| cut(unit, &profile.sizes)).collect::<Result<_, _>>().map_err(Stop::failed)
+    }
+
+    fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
+        let judge =
+            |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched);
+        read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)
     }
 
     /// The support object, or why this kernel cannot have one.
@@ -207,7 +286,10 @@ impl Judge<'_, '_> {
         };
         let files = read
             .iter()
-            .map(|unit| Ok([load(&unit.compiled.original)?, load(&unit.compiled.patched)?]))
+            .map(|unit| {
+                let patched = &unit.compiled.patched;
+                Ok([load(unit.compiled.original.as_ref().unwrap_or(patched))?, load(patched)?])
+            })
             .collect::<Result<Vec<_>, Stop>>()?;
         let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
             .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
@@ -216,7 +298,7 @@ impl Judge<'_, '_> {
                 patched,
                 diff: &judged.diff,
                 bytes: [old, new],
-                proof: Some((&judged.proof, self.image)),
+                proof: Some((&judged.proof, self.image_of(unit))),
                 ranges: self.ranges(&unit.unit),
             })
             .collect();
@@ -242,7 +324,10 @@ impl Judge<'_, '_> {
 
     fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
-        let proof = prove(self.image, original, &self.ranges(&unit.unit));
+        // A module has no debug information: its functions are found by name and contents.
+        let image = self.image_of(unit);
+        let ranges = if image.module().is_some() { Vec::new() } else { self.ranges(&unit.unit) };
+        let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
         let mut findings = Vec::new();
@@ -251,7 +336,8 @@ impl Judge<'_, '_> {
                 let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
                 dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
             };
-            let (old, new) = rayon::join(|| layouts(&unit.compiled.original), || layouts(&unit.compiled.patched));
+            let original_layouts = || unit.compiled.original.as_ref().map_or_else(|| Ok(Layouts::default()), &layouts);
+            let (old, new) = rayon::join(original_layouts, || layouts(&unit.compiled.patched));
             let (old, new) = (old?, new?);
             let resigned: BTreeSet<String> =
                 layout_diff::compare_functions(&old, &new).into_iter().map(|change| change.name).collect();
@@ -281,8 +367,10 @@ impl Judge<'_, '_> {
                     "existing data changes: this is a Type 2 update, which this version recognises but does not build",
                 );
                 // A type of a header is found again in every unit that sees it.
-                if !reasons.iter().any(|known| known.rule == reason.rule && known.message == reason.message) {
-                    reasons.push(reason);
+                let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
+                match reasons.iter_mut().find(same) {
+                    Some(known) => drop(known.units.insert(unit.unit.clone())),
+                    None => reasons.push(reason.of_unit(unit.unit.clone())),
                 }
             }
         }
@@ -303,23 +391,32 @@ impl Judge<'_, '_> {
         Stop::Refused(refusals.into_iter().map(Reason::from).collect())
     }
 
-    fn bundle(&self, linked: Linked, support: Option<Payload>, profile: GuestProfile, report: &mut Report) -> Bundle {
-        report.functions = (linked.manifest_functions.iter())
-            .map(|function| FunctionRow {
+    fn bundle(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        support: Option<Payload>,
+        profile: GuestProfile,
+        report: &mut Report,
+    ) -> Bundle {
+        for (module, linked) in &parts {
+            report.functions.extend(linked.manifest_functions.iter().map(|function| FunctionRow {
                 name: function.name.clone(),
                 unit: function.unit.clone(),
+                module: module.as_ref().map(|module| module.name.clone()),
                 old_address: function.old_address.map(|address| format!("{address:#x}")),
                 old_size: function.old_size,
                 new_size: function.new_size,
-            })
-            .collect();
-        report.data = (linked.manifest_data.iter())
-            .map(|datum| DatumRow { name: datum.name.clone(), unit: datum.unit.clone(), size: datum.size })
-            .collect();
+            }));
+            report.data.extend(linked.manifest_data.iter().map(|datum| DatumRow {
+                name: datum.name.clone(),
+                unit: datum.unit.clone(),
+                size: datum.size,
+            }));
+        }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        Bundle {
+        let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
                 release: self.image.release().to_owned(),
@@ -332,31 +429,60 @@ impl Judge<'_, '_> {
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
-                functions: linked.manifest_functions,
-                data: linked.manifest_data,
-                left_out: linked.left_out,
+                functions: Vec::new(),
+                data: Vec::new(),
+                left_out: Vec::new(),
+                omitted: Vec::new(),
+                unchanged_modules: Vec::new(),
             },
-            payload: linked.payload,
-            functions: linked.functions,
-            support,
+            payload: Payload::default(),
+            functions: Vec::new(),
+            support: None,
+            module: None,
+            modules: Vec::new(),
+        };
+        let mut bundle = Bundle { support, ..empty.clone() };
+        bundle.manifest.omitted = omitted(&report.omitted);
+        let modules: BTreeSet<&String> = report.modules.iter().map(|unit| &unit.module).collect();
+        bundle.manifest.unchanged_modules = modules.into_iter().cloned().collect();
+        for (module, linked) in parts {
+            let mut part = empty.clone();
+            let into = if module.is_some() { &mut part } else { &mut bundle };
+            into.manifest.functions = linked.manifest_functions;
+            into.manifest.data = linked.manifest_data;
+            into.manifest.left_out = linked.left_out;
+            into.payload = linked.payload;
+            into.functions = linked.functions;
+            if module.is_some() {
+                bundle.modules.push(Bundle { module, ..part });
+            }
         }
+        bundle
     }
 }
 
+/// Code that only a module has and runs: when it is unloaded.
+fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<Reason> {
+    let piece = patched.piece(function);
+    let section = &patched.object.section(piece.section).name;
+    section.starts_with(".exit.text").then(|| {
+        let message = format!("`{}` is in {section}: it runs when the module is unloaded", piece.name);
+        let help = "leave it out of the diff; the exit code of a loaded module cannot be replaced yet";
+        Reason::new("special-code", message).at(unit.to_owned(), None).help(help)
+    })
+}
+
 /// Changes that a running kernel does not see: what has run or been read at boot, and lists that do not grow.
-fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<LeftOut> {
+fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
     let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
     let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
-    let functions = diff.boot_functions.iter().map(|&function| {
+    let functions = diff.changed_boot_functions().map(|function| {
         let piece = patched.piece(function);
         let SectionRole::BootCode(what) = piece.role else { return None };
-        Some(note(section_of(function), format!("`{}` {what}: its change takes effect at the next boot", piece.name)))
+        Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))
     });
     let sections = diff.boot_sections.iter().map(|section| {
-        Some(note(
-            section.clone(),
-            format!("{section} has been read at boot: its change takes effect at the next boot"),
-        ))
+        Some(note(section.clone(), format!("{section} has been read already: its change takes effect {when}")))
     });
     let entries = diff.new_entries.iter().map(|&entry| {
         let SectionRole::List(what) = patched.piece(entry).role else { return None };
@@ -367,6 +493,21 @@ fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff) -> Vec<Le
         Some(note(format!("___ksymtab+{name}"), consequence))
     });
     functions.chain(sections).chain(entries).chain(exports).flatten().collect()
+}
+
+/// What the bundle leaves out of the diff, for its manifest.
+fn omitted(reasons: &[Reason]) -> Vec<Omitted> {
+    let mut omitted: Vec<Omitted> = reasons
+        .iter()
+        .map(|reason| Omitted {
+            file: reason.file.clone().unwrap_or_default(),
+            rule: reason.rule.clone(),
+            message: reason.message.clone(),
+        })
+        .collect();
+    omitted.sort();
+    omitted.dedup();
+    omitted
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.
@@ -389,7 +530,8 @@ fn read(compiled: CompiledUnit) -> Result<Read, JudgeError> {
         let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
         Object::parse(&bytes).map_err(|source| JudgeError::Object { path: path.clone(), source })
     };
-    let (original, patched) = (object(&compiled.original)?, object(&compiled.patched)?);
+    let original = compiled.original.as_ref().map_or_else(|| Ok(Object::default()), &object)?;
+    let patched = object(&compiled.patched)?;
     Ok(Read { unit: compiled.unit.display().to_string(), original, patched, compiled })
 }
 
@@ -397,7 +539,8 @@ fn cut<'o>(unit: &'o Read, sizes: &BTreeMap<String, u64>) -> Result<(Pieces<'o>,
     let cut = |object: &'o Object, path: &PathBuf| {
         Pieces::cut(object, sizes).map_err(|source| JudgeError::Pieces { path: path.clone(), source })
     };
-    Ok((cut(&unit.original, &unit.compiled.original)?, cut(&unit.patched, &unit.compiled.patched)?))
+    let original = unit.compiled.original.as_ref().unwrap_or(&unit.compiled.patched);
+    Ok((cut(&unit.original, original)?, cut(&unit.patched, &unit.compiled.patched)?))
 }
 
 fn of_sites(error: SitesError) -> Stop {

@@ -8,6 +8,7 @@
 pub mod dwarf;
 pub mod guest;
 pub mod link;
+pub mod module;
 pub mod profile;
 pub mod prove;
 pub mod refusal;

@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 22] = [
+const FACTS: [Fact; 27] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -84,8 +84,29 @@ const FACTS: [Fact; 22] = [
         "struct module",
         "kernel/module/main.c",
         true,
-        &["list", "name", "state", "core_layout", "init_layout", "mem", "num_symtab", "kallsyms"],
+        &[
+            "list",
+            "name",
+            "state",
+            "core_layout",
+            "init_layout",
+            "mem",
+            "num_symtab",
+            "kallsyms",
+            "sect_attrs",
+            "percpu",
+            "syms",
+            "num_syms",
+            "gpl_syms",
+            "num_gpl_syms",
+        ],
     ),
+    // Where the sections of a loaded module are, and what it exports (include/linux/export.h).
+    maybe("struct module_sect_attrs", "kernel/module/sysfs.c", &["nsections", "attrs"]),
+    maybe("struct module_sect_attr", "kernel/module/sysfs.c", &["address", "battr"]),
+    maybe("struct bin_attribute", "kernel/module/sysfs.c", &["attr"]),
+    maybe("struct attribute", "kernel/module/sysfs.c", &["name"]),
+    maybe("struct kernel_symbol", "kernel/module/main.c", &["value_offset", "name_offset"]),
     // Until Linux 6.3 and from 6.4 on (include/linux/module.h).
     maybe("struct module_layout", "kernel/module/main.c", &["base", "size", "text_size", "ro_size"]),
     maybe("struct module_memory", "kernel/module/main.c", &["base", "size"]),

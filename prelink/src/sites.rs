@@ -8,7 +8,7 @@ use crate::symbol_db::AddressKind;
 use crate::vmlinux::KernelImage;
 use diff_analyzer::pieces::is_pc_relative;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, InstructionBlock};
-use lpk_format::{BootSite, BootSiteKind};
+use lpk_format::{BootSite, BootSiteKind, Place, RelocKind};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
@@ -24,6 +24,8 @@ pub struct BootTables<'i> {
     jump_labels: Vec<(u64, u64)>,
     locks: Vec<u64>,
     fentries: Vec<u64>,
+    /// `endbr64` of functions that nothing calls through a pointer.
+    sealed: Vec<u64>,
     /// Instructions that may fault, and where the kernel goes on then.
     faults: Vec<(u64, u64)>,
 }
@@ -33,6 +35,8 @@ struct Alternative {
     len: u8,
     replacement: u64,
     replacement_len: u8,
+    /// Calls what the pointer of the call in its place holds (`ALT_FLAG_DIRECT_CALL`, since Linux 6.8).
+    direct_call: bool,
 }
 
 /// A table that cannot be read.
@@ -59,7 +63,9 @@ impl<'i> BootTables<'i> {
     /// [`SitesError`] when a table of the image has entries of an unknown shape.
     pub fn read(image: &'i KernelImage, type_sizes: &BTreeMap<String, u64>) -> Result<Self, SitesError> {
         let table = |start, stop, name: &'static str, known: u64, text: &'static str| {
-            let Some((base, bytes)) = image.between(start, stop) else { return Ok((0, &[][..])) };
+            // Without a table in it, the kernel need not have the type of its entries.
+            let found = image.between(start, stop).filter(|(_, bytes)| !bytes.is_empty());
+            let Some((base, bytes)) = found else { return Ok((0, &[][..])) };
             match type_sizes.get(name).copied() {
                 Some(size) if size == known => Ok((base, bytes)),
                 size => Err(SitesError::EntrySize { name, size, known: text }),
@@ -80,6 +86,7 @@ impl<'i> BootTables<'i> {
                 replacement: relative(at, entry, 4),
                 len: entry[size - 2],
                 replacement_len: entry[size - 1],
+                direct_call: size == 14 && entry[10] & 2 != 0,
             })
             .collect();
         alternatives.sort_by_key(|alternative| alternative.site);
@@ -91,8 +98,9 @@ impl<'i> BootTables<'i> {
             .collect();
         // struct static_call_site { s32 addr, key; } with flags in the key's two low bits (include/linux/static_call_types.h).
         let (base, bytes) = table("__start_static_call_sites", "__stop_static_call_sites", "static_call_site", 8, "8")?;
-        let static_calls =
-            entries(base, bytes, 8).map(|(at, entry)| (relative(at, entry, 0), relative(at, entry, 4) & !3)).collect();
+        let static_calls = entries(base, bytes, 8)
+            .map(|(at, entry)| (relative(at, entry, 0), key_of(image, relative(at, entry, 4) & !3)))
+            .collect();
         // struct jump_entry { s32 code, target; long key; } (include/linux/jump_label.h).
         let (base, bytes) = table("__start___jump_table", "__stop___jump_table", "jump_entry", 16, "16")?;
         let jump_labels =
@@ -116,6 +124,7 @@ impl<'i> BootTables<'i> {
             static_calls,
             jump_labels,
             locks: places("__smp_locks", "__smp_locks_end"),
+            sealed: places("__ibt_endbr_seal", "__ibt_endbr_seal_end"),
             fentries: entries(base, bytes, 8).map(|(_, entry)| word(entry, 0)).collect(),
         })
     }
@@ -136,8 +145,12 @@ impl<'i> BootTables<'i> {
             let same = self.alternatives[index..].iter().take_while(|other| other.site == first.site).count();
             let group = &self.alternatives[index..index + same];
             let len = group.iter().map(|alternative| alternative.len).max().unwrap_or(0);
-            let forms = group.iter().filter_map(|alternative| self.form(alternative, len)).collect();
-            sites.add(first.site, len, BootSiteKind::Alternative { forms });
+            let plain = group.iter().filter(|alternative| !alternative.direct_call);
+            let forms: Vec<_> = plain.filter_map(|alternative| self.form(alternative, len)).collect();
+            match self.call_slot(first.site) {
+                Some(slot) if forms.is_empty() => sites.add(first.site, len, BootSiteKind::Paravirt { slot }),
+                _ => sites.add(first.site, len, BootSiteKind::Alternative { forms }),
+            }
             index += same;
         }
         for &(at, len, slot) in self.paravirt.iter().filter(|(at, ..)| range.contains(at)) {
@@ -145,6 +158,11 @@ impl<'i> BootTables<'i> {
         }
         for &at in self.fentries.iter().filter(|at| inside(at)) {
             sites.add(at, 5, BootSiteKind::Ftrace);
+        }
+        for &at in self.sealed.iter().filter(|at| inside(at)) {
+            // Boot writes one of these over it (`gen_endbr_poison`, arch/x86/include/asm/ibt.h): `nopw (%rax)`, later `nopl -42(%rax)`.
+            let forms = vec![vec![0x66, 0x0f, 0x1f, 0x00], vec![0x0f, 0x1f, 0x40, 0xd6]];
+            sites.add(at, 4, BootSiteKind::Alternative { forms });
         }
         for &at in self.retpolines.iter().filter(|at| inside(at)) {
             // `cs call thunk` and `cs jmp thunk` (-mindirect-branch-cs-prefix) have six bytes, as has `jcc thunk`.
@@ -169,8 +187,32 @@ impl<'i> BootTables<'i> {
         sites.list
     }
 
+    /// Fields that a module's loader fills, apart from those that stay the same wherever the module is. They may lie inside
+    /// other sites.
+    fn add_relocations(&self, sites: &mut Sites) {
+        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
+        let section = |address| self.image.section_at(address).map(|section| section.address);
+        for reloc in self.image.relocs(start, len) {
+            let Some(kind) = RelocKind::of_elf(reloc.kind) else { continue }; // R_X86_64_NONE
+            if kind.is_pc_relative() && section(reloc.symbol) == section(reloc.address) {
+                continue;
+            }
+            let place = match reloc.target_kind {
+                AddressKind::Image => Place::Kernel(reloc.symbol),
+                AddressKind::PerCpu | AddressKind::Absolute => Place::Absolute(reloc.symbol),
+            };
+            let addend = reloc.target.wrapping_sub(reloc.symbol) as i64;
+            let offset = (reloc.address - start) as u32;
+            let len = kind.size();
+            sites.list.push(BootSite { offset, len, kind: BootSiteKind::Relocation { kind, place, addend } });
+        }
+    }
+
     /// Fields that KASLR moves, as `arch/x86/tools/relocs.c` collects them.
     fn add_slides(&self, sites: &mut Sites) {
+        if self.image.module().is_some() {
+            return self.add_relocations(sites);
+        }
         let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
         for reloc in self.image.relocs(start, len) {
             let eight = reloc.kind == goblin::elf::reloc::R_X86_64_64;
@@ -181,6 +223,13 @@ impl<'i> BootTables<'i> {
                 _ => {}
             }
         }
+    }
+
+    /// The pointer that `call *slot(%rip)` at an address calls through.
+    fn call_slot(&self, at: u64) -> Option<u64> {
+        let field = at.checked_add(2)?;
+        let reloc = self.image.relocs(field, 4).first().filter(|reloc| reloc.address == field)?;
+        is_pc_relative(reloc.kind).then(|| reloc.target.wrapping_add(4))
     }
 
     /// What a site holds when this alternative is taken: the replacement moved to the site, padded with no-ops.
@@ -195,6 +244,14 @@ impl<'i> BootTables<'i> {
         form.resize(usize::from(len), 0x90);
         Some(form)
     }
+}
+
+/// The key of a static call. A module that may not change the key names the trampoline instead, and the kernel looks the key
+/// up (`kernel/static_call_inline.c`, `static_call_add_module`).
+fn key_of(image: &KernelImage, named: u64) -> u64 {
+    let mut names = image.symbols().at(named).filter_map(|symbol| symbol.name.strip_prefix("__SCT__"));
+    let key = names.next().and_then(|name| image.symbols().address_of(&format!("__SCK__{name}")));
+    key.filter(|_| image.module().is_some()).unwrap_or(named)
 }
 
 /// Code at another address, with its relative fields adjusted.

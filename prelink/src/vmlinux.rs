@@ -1,15 +1,18 @@
 //! The kernel image: sections, symbols, notes and the relocations that the linker kept.
 //!
 //! Comes in: the path of a `vmlinux` with symbols. Decided: that it is an x86-64 kernel with a build id. Goes out:
-//! [`KernelImage`], which maps the file and parses only what is asked for.
+//! [`KernelImage`], which maps the file and parses only what is asked for. A loadable module, linked at addresses of its
+//! own against the kernel, has the same form ([`crate::module`]).
 
 use crate::symbol_db::{AddressKind, KernelSymbol, SymbolDb, SymbolKind};
 use goblin::elf::header::{EM_X86_64, ET_EXEC};
 use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHT_NOBITS, SHT_RELA};
 use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION};
 use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
+use lpk_format::ModuleId;
 use memmap2::Mmap;
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -51,9 +54,9 @@ pub struct ImageSection {
     pub address: u64,
     /// Size in memory, in bytes.
     pub size: u64,
-    file_offset: usize,
-    has_contents: bool,
-    allocated: bool,
+    pub(crate) file_offset: usize,
+    pub(crate) has_contents: bool,
+    pub(crate) allocated: bool,
 }
 
 /// A relocation that the linker kept (`--emit-relocs`); the field already holds the result.
@@ -65,23 +68,46 @@ pub struct ImageReloc {
     pub kind: u32,
     /// S + A as the linker knew them.
     pub target: u64,
+    /// S alone.
+    pub symbol: u64,
     /// How the target's address moves.
     pub target_kind: AddressKind,
 }
 
-/// A mapped kernel image.
+/// Contents of the file, or of a module as linked.
+pub(crate) enum Contents {
+    /// A file.
+    Mapped(Mmap),
+    /// Linked here.
+    Owned(Vec<u8>),
+}
+
+impl Deref for Contents {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// A mapped kernel image, or a module linked against one.
 pub struct KernelImage {
-    path: PathBuf,
-    map: Mmap,
-    sections: Vec<ImageSection>,
+    pub(crate) path: PathBuf,
+    pub(crate) map: Contents,
+    pub(crate) sections: Vec<ImageSection>,
     /// Raw relocation sections by the index of the section they apply to: (file offset, size).
-    rela: HashMap<usize, (usize, usize)>,
+    pub(crate) rela: HashMap<usize, (usize, usize)>,
     /// Address and kind of every symbol-table entry, in file order; relocations name these.
-    entries: Vec<(u64, AddressKind)>,
-    symbols: SymbolDb,
-    build_id: Vec<u8>,
-    banner: String,
-    relocs: OnceLock<HashMap<usize, Vec<ImageReloc>>>,
+    pub(crate) entries: Vec<(u64, AddressKind)>,
+    pub(crate) symbols: SymbolDb,
+    pub(crate) build_id: Vec<u8>,
+    pub(crate) banner: String,
+    pub(crate) relocs: OnceLock<HashMap<usize, Vec<ImageReloc>>>,
+    /// Which module it is.
+    pub(crate) module: Option<ModuleId>,
 }
 
 impl KernelImage {
@@ -140,7 +166,8 @@ impl KernelImage {
             build_id: Vec::new(),
             banner: String::new(),
             relocs: OnceLock::new(),
-            map,
+            module: None,
+            map: Contents::Mapped(map),
         };
         image.build_id = image.find_build_id().ok_or_else(|| not("it has no GNU build id"))?;
         image.banner = image.find_banner().ok_or_else(|| not("it has no `linux_banner`"))?;
@@ -150,6 +177,11 @@ impl KernelImage {
     /// Where the image was found.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The module, if this is one; `None` is the kernel image itself.
+    pub fn module(&self) -> Option<&ModuleId> {
+        self.module.as_ref()
     }
 
     /// GNU build id.
@@ -196,8 +228,14 @@ impl KernelImage {
         rest.iter().position(|&byte| byte == 0).map(|end| &rest[..end])
     }
 
-    /// The contents between two symbols of the linker script, with the link address of the first byte.
+    /// The contents between two symbols of the linker script, with the link address of the first byte; of a module those of
+    /// the section that the linker script gathers there.
     pub fn between(&self, start: &str, stop: &str) -> Option<(u64, &[u8])> {
+        if self.module.is_some() {
+            let name = crate::module::section_of_table(start)?;
+            let section = self.sections.iter().find(|section| section.name == name)?;
+            return Some((section.address, self.contents(section)));
+        }
         let (start, stop) = (self.symbols.address_of(start)?, self.symbols.address_of(stop)?);
         let len = usize::try_from(stop.checked_sub(start)?).ok()?;
         if len == 0 {
@@ -218,10 +256,8 @@ impl KernelImage {
 
     /// Whether the image was linked with `--emit-relocs`.
     pub fn has_relocs(&self) -> bool {
-        self.sections
-            .iter()
-            .position(|section| section.name == ".text")
-            .is_some_and(|index| self.rela.contains_key(&index))
+        let text = self.sections.iter().position(|section| section.name == ".text");
+        self.module.is_some() || text.is_some_and(|index| self.rela.contains_key(&index))
     }
 
     fn contents(&self, section: &ImageSection) -> &[u8] {
@@ -262,8 +298,9 @@ impl KernelImage {
             .chunks_exact(24)
             .filter_map(|raw| {
                 let (address, info, addend) = (word(raw, 0), word(raw, 8), word(raw, 16));
-                let &(value, target_kind) = self.entries.get((info >> 32) as usize)?;
-                Some(ImageReloc { address, kind: info as u32, target: value.wrapping_add(addend), target_kind })
+                let &(symbol, target_kind) = self.entries.get((info >> 32) as usize)?;
+                let target = symbol.wrapping_add(addend);
+                Some(ImageReloc { address, kind: info as u32, target, symbol, target_kind })
             })
             .collect();
         relocs.sort_by_key(|reloc| reloc.address);

@@ -8,6 +8,7 @@ pub mod arena;
 pub mod facts;
 pub mod identity;
 pub mod irq_work;
+pub mod modules;
 pub mod paging;
 pub mod snapshot;
 pub mod stacks;
@@ -19,7 +20,9 @@ pub(crate) mod fake;
 
 use crate::engine::{EngineError, Pa, ReadMemory, Va};
 use lpk_format::GuestProfile;
+use modules::Loaded;
 use paging::{Root, WalkError};
+use std::sync::Arc;
 
 /// Why the guest could not be understood.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,8 @@ pub struct Kernel {
     /// Live virtual address minus physical address, the same for the whole image.
     image_delta: u64,
     root: Root,
+    /// The module whose link addresses are meant, too.
+    module: Option<Arc<Loaded>>,
 }
 
 impl Kernel {
@@ -139,10 +144,45 @@ impl Kernel {
         find(&self.profile.constants, "constant", name)
     }
 
+    /// The same kernel, seen by the part of a bundle that is about a module.
+    #[must_use]
+    pub fn with_module(self, module: Loaded) -> Kernel {
+        Kernel { module: Some(Arc::new(module)), ..self }
+    }
+
+    /// The module whose link addresses are meant, too.
+    #[must_use]
+    pub fn module(&self) -> Option<&Arc<Loaded>> {
+        self.module.as_ref()
+    }
+
     /// Live address of a link address.
     #[must_use]
     pub fn live(&self, link: u64) -> Va {
-        Va(link.wrapping_add(self.slide))
+        let in_module = self.module.as_ref().and_then(|module| module.live(link));
+        Va(in_module.unwrap_or_else(|| link.wrapping_add(self.slide)))
+    }
+
+    /// Whether a link address is one of the module.
+    fn is_of_module(&self, link: u64) -> bool {
+        self.module.as_ref().is_some_and(|module| module.live(link).is_some())
+    }
+
+    /// Where `length` bytes at a link address are in physical memory: the image as a whole, a module page by page.
+    ///
+    /// # Errors
+    /// [`GuestError::NotMapped`] or [`GuestError::Engine`].
+    pub fn places(&self, memory: &dyn ReadMemory, link: u64, length: usize) -> Result<Vec<(Pa, usize)>, GuestError> {
+        if !self.is_of_module(link) {
+            return Ok(vec![(self.image_pa(link), length)]);
+        }
+        let (mut at, mut rest, mut places) = (self.live(link).0, length, Vec::new());
+        while rest != 0 {
+            let here = rest.min(paging::PAGE - (at as usize & (paging::PAGE - 1)));
+            places.push((self.translate(memory, Va(at), "a module")?, here));
+            (at, rest) = (at.wrapping_add(here as u64), rest - here);
+        }
+        Ok(places)
     }
 
     /// Physical address of a link address of the image, which is physically contiguous
@@ -152,11 +192,14 @@ impl Kernel {
         Pa(self.live(link).0.wrapping_sub(self.image_delta))
     }
 
-    /// Reads the image at a link address.
+    /// Reads the image, or the module, at a link address.
     ///
     /// # Errors
-    /// [`GuestError::Engine`].
+    /// [`GuestError::Engine`]; of a module also [`GuestError::NotMapped`].
     pub fn read_image(&self, memory: &dyn ReadMemory, link: u64, into: &mut [u8]) -> Result<(), GuestError> {
+        if self.is_of_module(link) {
+            return self.read(memory, self.live(link), into, "a module");
+        }
         Ok(memory.read(self.image_pa(link), into)?)
     }
 

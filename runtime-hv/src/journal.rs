@@ -14,7 +14,7 @@
 
 use crate::guest::arena::{State, Write};
 use crate::guest::support::Operation;
-use crate::protocol::{BundleInfo, BundleState};
+use crate::protocol::{BundleInfo, BundleState, ModuleState};
 use crate::update::area::Area;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// Between the id of a bundle and the name of the module that a part of it is about.
+pub const PART_SEPARATOR: char = ':';
 
 /// More than the description of a bundle takes in the document, for each action.
 const DESCRIPTION: usize = 64 << 10;
@@ -65,8 +68,34 @@ pub struct Boot {
 pub struct Record {
     /// As shown.
     pub info: BundleInfo,
-    /// The jumps: old and new bytes of each redirected entry.
+    /// The jumps: old and new bytes of each redirected entry of the kernel image.
     pub jumps: Vec<Write>,
+    /// What was done to modules, in the order of the description.
+    #[serde(default)]
+    pub parts: Vec<PartRecord>,
+}
+
+/// What a bundle has done to a module that the guest has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRecord {
+    /// The `struct module` that was changed or refused; 0 while the guest does not have it.
+    pub at: u64,
+    /// First address of the new code's area; 0 while there is none.
+    pub area: u64,
+    /// The jumps.
+    pub jumps: Vec<Jump>,
+    /// Areas of earlier lives of the module, to be given back when nobody is inside.
+    #[serde(default)]
+    pub left: Vec<u64>,
+}
+
+/// A write into the code of a module, which is at its place only as long as the module is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Jump {
+    /// Virtual address of the bytes.
+    pub va: u64,
+    /// The bytes, at their physical address.
+    pub write: Write,
 }
 
 /// All that is known of a guest.
@@ -95,10 +124,16 @@ impl Document {
         self.bundles.is_empty() && self.areas.is_empty() && self.call.is_none() && self.arena.allocations.is_empty()
     }
 
-    /// Whether a bundle is in effect.
+    /// Whether a bundle, or the part of one that is about a module, is in effect.
     #[must_use]
     pub fn is_applied(&self, id: &str) -> bool {
-        self.bundles.iter().any(|record| record.info.id == id && record.info.state == BundleState::Applied)
+        let (bundle, module) = id.split_once(PART_SEPARATOR).map_or((id, None), |(id, module)| (id, Some(module)));
+        let in_effect = |info: &BundleInfo| match module {
+            None => true,
+            Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
+        };
+        let mut records = self.bundles.iter().map(|record| &record.info);
+        records.any(|info| info.id == bundle && info.state == BundleState::Applied && in_effect(info))
     }
 }
 
@@ -150,6 +185,10 @@ pub struct Action {
     /// runs it is taken back only where it still stands.
     #[serde(default)]
     pub list: Option<u64>,
+    /// Virtual and physical addresses of those writes that go into modules. While the guest runs they are taken back only
+    /// where the module is still at its place.
+    #[serde(default)]
+    pub mapped: Vec<(u64, u64)>,
     /// What holds once the writes are done and the guest runs.
     pub after: Document,
 }
@@ -354,6 +393,7 @@ mod tests {
             writes: vec![Write { pa: 1, old: vec![0; 5000], new: vec![1; 5000] }],
             moving: Vec::new(),
             list: None,
+            mapped: vec![],
             after: Document::default(),
         };
         journal.begin(&action, &Document::default()).expect("written");

@@ -16,14 +16,16 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a client may take over its request or our answer.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether the guest still is.
 const LOOK_MS: u16 = 500;
-/// So many looks without an answer mean that it is gone, though its process may be there.
-const SILENT_LIMIT: u32 = 10;
+/// How often to look at its modules, where a bundle has to do with some.
+const MODULES_MS: u16 = 100;
+/// So long without an answer means that it is gone, though its process may be there.
+const SILENT_LIMIT_MS: u32 = 5000;
 
 /// The control socket; the file goes when this is dropped.
 #[derive(Debug)]
@@ -96,10 +98,12 @@ pub fn serve<E: Engine>(
     mut gone: impl FnMut(&E) -> bool,
 ) -> io::Result<Ended> {
     let mut silent = 0;
+    let mut watched = Instant::now();
     loop {
         let mut files =
             [PollFd::new(socket.listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut files, PollTimeout::from(LOOK_MS)) {
+        let look = if updater.has_modules() { MODULES_MS } else { LOOK_MS };
+        match poll(&mut files, PollTimeout::from(look)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -119,10 +123,15 @@ pub fn serve<E: Engine>(
         } else {
             updater.settle();
             // A lost answer, or a hypervisor that is stopped for a while, is no dead guest.
-            silent = if updater.engine.is_paused().is_ok() { 0 } else { silent + 1 };
-            if silent >= SILENT_LIMIT {
+            silent = if updater.engine.is_paused().is_ok() { 0 } else { silent + u32::from(look) };
+            if silent >= SILENT_LIMIT_MS {
                 return Ok(Ended::GuestGone);
             }
+        }
+        // Clients that ask all the time must not keep us from it.
+        if watched.elapsed() >= Duration::from_millis(MODULES_MS.into()) {
+            updater.watch();
+            watched = Instant::now();
         }
     }
 }

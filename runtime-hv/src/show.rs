@@ -75,7 +75,7 @@ fn list(bundles: &[BundleInfo]) {
             info.id.get(..12).unwrap_or(&info.id).to_owned(),
             state(info),
             home(info),
-            info.functions.len().to_string(),
+            functions(info).to_string(),
             info.applied_at.clone(),
             time(info, "total"),
             time(info, "paused"),
@@ -102,7 +102,27 @@ fn one(info: &BundleInfo) {
             &function.size.to_string(),
         ]);
     }
-    println!("{functions}");
+    if !info.functions.is_empty() {
+        println!("{functions}");
+    }
+    for module in &info.modules {
+        let word = module.state.word();
+        let state = module.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));
+        let known_as = module.module.as_ref().map(|name| format!(", new code in module {name}")).unwrap_or_default();
+        println!("module {}: {state}{known_as}", module.name);
+        let mut functions = table(&["function", "unit", "old", "new", "size"]);
+        let address = |address: &Option<String>| address.clone().unwrap_or_else(|| "-".to_owned());
+        for function in &module.functions {
+            functions.add_row([
+                function.name.clone(),
+                function.unit.clone(),
+                address(&function.old_address),
+                address(&function.new_address),
+                function.size.to_string(),
+            ]);
+        }
+        println!("{functions}");
+    }
     let phases: Vec<String> = info.times_us.keys().map(|phase| format!("{phase} {}", time(info, phase))).collect();
     println!("last action: {}", phases.join(", "));
     if info.kept_pages != 0 {
@@ -114,9 +134,19 @@ fn home(info: &BundleInfo) -> String {
     info.module.clone().unwrap_or_else(|| info.memory.word().to_owned())
 }
 
+/// Functions of the image and of modules.
+fn functions(info: &BundleInfo) -> usize {
+    info.functions.len() + info.modules.iter().map(|module| module.functions.len()).sum::<usize>()
+}
+
 fn state(info: &BundleInfo) -> String {
     let word = info.state.word();
-    info.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"))
+    let mut state = info.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));
+    // What is not like the whole.
+    for module in info.modules.iter().filter(|module| module.state.word() != word) {
+        state.push_str(&format!(", {}: {}", module.name, module.state.word()));
+    }
+    state
 }
 
 fn time(info: &BundleInfo, phase: &str) -> String {

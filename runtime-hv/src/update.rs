@@ -19,6 +19,7 @@ pub mod transaction;
 
 mod call;
 mod errors;
+mod parts;
 mod prepare;
 #[cfg(test)]
 mod prepared_tests;
@@ -26,22 +27,29 @@ mod recover;
 #[cfg(test)]
 mod tests;
 mod undo;
+mod watch;
 
 pub use errors::UpdateError;
 
 use crate::engine::Engine;
 
 use crate::guest::arena::Allocation;
+use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
-use crate::journal::{Action, Document, Journal, Record};
-use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind};
+use crate::journal::{Action, Document, Journal, PartRecord, Record};
+use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind, ModuleState};
 use admit::Admitted;
 use area::Area;
 use lpk_format::Bundle;
+use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
+
+/// An area prepared for a part, and the module that it was linked with.
+type Prepared = (Area, Option<Arc<Loaded>>);
 
 /// How patiently a moment is awaited in which the guest can be changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +81,10 @@ pub struct Updater<E> {
     resets: u64,
     /// An action ended with the guest in an unknown state: its journal comes first.
     unsettled: bool,
+    /// The kernel, for looks that do not stop it.
+    seen: Option<watch::Seen>,
+    /// How often the guest's modules were looked at.
+    looks: u64,
 }
 
 impl<E: Engine> Updater<E> {
@@ -84,7 +96,8 @@ impl<E: Engine> Updater<E> {
         let document = journal.load()?;
         let resets = engine.resets();
         let bundles = BTreeMap::new();
-        let mut updater = Updater { engine, journal, document, bundles, patience, resets, unsettled: false };
+        let mut updater =
+            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
         updater.recover()?;
         Ok(updater)
     }
@@ -130,89 +143,149 @@ impl<E: Engine> Updater<E> {
     pub fn apply(&mut self, bytes: &[u8], in_arena: bool) -> Result<BundleInfo, UpdateError> {
         let start = Instant::now();
         let (bundle, id) = errors::read_bundle(bytes)?;
-        let required = bundle.payload.tables.iter().filter(|table| table.kind.is_required());
+        let tables = bundle.parts().flat_map(|part| &part.payload.tables);
+        let required = tables.filter(|table| table.kind.is_required());
         let required: Vec<&str> = required.map(|table| table.kind.section()).collect();
         if in_arena && !required.is_empty() {
             return Err(UpdateError::NeedsPreparation { tables: required.join(", ") });
         }
-        let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty());
-        let mut times = Times::default();
-        let mut prepared = None;
-        let applied = self.apply_at(&bundle, &id, bytes, in_area, &mut prepared, &mut times, start);
-        if let (Err(_), Some(area)) = (&applied, prepared) {
-            if !self.unsettled
-                && !self.document.is_applied(&id)
-                && let Ok(context) = self.context(&id)
-            {
-                self.tidy(&context, Some(&area), &mut times);
-            }
+        if in_arena && !bundle.modules.is_empty() {
+            let what = "new code of modules is prepared by the guest itself; apply the bundle without --in-arena";
+            return Err(UpdateError::Unsupported(what.to_owned()));
         }
-        applied
+        let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty() || !bundle.modules.is_empty());
+        let mut times = Times::default();
+        let goal = Goal { bundle: &bundle, id: &id, file: Some(bytes), only: None, in_area };
+        self.reach(&goal, &mut times, start)?;
+        self.bundles.insert(id.clone(), bundle);
+        self.show(&id)
     }
 
-    #[allow(clippy::too_many_arguments)] // one call, cut out so that what it prepares outlives its errors
-    fn apply_at(
+    /// Brings a bundle, or a part of one, into effect.
+    ///
+    /// # Errors
+    /// [`UpdateError`], as [`Self::apply`].
+    fn reach(&mut self, goal: &Goal<'_>, times: &mut Times, start: Instant) -> Result<(), UpdateError> {
+        let mut prepared = Vec::new();
+        let reached = self.switch_on(goal, &mut prepared, times, start);
+        if reached.is_err() && !self.unsettled {
+            // The first error is the one to tell; what is not released now is released later.
+            for (area, _) in
+                prepared.iter().filter(|(area, _)| !self.document.is_applied(&area.bundle)).cloned().collect::<Vec<_>>()
+            {
+                if let Ok(context) = self.context(&area.bundle) {
+                    self.tidy(&context, Some(&area), times);
+                }
+            }
+        }
+        reached
+    }
+
+    /// All parts that can come into effect now do so in the same moment.
+    fn switch_on(
         &mut self,
-        bundle: &Bundle,
-        id: &str,
-        bytes: &[u8],
-        in_area: bool,
-        prepared: &mut Option<Area>,
+        goal: &Goal<'_>,
+        prepared: &mut Vec<Prepared>,
         times: &mut Times,
         start: Instant,
-    ) -> Result<BundleInfo, UpdateError> {
+    ) -> Result<(), UpdateError> {
+        let targets = goal.targets();
         let mut attempt = 0;
-        loop {
+        'again: loop {
             attempt += 1;
             self.look()?;
-            if in_area && attempt == 1 {
+            if goal.in_area && attempt == 1 {
                 self.catch_up(times)?;
             }
-            let admitted = times.measure("admit", || admit::admit(&mut self.engine, &self.document, bundle, id));
-            let admitted = match admitted {
-                // The guest was restarted: what was applied is gone.
-                Err(UpdateError::OtherBoot) if attempt == 1 => {
-                    self.forget_boot()?;
-                    continue;
+            let (mut admitted, mut idle) = (Vec::new(), Vec::new());
+            for target in &targets {
+                let found = times
+                    .measure("admit", || admit::admit(&mut self.engine, &self.document, &target.bundle, &target.id));
+                match found {
+                    Ok(found) => admitted.push((target, found)),
+                    // The guest was restarted: what was applied is gone.
+                    Err(UpdateError::OtherBoot) if attempt == 1 && goal.only.is_none() => {
+                        self.forget_boot()?;
+                        continue 'again;
+                    }
+                    Err(error) => match (target.index, parts::state_after(&error)) {
+                        (Some(index), Some(state)) if goal.only.is_none() => {
+                            idle.push((index, parts::idle(target, state)))
+                        }
+                        _ => return Err(error),
+                    },
                 }
-                other => other?,
-            };
-            self.journal.save_bundle(id, bytes)?;
-            let area = self.area_of(id).filter(|_| in_area);
-            if in_area && area.is_none() {
-                *prepared = Some(self.prepare(&admitted, bundle, id, times)?);
-                continue; // a while has passed
             }
-            let mut plan = times.measure("plan", || match &area {
-                Some(area) => plan::in_area(&self.engine, &admitted, &self.document, bundle, area, prepared.is_none()),
-                None => plan::apply(&self.engine, &admitted, &self.document, bundle, id),
-            })?;
+            if let Some(file) = goal.file {
+                self.journal.save_bundle(goal.id, file)?;
+            }
+            let mut active = Vec::new();
+            for (target, admitted) in admitted {
+                let in_area = goal.in_area && !target.bundle.functions.is_empty();
+                let area = self.usable_area(target, &admitted, prepared).filter(|_| in_area);
+                if in_area && area.is_none() {
+                    let area = self.prepare(&admitted, &target.bundle, &target.id, times)?;
+                    prepared.push((area, admitted.kernel.module().cloned()));
+                    continue 'again; // a while has passed
+                }
+                let (bundle, document) = (&target.bundle, &self.document);
+                let plan = times.measure("plan", || match &area {
+                    Some(area) => {
+                        let again = !prepared.iter().any(|(known, _)| known.base == area.base);
+                        plan::in_area(&self.engine, &admitted, document, bundle, area, again)
+                    }
+                    None if bundle.functions.is_empty() => Ok(Plan::nothing(document)),
+                    None => plan::apply(&self.engine, &admitted, document, bundle, &target.id),
+                })?;
+                active.push(Active { target, admitted, area, plan });
+            }
+            let Some((first, rest)) = active.split_first() else { return Ok(()) };
+            let mut plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
             let mut after = self.document.clone();
-            // The object that prepared it goes with the jumps.
-            if let (Some(_), Some(support)) = (&area, &bundle.support)
-                && let Some(call) = after.call.take_if(|call| call.answered)
+            // The object that prepared them goes with the jumps.
+            if let Some(support) = &goal.bundle.support
+                && let Some(call) = after.call.take_if(|call| goal.in_area && call.answered)
             {
                 call::leaving(&self.engine, &Object::of(support)?, &call, &mut plan)?;
             }
-            let info = describe(bundle, id, &admitted, &plan, area.as_ref());
-            after.bundles.retain(|record| record.info.id != id);
-            after.bundles.push(Record { info, jumps: plan.jumps.clone() });
-            after.boot = Some(admitted.boot());
+            let known = after.bundles.iter().position(|record| record.info.id == goal.id);
+            let earlier = known.map(|index| after.bundles.remove(index));
+            let left = earlier.as_ref().map(|record| record.parts.iter().map(|part| part.left.clone()).collect());
+            let left: Vec<Vec<u64>> = left.unwrap_or_default();
+            let mut record = match earlier {
+                Some(record) if goal.only.is_some() => record,
+                _ => Record {
+                    info: describe(&first.target.bundle, goal.id, &first.admitted, &first.plan, first.area.as_ref()),
+                    jumps: first.plan.jumps.clone(),
+                    parts: vec![PartRecord::default(); goal.bundle.modules.len()],
+                },
+            };
+            if goal.only.is_none() {
+                record.parts.iter_mut().zip(left).for_each(|(part, left)| part.left = left);
+                let all = targets.iter().filter(|target| target.index.is_some());
+                record.info.modules = all.map(|target| parts::idle(target, (ModuleState::Waiting, None))).collect();
+            }
+            idle.into_iter().for_each(|(index, info)| parts::set(&mut record, index, info, PartRecord::default()));
+            active.iter().for_each(|part| parts::in_effect(&mut record, part));
+            let place = known.filter(|_| goal.only.is_some()).unwrap_or(after.bundles.len());
+            after.bundles.insert(place, record);
+            after.boot = Some(first.admitted.boot());
             after.arena = plan.arena.clone();
-            after.areas.iter_mut().filter(|known| area.as_ref() == Some(&**known)).for_each(|area| area.kept = false);
+            let used =
+                |known: &&mut Area| active.iter().any(|part| part.area.as_ref().is_some_and(|a| a.base == known.base));
+            after.areas.iter_mut().filter(used).for_each(|area| area.kept = false);
             after.sequence += 1;
-            let committed = self.commit(&admitted, &plan, &after, id, times);
+            let admitted: Vec<&Admitted> = active.iter().map(|part| &part.admitted).collect();
+            let committed = self.commit(&admitted, &plan, &after, goal.id, times);
             self.unsettled = committed.is_err();
             match committed? {
                 Check::Ready => {
                     times.add("total", start.elapsed());
-                    if let Some(record) = after.bundles.last_mut() {
+                    if let Some(record) = after.bundles.get_mut(place) {
                         record.info.times_us = times.0.clone();
                     }
                     self.document = after;
-                    self.bundles.insert(id.to_owned(), bundle.clone());
-                    self.journal.finish(&self.document)?;
-                    return self.show(id);
+                    return Ok(self.journal.finish(&self.document)?);
                 }
                 Check::Busy(_) | Check::Changed if attempt < self.patience.attempts => {
                     self.journal.forget_action()?;
@@ -231,23 +304,33 @@ impl<E: Engine> Updater<E> {
         }
     }
 
+    /// The area that holds the code of a part already. What is linked with a module is good for this place of it only.
+    fn usable_area(&self, target: &Target, admitted: &Admitted, prepared: &[Prepared]) -> Option<Area> {
+        let Some(module) = admitted.kernel.module() else { return self.area_of(&target.id) };
+        let ours = prepared.iter().rev().find(|(area, of)| area.bundle == target.id && of.as_ref() == Some(module));
+        let (area, _) = ours?;
+        self.document.areas.iter().find(|known| known.base == area.base && known.module != 0).cloned()
+    }
+
     /// Stops the guest, checks, and does the plan's writes if the moment is right.
     fn commit(
         &mut self,
-        admitted: &Admitted,
+        admitted: &[&Admitted],
         plan: &Plan,
         after: &Document,
         id: &str,
         times: &mut Times,
     ) -> Result<Check, UpdateError> {
+        let Some(first) = admitted.first() else { return Ok(Check::Ready) };
         let action = Action {
             sequence: after.sequence,
-            boot: admitted.boot(),
+            boot: first.boot(),
             bundle: id.to_owned(),
             owner_paused: self.engine.is_paused()?,
             writes: plan.writes.iter().chain(&plan.jumps).cloned().collect(),
             moving: plan.moving.clone(),
             list: None,
+            mapped: plan.mapped.clone(),
             after: after.clone(),
         };
         self.journal.begin(&action, &self.document)?;
@@ -313,9 +396,10 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         update_type: bundle.manifest.update_type,
         release: bundle.kernel.release.clone(),
         slide: format!("{slide:#x}"),
-        memory: if area.is_some() { MemoryKind::Module } else { MemoryKind::Arena },
+        memory: if area.is_some() || bundle.functions.is_empty() { MemoryKind::Module } else { MemoryKind::Arena },
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
+        modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),
         times_us: BTreeMap::new(),
         kept_pages: 0,

@@ -23,6 +23,14 @@ struct Change {
     replace: String,
 }
 
+/// A file that is not in the source.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewFile {
+    file: String,
+    text: String,
+}
+
 /// How the inputs of a case are made.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,8 +40,20 @@ struct Case {
     _about: String,
     /// Edits of the source, of which the diff is made.
     edits: Vec<Edit>,
+    /// Files that the diff makes.
+    #[serde(default)]
+    new: Vec<NewFile>,
+    /// Files that the diff deletes.
+    #[serde(default)]
+    deleted: Vec<String>,
+    /// Files that the diff moves as they are: from, to.
+    #[serde(default)]
+    renamed: Vec<(String, String)>,
     /// A change of the diff itself.
     diff: Option<Change>,
+    /// More of the command line.
+    #[serde(default)]
+    args: Vec<String>,
     /// Changes of the configuration.
     #[serde(default)]
     config: Vec<Change>,
@@ -44,6 +64,9 @@ struct Case {
     compiler: Option<String>,
     /// `newer`: the source tree of the next release.
     source: Option<String>,
+    /// Which modules are given: `none` is a folder without any; a path of a module gives a copy of it that says it was built for
+    /// another kernel.
+    modules: Option<String>,
 }
 
 /// What the report must say.
@@ -89,6 +112,23 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let case: Case = serde_json::from_slice(&std::fs::read(dir.join("edit.json"))?)?;
     let work = tempfile::tempdir()?;
     let mut diff = patches::diff(&kernel.source(), &case.edits)?;
+    for NewFile { file, text } in &case.new {
+        diff += &patches::unified(file, "", text).replacen(&format!("--- a/{file}"), "--- /dev/null", 1);
+    }
+    for file in &case.deleted {
+        let text = std::fs::read_to_string(kernel.source().join(file))?;
+        diff += &patches::unified(file, &text, "").replacen(&format!("+++ b/{file}"), "+++ /dev/null", 1);
+    }
+    if !case.renamed.is_empty() {
+        // Only git's form has renames; then each file has its own header.
+        diff = diff.lines().fold(String::new(), |text, line| match line.strip_prefix("--- a/") {
+            Some(file) => format!("{text}diff --git a/{file} b/{file}\n{line}\n"),
+            None => format!("{text}{line}\n"),
+        });
+        for (from, to) in &case.renamed {
+            diff += &format!("diff --git a/{from} b/{to}\nsimilarity index 100%\nrename from {from}\nrename to {to}\n");
+        }
+    }
     if let Some(Change { find, replace }) = &case.diff {
         diff = patches::replace_once("the diff", &diff, find, replace)?;
     }
@@ -112,6 +152,12 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         Some("newer") => args.extend(["--source".into(), newer.source().into()]),
         Some(other) => return Err(format!("edit.json: source is `{other}`, expected `newer`").into()),
     }
+    match case.modules.as_deref() {
+        None => {}
+        Some("none") => args.extend(["--modules".into(), work.path().join("none").into()]),
+        Some(path) => args.extend(["--module".into(), of_another_kernel(work.path(), kernel, path)?.into()]),
+    }
+    args.extend(case.args.iter().map(OsString::from));
     let outcome = commands::lucos_build(&args)?;
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
@@ -122,7 +168,8 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
             if read.support.is_none() {
                 return Err("the bundle has no support object".into());
             }
-            read.payload.tables.iter().map(|table| table.kind.section().to_owned()).collect()
+            let tables = read.parts().flat_map(|part| &part.payload.tables);
+            tables.map(|table| table.kind.section().to_owned()).collect()
         }
         Err(_) => BTreeSet::new(),
     };
@@ -184,6 +231,17 @@ fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, F
     let path = dir.join(name);
     std::fs::write(&path, text)?;
     Ok(path)
+}
+
+/// A copy of a module whose `vermagic` names another release.
+fn of_another_kernel(dir: &Path, kernel: &Kernel, path: &str) -> Result<PathBuf, Failure> {
+    let mut bytes = std::fs::read(kernel.module(path))?;
+    let magic = format!("vermagic={}", kernel.release);
+    let at = bytes.windows(magic.len()).position(|window| window == magic.as_bytes()).ok_or("no vermagic")?;
+    bytes[at + magic.len() - 1] ^= 1;
+    let copy = dir.join(Path::new(path).file_name().ok_or("a path without a name")?);
+    std::fs::write(&copy, bytes)?;
+    Ok(copy)
 }
 
 /// A compiler that is gcc in everything but what it says of itself.

@@ -8,12 +8,12 @@ use std::collections::HashSet;
 
 use super::payload::CALL_SIZE;
 use super::{Image, Problem, limit};
-use crate::{BootSite, BootSiteKind, Bundle, FunctionPatch, SectionKind, limits};
+use crate::{BootSite, BootSiteKind, Bundle, FunctionPatch, MODULE_SPACE, Place, SectionKind, limits};
 
 /// `endbr64` (Intel SDM volume 2, ENDBR64).
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
-pub(super) fn check(bundle: &Bundle, image: Image) -> Result<(), Problem> {
+pub(super) fn check(bundle: &Bundle, image: Image<'_>) -> Result<(), Problem> {
     let text = bundle.payload.size_of(SectionKind::Text);
     let new_functions: HashSet<(u32, u64)> =
         bundle.payload.functions().map(|(offset, symbol)| (offset, symbol.size)).collect();
@@ -22,6 +22,9 @@ pub(super) fn check(bundle: &Bundle, image: Image) -> Result<(), Problem> {
         let name = || function.name.clone();
         let (address, size) = (function.old_address, function.expected.len() as u64);
         image.check("old function", address, size)?;
+        if image.module.is_some() != MODULE_SPACE.contains(&address) {
+            return Err(Problem::OutsidePart { name: name(), address });
+        }
         if address < follows {
             return Err(Problem::FunctionOrder { name: name(), address });
         }
@@ -54,7 +57,7 @@ fn jump(function: &FunctionPatch) -> Result<(), Problem> {
     if len < needed { Err(Problem::TooShort { name: function.name.clone(), len, needed }) } else { Ok(()) }
 }
 
-fn sites(function: &FunctionPatch, image: Image) -> Result<(), Problem> {
+fn sites(function: &FunctionPatch, image: Image<'_>) -> Result<(), Problem> {
     limit("boot sites of one function", function.sites.len(), limits::SITES)?;
     let mut follows = 0;
     for (index, site) in function.sites.iter().enumerate() {
@@ -75,7 +78,17 @@ fn sites(function: &FunctionPatch, image: Image) -> Result<(), Problem> {
             BootSiteKind::Paravirt { slot } => image.check("slot of a paravirt site", *slot, 8)?,
             BootSiteKind::StaticCall { key } => image.check("key of a static call", *key, 8)?,
             BootSiteKind::JumpLabel { target } => image.check("target of a jump label", *target, 1)?,
+            BootSiteKind::Relocation { place: Place::Kernel(address), .. } => {
+                image.check("symbol of a relocation", *address, 0)?;
+            }
             _ => {}
+        }
+        let slide = matches!(site.kind, BootSiteKind::Slide32 | BootSiteKind::Slide64 | BootSiteKind::SlideNegative32);
+        let relocation = matches!(site.kind, BootSiteKind::Relocation { .. });
+        let payload = matches!(site.kind, BootSiteKind::Relocation { place: Place::Payload { .. }, .. });
+        // The image is moved as a whole; a module is relocated field by field.
+        if (slide && image.module.is_some()) || (relocation && image.module.is_none()) || payload {
+            return Err(Problem::SiteOfOther { name: name(), site: index });
         }
     }
     nesting(function)
@@ -96,6 +109,7 @@ fn lengths(kind: &BootSiteKind) -> (u8, u8) {
         // arch_jump_entry_size, arch/x86/kernel/jump_label.c: a short or a near jump.
         BootSiteKind::JumpLabel { .. } => (2, CALL_SIZE),
         BootSiteKind::SmpLock => (1, 1),
+        BootSiteKind::Relocation { kind, .. } => (kind.size(), kind.size()),
     }
 }
 

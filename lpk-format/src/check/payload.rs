@@ -9,13 +9,13 @@ use crate::{Fixup, Payload, Place, SectionKind};
 /// Bytes of a direct call or jump (Intel SDM volume 2, CALL and JMP rel32).
 pub(super) const CALL_SIZE: u8 = 5;
 
-pub(super) fn check(payload: &Payload, image: Image) -> Result<(), Problem> {
+pub(super) fn check(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
     symbols(payload, image)?;
     relocs(payload)?;
     fixups(payload, image)
 }
 
-fn symbols(payload: &Payload, image: Image) -> Result<(), Problem> {
+fn symbols(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
     for (index, symbol) in payload.symbols.iter().enumerate() {
         let name = || symbol.name.clone();
         if symbol.name.contains('\0') {
@@ -62,7 +62,7 @@ fn relocs(payload: &Payload) -> Result<(), Problem> {
     Ok(())
 }
 
-fn fixups(payload: &Payload, image: Image) -> Result<(), Problem> {
+fn fixups(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
     let text = payload.size_of(SectionKind::Text);
     // Of the fixup before: whether it is an alternative, and where it starts and ends.
     let mut before = (false, 0, 0);

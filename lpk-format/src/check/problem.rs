@@ -136,6 +136,38 @@ pub enum Problem {
     #[error("old function `{name}`: boot site {site} is an alternative without forms")]
     NoForms { name: String, site: usize },
 
+    /// A boot site that this part of a bundle cannot have.
+    #[error(
+        "old function `{name}`: boot site {site} is an address that KASLR moves in a module, a relocation outside of one, or names the payload"
+    )]
+    SiteOfOther { name: String, site: usize },
+    /// An old function of the kernel image in the part of a module, or the other way round.
+    #[error("old function `{name}` at {address:#x} is not of the module or image that its part of the bundle changes")]
+    OutsidePart { name: String, address: u64 },
+    /// A kernel image where modules have their link addresses.
+    #[error("the kernel image reaches to {end:#x}, where the link addresses of modules are")]
+    ModuleSpace { end: u64 },
+    /// A section or import of a module at no address of its own.
+    #[error(
+        "`{name}` of a module at {address:#x} with {size} bytes: not behind the one before, or outside of the space for modules"
+    )]
+    ModuleRange { name: String, address: u64, size: u64 },
+    /// Two sections of a module have the same name.
+    #[error("the module has two sections called `{0}`")]
+    ModuleSectionTwice(String),
+    /// A part with parts or with a support object.
+    #[error("the part of a module has parts or a support object of its own")]
+    PartOfPart,
+    /// A part that is not about a module.
+    #[error("a part of the bundle names no module")]
+    PartWithoutModule,
+    /// Parts are not sorted.
+    #[error("the part of module `{0}` does not follow the one before it (sorted by name, one for each)")]
+    PartOrder(String),
+    /// A part of another kernel or update.
+    #[error("the part of module `{0}` is of another kernel or update than the bundle")]
+    PartOfAnother(String),
+
     /// The digest of the diff is not one.
     #[error("the manifest's digest of the diff is {0:?}, 64 lower-case hexadecimal digits are expected")]
     DiffDigest(String),

@@ -90,7 +90,7 @@ impl<'data> Sections<'data> {
     }
 
     /// Checks that `.lucos.kernel` is the kernel image of the profile.
-    pub(super) fn check_kernel(&self, image: Image) -> Result<(), ReadError> {
+    pub(super) fn check_kernel(&self, image: Image<'_>) -> Result<(), ReadError> {
         let header = &self.headers[index::KERNEL];
         self.check_field(index::KERNEL, "sh_addr", header.sh_addr.get(LE), image.text)?;
         self.check_field(index::KERNEL, "sh_size", header.sh_size.get(LE), image.end - image.text)

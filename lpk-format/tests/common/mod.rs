@@ -44,6 +44,67 @@ fn text() -> Vec<u8> {
 
 /// A bundle with every kind of everything.
 pub fn sample() -> Bundle {
+    let mut bundle = image_only();
+    bundle.modules = vec![module_part(&bundle, "brfs")];
+    bundle
+}
+
+/// Link address of the first section of a module.
+pub const MODULE: u64 = MODULE_SPACE.start;
+
+/// A part for a module: one function with a field of each kind, which calls the kernel, another module and its own data.
+pub fn module_part(of: &Bundle, name: &str) -> Bundle {
+    let section = |name: &str, address, size| ModuleSection { name: name.to_owned(), address, size };
+    let import = |name: &str, address| ModuleImport { name: name.to_owned(), address };
+    let relocation = |kind, place, addend| BootSiteKind::Relocation { kind, place, addend };
+    let mut expected = vec![0xe8, 1, 2, 3, 4];
+    expected.resize(0x60, 0x90);
+    let function = FunctionPatch {
+        name: "answer".to_owned(),
+        unit: "fs/brfs/answer.c".to_owned(),
+        old_address: MODULE + 0x40,
+        jump_offset: 5,
+        expected,
+        sites: vec![
+            site(0, 5, BootSiteKind::Ftrace),
+            site(1, 4, relocation(RelocKind::Plt32, Place::Kernel(TEXT + 0x40), -4)),
+            site(10, 4, relocation(RelocKind::Pc32, Place::Kernel(MODULE + 0x1000), i64::MIN)),
+            site(14, 8, relocation(RelocKind::Abs64, Place::Kernel(MODULE + 0x2010), 0)),
+            site(22, 4, relocation(RelocKind::Abs32S, Place::Absolute(0x1_f000), 8)),
+            site(30, 2, BootSiteKind::JumpLabel { target: MODULE + 0x70 }),
+        ],
+        new_offset: 0,
+        new_size: 16,
+    };
+    let mut listed = listed("answer", Some(MODULE + 0x40), 0x60, 16);
+    listed.unit.clone_from(&function.unit);
+    Bundle {
+        manifest: Manifest { functions: vec![listed], data: vec![], left_out: vec![], ..of.manifest.clone() },
+        payload: Payload {
+            text: vec![0xcc; 16],
+            symbols: vec![
+                symbol("answer", payload(SectionKind::Text, 0), 16, true),
+                symbol("table", Place::Kernel(MODULE + 0x1000), 8, false),
+                symbol("other_export", Place::Kernel(MODULE + 0x2010), 0, false),
+            ],
+            relocs: vec![reloc(SectionKind::Text, 4, RelocKind::Pc32, 1, -4)],
+            ..Payload::default()
+        },
+        functions: vec![function],
+        support: None,
+        module: Some(ModuleId {
+            name: name.to_owned(),
+            build_id: vec![9; 20],
+            sections: vec![section(".text", MODULE, 0x200), section(".data", MODULE + 0x1000, 0x100)],
+            imports: vec![import("one_export", MODULE + 0x2000), import("other_export", MODULE + 0x2010)],
+        }),
+        modules: vec![],
+        ..of.clone()
+    }
+}
+
+/// The sample without its modules.
+pub fn image_only() -> Bundle {
     let symbols = [("_text", TEXT), ("_end", END), ("init_task", TEXT + 0x1a0_0000), ("pcpu_hot", 0x1_f000)];
     let map = |pairs: &[(&str, u64)]| pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
     let profile = GuestProfile {
@@ -122,6 +183,8 @@ pub fn sample() -> Bundle {
                 unit: "fs/proc/show.c".to_owned(),
                 consequence: "stack traces through the new code are guesses".to_owned(),
             }],
+            omitted: Vec::new(),
+            unchanged_modules: Vec::new(),
         },
         payload: Payload {
             text: text(),
@@ -172,6 +235,8 @@ pub fn sample() -> Bundle {
         },
         functions,
         support: Some(support()),
+        module: None,
+        modules: Vec::new(),
     }
 }
 

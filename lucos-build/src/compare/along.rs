@@ -54,7 +54,7 @@ pub(super) fn of_function(patched: &Pieces<'_>, diff: &ObjectDiff, function: Pie
             let Target::Piece(target, _) = patched.target(reloc) else { continue };
             let found = patched.piece(target);
             let brought = match found.kind {
-                PieceKind::Anonymous => !matches!(found.role, SectionRole::Code | SectionRole::SpecialCode(_)),
+                PieceKind::Anonymous => !found.role.is_code(),
                 PieceKind::Datum => is_fresh(found) || new.contains(&target),
                 PieceKind::Function => false,
             };

@@ -7,7 +7,7 @@ use crate::report::Reason;
 use diff_analyzer::classify::Finding;
 use diff_analyzer::object_diff::{Change, ObjectDiff};
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
-use diff_analyzer::special::SectionRole;
+use diff_analyzer::special::{SectionRole, why_not};
 
 const REBOOT: &str = "leave it out of the diff, or reboot into the new kernel";
 
@@ -30,13 +30,9 @@ pub(super) fn of_objects(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &Obj
     let mut refuse =
         |rule, message: String, help: &str| reasons.push(Reason::new(rule, message).at(unit, None).help(help));
     for name in &diff.unknown_sections {
-        let message =
-            format!("section {name} changes, which a running kernel has read already or this version does not know");
+        let why = why_not(name).unwrap_or("a running kernel has read it already, or this version does not know it");
+        let message = format!("section {name} changes: {why}");
         refuse("unknown-section", message, REBOOT);
-    }
-    for name in &diff.new_exports {
-        let message = format!("`{name}` is newly exported; a running kernel's list of exports cannot grow yet");
-        refuse("new-export", message, "modules that are loaded later could not use it: leave the export out");
     }
     for function in diff.changed_functions() {
         let piece = patched.piece(function.patched);
@@ -45,15 +41,14 @@ pub(super) fn of_objects(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &Obj
             let side = pieces.piece(index);
             let section = &pieces.object.section(side.section).name;
             match side.role {
-                SectionRole::Code => continue,
+                SectionRole::Code | SectionRole::MarkedCode(_) => continue,
                 SectionRole::SpecialCode(why) => {
                     refuse("special-code", format!("`{}` is in section {section}: {why}", side.name), REBOOT);
                 }
-                _ => refuse(
-                    "unknown-section",
-                    format!("`{}` is in section {section}, which this version does not know", side.name),
-                    REBOOT,
-                ),
+                _ => {
+                    let why = why_not(section).unwrap_or("this version does not know it");
+                    refuse("unknown-section", format!("`{}` is in section {section}: {why}", side.name), REBOOT);
+                }
             }
             break;
         }

@@ -94,11 +94,15 @@ impl UnitCommands {
                 }
                 let output_follows = words.windows(2).any(|pair| pair[0] == "-o" && pair[1] == object);
                 if output_follows && words.iter().any(|word| word == "-c") {
-                    if compile.replace(words).is_some() {
+                    // make reaches a folder by several ways sometimes (arch/x86/pci); it is the same object then.
+                    if compile.as_ref().is_some_and(|known| *known != words) {
                         return Err(CommandError::Twice { object: object.to_owned() });
                     }
+                    compile = Some(words);
                 } else if matches!(program, "objtool" | "recordmcount") {
-                    after.push(words);
+                    if !after.contains(&words) {
+                        after.push(words);
+                    }
                 } else {
                     return Err(CommandError::UnknownStep { object: object.to_owned(), step: step.trim().to_owned() });
                 }
@@ -113,6 +117,13 @@ impl UnitCommands {
         self.compile.iter().any(|word| word == "-DMODULE")
     }
 
+    /// Names of the modules it is compiled for (`scripts/Makefile.lib`, `modname_flags`).
+    pub fn module_names(&self) -> Vec<String> {
+        let defined = self.compile.iter().find_map(|word| word.strip_prefix("-DKBUILD_MODNAME="));
+        let names = defined.unwrap_or_default().trim_matches('"').split(':');
+        names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
+    }
+
     /// The same commands with the words changed.
     #[must_use]
     pub fn map(&self, change: impl Fn(&str) -> String) -> Self {
@@ -122,7 +133,7 @@ impl UnitCommands {
 }
 
 /// The simple commands of a shell line: cut at `;`, `&` and `|` outside quotes.
-fn steps(line: &str) -> Vec<&str> {
+pub(super) fn steps(line: &str) -> Vec<&str> {
     let (mut steps, mut start, mut quote, mut escaped) = (Vec::new(), 0, None, false);
     for (index, c) in line.char_indices() {
         if escaped {
@@ -177,8 +188,10 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         );
         assert_eq!(commands.after, [["./tools/objtool/objtool", "--orc", "dir/unit.o"]]);
         assert!(!commands.is_module());
-        let module = UnitCommands::parse(&SAMPLE.replace("-I/src/include", "-DMODULE"), "dir/unit.o").expect("known");
+        let flags = r#"-DMODULE -DKBUILD_MODNAME='"one_module"'"#;
+        let module = UnitCommands::parse(&SAMPLE.replace("-I/src/include", flags), "dir/unit.o").expect("known");
         assert!(module.is_module());
+        assert_eq!(module.module_names(), ["one_module"]);
     }
 
     #[test]
@@ -193,6 +206,8 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         assert_eq!(error, CommandError::NotCompiled { object: "dir/none.o".to_owned() });
         let twice = format!("{SAMPLE}cc -m16 -c -o dir/unit.o /src/dir/unit.c\n");
         assert!(matches!(UnitCommands::parse(&twice, "dir/unit.o"), Err(CommandError::Twice { .. })));
+        let again = SAMPLE.repeat(2);
+        assert_eq!(UnitCommands::parse(&again, "dir/unit.o"), UnitCommands::parse(SAMPLE, "dir/unit.o"));
         let open = "cc -c -o dir/unit.o 'x\n";
         assert!(matches!(UnitCommands::parse(open, "dir/unit.o"), Err(CommandError::Shell { .. })));
     }

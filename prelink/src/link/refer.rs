@@ -116,7 +116,8 @@ impl Linker<'_, '_> {
                     "unresolved-symbol",
                     from,
                     message,
-                    "if a loadable module defines it: patches of modules are not supported yet",
+                    "new code of the kernel can use the kernel's symbols, that of a module also those which the module takes \
+                     from other modules already",
                 );
                 None
             }
@@ -200,6 +201,15 @@ impl Linker<'_, '_> {
                 );
                 None
             }
+            // A module's local symbols do not say which of its units they are of: only a proof does.
+            Ok(symbol) if self.image.module().is_some() && !symbol.global => {
+                let message = format!(
+                    "no proved code tells whether `{}` of the module, at {:#x}, is the one of this unit",
+                    piece.name, symbol.address
+                );
+                self.refuse("ambiguous-symbol", from, message, "give the new function another way to reach it");
+                None
+            }
             Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => self.kernel_symbol(from, &symbol.clone()),
             Err(false) => {
                 let message = format!("the {} `{}` is not in the kernel image", describe(piece.kind), piece.name);
@@ -227,7 +237,8 @@ impl Linker<'_, '_> {
         let file = unit.rsplit('/').next().unwrap_or(unit);
         let same_size = |symbol: &&KernelSymbol| symbol.size == 0 || symbol.size == piece.size();
         let visible = |symbol: &&KernelSymbol| match &symbol.file {
-            None => piece.global,
+            // Modules are shipped without the names of their files.
+            None => piece.global == symbol.global,
             Some(name) => !piece.global && name == file,
         };
         let exact: Vec<KernelSymbol> = self.image.symbols().lookup(&piece.name).filter(visible).cloned().collect();

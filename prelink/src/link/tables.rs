@@ -10,7 +10,7 @@ use super::registered::{Code, kind_of};
 use super::{Key, Linker};
 use crate::prove::straight_line;
 use diff_analyzer::object::Reloc;
-use diff_analyzer::pieces::{Entry, PieceIndex, Target};
+use diff_analyzer::pieces::{Entry, PieceIndex, Target, bias};
 use diff_analyzer::special::Table;
 use lpk_format::{Fixup, Place, SectionKind};
 use std::collections::BTreeSet;
@@ -22,8 +22,34 @@ const NOP5: [u8; 5] = [0x0f, 0x1f, 0x44, 0, 0];
 /// `call rel32` (Intel SDM vol. 2, CALL).
 const CALL: u8 = 0xe8;
 
-/// `ALTINSTR_FLAG_INV` of Linux before 6.3 (arch/x86/include/asm/alternative.h).
-const ALT_INVERTED_6_1: u16 = 1 << 15;
+/// The numbers of a `struct alt_instr` (arch/x86/include/asm/alternative.h).
+struct Alternative {
+    feature: u16,
+    inverted: bool,
+    direct_call: bool,
+    len: u8,
+    replacement_len: u8,
+}
+
+impl Alternative {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        match *bytes {
+            // Before Linux 6.3: ALTINSTR_FLAG_INV is the highest bit of the feature.
+            [_, _, _, _, _, _, _, _, low, high, len, replacement_len] => {
+                let feature = u16::from_le_bytes([low, high]);
+                let (inverted, feature) = (feature & 1 << 15 != 0, feature & !(1 << 15));
+                Some(Self { feature, inverted, direct_call: false, len, replacement_len })
+            }
+            // Since: ALT_FLAG_NOT and ALT_FLAG_DIRECT_CALL behind the feature; more flags are not known.
+            [_, _, _, _, _, _, _, _, low, high, flags @ 0..=3, 0, len, replacement_len] => {
+                let feature = u16::from_le_bytes([low, high]);
+                let (inverted, direct_call) = (flags & 1 != 0, flags & 2 != 0);
+                Some(Self { feature, inverted, direct_call, len, replacement_len })
+            }
+            _ => None,
+        }
+    }
+}
 
 impl Linker<'_, '_> {
     /// Handles the table entries of a function; returns the offsets, in the function, of fields that need no relocation.
@@ -99,23 +125,47 @@ impl Linker<'_, '_> {
         let (pieces, _) = self.piece(key);
         let relocs = pieces.relocs_in(entry.section, entry.offset..entry.offset + entry.size);
         let replacement = relocs.iter().find(|reloc| reloc.offset == entry.offset + 4);
-        let (Some(reloc), 12) = (replacement, bytes.len()) else {
-            let message = format!("entries of {} bytes in .altinstructions are not supported yet", bytes.len());
+        let (Some(reloc), Some(alternative)) = (replacement, Alternative::read(&bytes)) else {
+            let message = format!("an entry of {} bytes in .altinstructions is not understood", bytes.len());
             return self.refuse("table-unsupported", key, message, "this kernel version is not supported yet");
         };
-        let cpuid = u16::from_le_bytes([bytes[8], bytes[9]]);
-        let (len, replacement_len) = (bytes[10], bytes[11]);
+        let Alternative { feature, inverted, direct_call, replacement_len, .. } = alternative;
+        // The kernel takes all alternatives of one place for as long as the longest (`apply_alternatives`).
+        let same_place = pieces.entries(key.1).iter().filter(|other| {
+            other.table == Table::Alternatives && other.place == entry.place && other.section == entry.section
+        });
+        let lens = same_place.filter_map(|other| Alternative::read(&self.entry_bytes(key, other)));
+        let len = lens.map(|other| other.len).max().unwrap_or(alternative.len);
+        if direct_call {
+            return self.direct_call(key, entry, at, len);
+        }
         // Nothing but no-ops needs no code; the place itself stands for it.
         let found = if replacement_len == 0 { Some(at) } else { self.replacement(key, reloc, replacement_len) };
         let Some(replacement) = found else { return };
-        self.linked.payload.fixups.push(Fixup::Alternative {
-            offset: at,
-            len,
-            replacement,
-            replacement_len,
-            feature: cpuid & !ALT_INVERTED_6_1,
-            inverted: cpuid & ALT_INVERTED_6_1 != 0,
+        let fixup = Fixup::Alternative { offset: at, len, replacement, replacement_len, feature, inverted };
+        self.linked.payload.fixups.push(fixup);
+    }
+
+    /// A paravirtual call since Linux 6.8: an alternative that always calls what the pointer holds (`alt_replace_call`,
+    /// `arch/x86/kernel/alternative.c`). The instruction names the pointer: `call *slot(%rip)`, six bytes.
+    fn direct_call(&mut self, key: Key, entry: &Entry, at: u32, len: u8) {
+        let (pieces, piece) = self.piece(key);
+        let field = piece.range.start + entry.place + 2;
+        let reloc = pieces.relocs(key.1).iter().find(|reloc| reloc.offset == field);
+        let slot = reloc.and_then(|reloc| match pieces.target(reloc) {
+            Target::External(symbol) => {
+                let base = self.image.symbols().address_of(&pieces.object.symbol(symbol).name)?;
+                base.checked_add_signed(reloc.addend + bias(reloc))
+            }
+            Target::Piece(..) => None,
         });
+        match slot {
+            Some(slot) => self.linked.payload.fixups.push(Fixup::Paravirt { offset: at, len, slot }),
+            None => {
+                let message = "an alternative that calls through a pointer names none".to_owned();
+                self.refuse("table-unsupported", key, message, "report the function");
+            }
+        }
     }
 
     /// Brings the replacement of an alternative along.
@@ -192,5 +242,25 @@ pub(super) fn fixup_order(fixup: &Fixup) -> (bool, u32, u32) {
     match *fixup {
         Fixup::Paravirt { offset, .. } | Fixup::Retpoline { offset } | Fixup::Return { offset } => (false, offset, 0),
         Fixup::Alternative { offset, replacement, .. } => (true, offset, replacement),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alternatives_of_both_shapes_are_read() {
+        let read = |tail: &[u8]| {
+            Alternative::read(&[&[0; 8], tail].concat())
+                .map(|found| (found.feature, found.inverted, found.direct_call, found.len, found.replacement_len))
+        };
+        assert_eq!(read(&[0x75, 0x00, 6, 5]), Some((0x75, false, false, 6, 5)));
+        assert_eq!(read(&[0x75, 0x80, 6, 5]), Some((0x75, true, false, 6, 5)));
+        assert_eq!(read(&[0x75, 0x00, 0, 0, 6, 5]), Some((0x75, false, false, 6, 5)));
+        assert_eq!(read(&[0x75, 0x02, 1, 0, 6, 5]), Some((0x275, true, false, 6, 5)));
+        assert_eq!(read(&[0x75, 0x00, 2, 0, 6, 5]), Some((0x75, false, true, 6, 5)));
+        assert_eq!(read(&[0x75, 0x00, 4, 0, 6, 5]), None, "a flag that is not known");
+        assert_eq!(read(&[0x75, 0x00, 0, 0, 6, 5, 0]), None);
     }
 }

@@ -3,9 +3,11 @@
 //! Comes in: a located kernel. Decided: nothing. Goes out: [`Facts`], plain values, so that what is made of them can be
 //! tested without a guest.
 
+use super::modules::Loaded;
 use super::{GuestError, Kernel};
 use crate::engine::ReadMemory;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// `NCAPINTS + NBUGINTS` of any kernel so far is below this (`arch/x86/include/asm/cpufeatures.h`).
 const CAPABILITY_WORDS_LIMIT: u64 = 64;
@@ -15,6 +17,8 @@ const CAPABILITY_WORDS_LIMIT: u64 = 64;
 pub struct Facts {
     /// Distance between link and live addresses.
     pub slide: u64,
+    /// The module whose link addresses are meant, too.
+    pub module: Option<Arc<Loaded>>,
     /// `boot_cpu_data.x86_capability`.
     pub capabilities: Vec<u32>,
     /// Where returns go when [`Facts::rethunk`] is set: the value of `x86_return_thunk`.
@@ -26,9 +30,9 @@ pub struct Facts {
     pub its: bool,
     /// Live values behind the link addresses that fixups and boot sites name.
     pub words: BTreeMap<u64, u64>,
-    /// Live address of `_paravirt_nop`, if the profile names it.
+    /// Live address of `_paravirt_nop` (since Linux 6.8 `nop_func`), if the profile names it.
     pub paravirt_nop: Option<u64>,
-    /// Live address of `paravirt_BUG`, if the profile names it.
+    /// Live address of `paravirt_BUG` (since Linux 6.8 `BUG_func`), if the profile names it.
     pub paravirt_bug: Option<u64>,
     /// Live address of `__static_call_return0`, if the profile names it.
     pub static_call_return0: Option<u64>,
@@ -37,6 +41,13 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Live address of a link address.
+    #[must_use]
+    pub fn live(&self, link: u64) -> u64 {
+        let in_module = self.module.as_ref().and_then(|module| module.live(link));
+        in_module.unwrap_or_else(|| link.wrapping_add(self.slide))
+    }
+
     /// Whether the processor has a feature: word * 32 + bit. Unknown numbers are absent.
     #[must_use]
     pub fn has(&self, feature: u16) -> bool {
@@ -64,9 +75,10 @@ pub fn read(
     let live = |name: &str| kernel.profile().symbols.get(name).map(|&link| kernel.live(link).0);
     let mut facts = Facts {
         slide: kernel.slide(),
+        module: kernel.module().cloned(),
         capabilities: capabilities.collect(),
-        paravirt_nop: live("_paravirt_nop"),
-        paravirt_bug: live("paravirt_BUG"),
+        paravirt_nop: live("_paravirt_nop").or_else(|| live("nop_func")),
+        paravirt_bug: live("paravirt_BUG").or_else(|| live("BUG_func")),
         static_call_return0: live("__static_call_return0"),
         thunk_array: live("__x86_indirect_thunk_array"),
         ..Facts::default()

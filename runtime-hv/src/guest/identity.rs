@@ -83,7 +83,8 @@ pub fn locate(
     if slide >= IMAGE_SIZE || !slide.is_multiple_of(LARGE) {
         return Err(GuestError::Slide { slide });
     }
-    let mut kernel = Kernel { profile: profile.clone(), slide, image_delta: entry.wrapping_sub(entry_pa.0), root };
+    let mut kernel =
+        Kernel { profile: profile.clone(), slide, image_delta: entry.wrapping_sub(entry_pa.0), root, module: None };
     kernel.root.table = kernel.image_pa(top);
 
     let found = build_id(memory, &kernel)?;

@@ -8,10 +8,11 @@ use super::code::{NOP5, first_length};
 use super::sites;
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
+use crate::guest::modules::{self, Found};
 use crate::guest::{Kernel, identity, tasks};
-use crate::journal::{Boot, Document};
-use crate::protocol::BundleState;
-use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, UpdateType};
+use crate::journal::{Boot, Document, Record};
+use crate::protocol::{BundleState, ModuleFunction};
+use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, UpdateType, hex};
 
 /// Length of the jump, `jmp rel32`.
 pub const JUMP: usize = 5;
@@ -32,6 +33,8 @@ pub struct Admitted {
     pub starts: Vec<u64>,
     /// Resets of the guest before it was looked at.
     pub resets: u64,
+    /// Of the module, if the part is about one: how to tell that it is still the same.
+    pub module: Option<ModuleId>,
     build_id: Vec<u8>,
 }
 
@@ -61,9 +64,14 @@ pub fn admit<E: Engine>(
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
     tasks::has_started(engine, &kernel)?;
+    let kernel = match &bundle.module {
+        Some(module) => with_module(engine, kernel, module)?,
+        None => kernel,
+    };
     let facts = facts::read(engine, &kernel, wanted(bundle))?;
     let mut admitted = Admitted {
         build_id: bundle.kernel.build_id.clone(),
+        module: bundle.module.clone(),
         facts,
         live: Vec::new(),
         inside: Vec::new(),
@@ -108,6 +116,14 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
         if other == id {
             return Err(UpdateError::AlreadyApplied { name, id: other });
         }
+        if let Some(module) = &bundle.module {
+            if let Some(function) =
+                known_of_module(record, module, bundle).filter(|_| other != super::parts::bundle_of(id))
+            {
+                return Err(UpdateError::Redirected { function, by: name, id: other });
+            }
+            continue;
+        }
         let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
         for function in &bundle.functions {
             let live = format!("{:#x}", function.old_address.wrapping_add(slide));
@@ -117,6 +133,26 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// The function of a module's part that another bundle redirects, or will when the module is loaded.
+fn known_of_module(record: &Record, module: &ModuleId, bundle: &Bundle) -> Option<String> {
+    let theirs = record.info.modules.iter().filter(|known| known.name == module.name);
+    let mut theirs = theirs.flat_map(|known| &known.functions);
+    let ours = |known: &&ModuleFunction| {
+        bundle.functions.iter().any(|function| function.name == known.name && function.unit == known.unit)
+    };
+    theirs.find(ours).map(|known| known.name.clone())
+}
+
+/// The kernel with the module that a part of a bundle is about.
+fn with_module<E: Engine>(engine: &E, kernel: Kernel, module: &ModuleId) -> Result<Kernel, UpdateError> {
+    let name = module.name.clone();
+    match modules::find(engine, &kernel, module)? {
+        Found::Loaded(loaded) => Ok(kernel.with_module(loaded)),
+        Found::Absent | Found::Changing => Err(UpdateError::ModuleAbsent { name }),
+        Found::Other(found) => Err(UpdateError::ModuleBuild { name, expected: hex::encode(&module.build_id), found }),
+    }
 }
 
 /// The guest patches jump labels and static calls whenever it likes, and stops with a bug when it finds something else.

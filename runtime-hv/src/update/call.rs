@@ -26,7 +26,7 @@ use crate::guest::paging::PAGE;
 use crate::guest::support::{Answer, Object, Operation, REQUEST_SIZE, Request, State, SupportError};
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Boot, Call, Document, Record};
-use lpk_format::{Bundle, Payload, SectionKind};
+use lpk_format::{Bundle, MODULE_SPACE, Payload, SectionKind};
 use std::time::{Duration, Instant};
 
 /// Shortest and longest pause between two looks at a request.
@@ -63,7 +63,7 @@ impl Context {
 
     fn action(&self, after: Document, writes: Vec<Write>, moving: Vec<u64>, list: Option<u64>) -> Action {
         let (sequence, boot, bundle) = (after.sequence, self.boot.clone(), self.bundle.clone());
-        Action { sequence, boot, bundle, owner_paused: false, writes, moving, list, after }
+        Action { sequence, boot, bundle, owner_paused: false, writes, moving, list, mapped: Vec::new(), after }
     }
 }
 
@@ -386,7 +386,9 @@ impl<E: Engine> Updater<E> {
     pub(super) fn context(&mut self, id: &str) -> Result<Context, UpdateError> {
         let bundle = self.bundle(id)?;
         let (kernel, boot) = self.same_boot(&bundle)?;
-        let facts = facts::read(&self.engine, &kernel, super::admit::wanted(&bundle))?;
+        // The module itself may be gone by now; what new code is linked with is not asked for here.
+        let wanted = super::admit::wanted(&bundle).into_iter().filter(|link| !MODULE_SPACE.contains(link));
+        let facts = facts::read(&self.engine, &kernel, wanted)?;
         Context::new(kernel, facts, boot, &bundle, id)
     }
 
@@ -417,6 +419,7 @@ impl<E: Engine> Updater<E> {
             writes: Vec::new(),
             moving: Vec::new(),
             list: None,
+            mapped: Vec::new(),
             after: self.document.clone(),
         };
         self.journal.begin(&action, &self.document)?;
@@ -547,9 +550,15 @@ fn take_over(
         }
         (Operation::Release, 0) => {
             document.areas.retain(|area| area.base != call.area.base);
-            let removed = |record: &&mut Record| record.info.id == call.area.bundle && record.info.kept_pages != 0;
+            let parts = document.bundles.iter_mut().flat_map(|record| &mut record.parts);
+            parts.for_each(|part| part.left.retain(|base| *base != call.area.base));
+            let bundle = super::parts::bundle_of(&call.area.bundle);
+            let removed = |record: &&mut Record| record.info.id == bundle && record.info.kept_pages != 0;
             for record in document.bundles.iter_mut().filter(removed) {
-                (record.info.kept_pages, record.info.reason) = (0, None);
+                record.info.kept_pages = record.info.kept_pages.saturating_sub(call.area.pages());
+                if record.info.kept_pages == 0 {
+                    record.info.reason = None;
+                }
             }
         }
         // What was not released stays, and is not tried again by itself.

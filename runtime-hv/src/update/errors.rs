@@ -79,6 +79,22 @@ pub enum UpdateError {
         /// What is there.
         place: &'static str,
     },
+    /// The guest does not have a module now.
+    #[error("the guest does not have the module `{name}`, or is loading or removing it right now")]
+    ModuleAbsent {
+        /// Its name.
+        name: String,
+    },
+    /// The guest has another build of a module.
+    #[error("the module `{name}` has build id {found}; the bundle was made for {expected}")]
+    ModuleBuild {
+        /// Its name.
+        name: String,
+        /// The bundle's.
+        expected: String,
+        /// The guest's.
+        found: String,
+    },
     /// The bundle is applied.
     #[error("`{name}` ({id}) is already applied")]
     AlreadyApplied {
@@ -176,6 +192,10 @@ impl UpdateError {
                 refused("cannot-prepare").help("build the bundle again, or apply it with --in-arena if it has no tables")
             }
             UpdateError::NeedsPreparation { .. } => refused("needs-preparation").help("apply it without --in-arena"),
+            UpdateError::ModuleAbsent { .. } => refused("module-not-loaded"),
+            UpdateError::ModuleBuild { .. } => {
+                refused("wrong-module").help("build a bundle for the module that this guest loads")
+            }
             UpdateError::OwnerPaused => refused("guest-state").help("let the guest run, then try again"),
             UpdateError::Silent { .. } => refused("guest-does-not-answer").help(
                 "try again when the guest is less busy; if it is broken, a bundle without tables can be applied with --in-arena",

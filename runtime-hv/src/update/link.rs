@@ -127,7 +127,7 @@ pub fn address(payload: &Payload, addresses: &Addresses, facts: &Facts, place: P
             };
             base.wrapping_add(u64::from(offset))
         }
-        Place::Kernel(link) => link.wrapping_add(facts.slide),
+        Place::Kernel(link) => facts.live(link),
         Place::Absolute(value) => value,
     }
 }

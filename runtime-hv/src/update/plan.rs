@@ -30,8 +30,38 @@ pub struct Plan {
     pub untouched: Vec<Range<u64>>,
     /// Physical addresses of those writes that new code changes again: its data.
     pub moving: Vec<u64>,
+    /// Virtual and physical addresses of the jumps in modules.
+    pub mapped: Vec<(u64, u64)>,
     /// A 32-bit word of the guest, and bits that must be clear in it.
     pub idle: Option<(Pa, u32)>,
+}
+
+impl Plan {
+    /// Nothing to write.
+    #[must_use]
+    pub fn nothing(document: &Document) -> Plan {
+        Plan {
+            addresses: Addresses::default(),
+            writes: Vec::new(),
+            jumps: Vec::new(),
+            arena: document.arena.clone(),
+            untouched: Vec::new(),
+            moving: Vec::new(),
+            mapped: Vec::new(),
+            idle: None,
+        }
+    }
+
+    /// With another plan for the same moment. The arena is that of this one: only code of the kernel image goes there.
+    #[must_use]
+    pub fn with(mut self, other: &Plan) -> Plan {
+        self.writes.extend_from_slice(&other.writes);
+        self.jumps.extend_from_slice(&other.jumps);
+        self.untouched.extend_from_slice(&other.untouched);
+        self.moving.extend_from_slice(&other.moving);
+        self.mapped.extend_from_slice(&other.mapped);
+        self
+    }
 }
 
 /// Plans to apply a bundle.
@@ -49,8 +79,8 @@ pub fn apply<E: Engine>(
         Some(plan) => plan,
         None => fresh(engine, admitted, document, bundle, id)?,
     };
-    let jumps = jumps(admitted, bundle, &plan.addresses)?;
-    Ok(Plan { jumps, ..plan })
+    let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &plan.addresses)?;
+    Ok(Plan { jumps, mapped, ..plan })
 }
 
 /// New pages.
@@ -80,7 +110,16 @@ fn fresh<E: Engine>(
         .collect();
     let writes = arena::transition(&document.arena, &state, &contents);
     let moving = placed.get(2).copied().flatten().map(|run| run.pa.0).into_iter().collect();
-    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched: Vec::new(), moving, idle: None })
+    Ok(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched: Vec::new(),
+        moving,
+        mapped: Vec::new(),
+        idle: None,
+    })
 }
 
 /// Pages that were kept when this very bundle was undone: the code is there already; data begins afresh. `None` when
@@ -117,7 +156,16 @@ fn reuse<E: Engine>(
     writes.retain(|write| write.old != write.new);
     let untouched = arena::ranges(&state, &kept);
     let moving = places[2].map(|run| run.pa.0).into_iter().collect();
-    Ok(Some(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving, idle: None }))
+    Ok(Some(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched,
+        moving,
+        mapped: Vec::new(),
+        idle: None,
+    }))
 }
 
 /// Code that is in the guest's module area already, and known there: only the jumps are left. In an area that was kept when
@@ -153,10 +201,14 @@ pub fn in_area<E: Engine>(
             }
         }
     }
+    let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &addresses)?;
+    // What is in a module may go away with it as soon as the guest runs.
+    let moving = writes.iter().map(|write| write.pa).chain(mapped.iter().map(|&(_, pa)| pa));
     Ok(Plan {
         addresses,
-        jumps: jumps(admitted, bundle, &addresses)?,
-        moving: writes.iter().map(|write| write.pa).collect(),
+        jumps,
+        moving: moving.collect(),
+        mapped,
         writes,
         arena: document.arena.clone(),
         untouched: if again { vec![area.range()] } else { Vec::new() },
@@ -195,23 +247,44 @@ fn is_branch(text: &[u8], field: usize) -> bool {
     }
 }
 
+/// The writes that switch, and where they are if they are in a module.
+struct Jumps {
+    writes: Vec<Write>,
+    mapped: Vec<(u64, u64)>,
+}
+
 /// `jmp new` behind `endbr64` of every old function.
-fn jumps(admitted: &Admitted, bundle: &Bundle, addresses: &Addresses) -> Result<Vec<Write>, UpdateError> {
-    let mut writes = Vec::new();
+fn jumps<E: Engine>(
+    engine: &E,
+    admitted: &Admitted,
+    bundle: &Bundle,
+    addresses: &Addresses,
+) -> Result<Jumps, UpdateError> {
+    let mut jumps = Jumps { writes: Vec::new(), mapped: Vec::new() };
     for (function, live) in bundle.functions.iter().zip(&admitted.live) {
         let offset = usize::from(function.jump_offset);
         let link = function.old_address.wrapping_add(offset as u64);
         let target = addresses.text.wrapping_add(u64::from(function.new_offset));
-        let new = branch(JMP, admitted.kernel.live(link).0, target).ok_or_else(|| LinkError::Overflow {
+        let at = admitted.kernel.live(link).0;
+        let new = branch(JMP, at, target).ok_or_else(|| LinkError::Overflow {
             section: SectionKind::Text,
             offset: function.new_offset,
             symbol: function.name.clone(),
             value: target,
         })?;
-        let old = live.get(offset..offset + JUMP).map(<[u8]>::to_vec).unwrap_or_default();
-        writes.push(Write { pa: admitted.kernel.image_pa(link).0, old, new: new.to_vec() });
+        let old = live.get(offset..offset + JUMP).unwrap_or_default();
+        let mut done = 0;
+        for (pa, length) in admitted.kernel.places(engine, link, JUMP)? {
+            let part = done..done + length;
+            let bytes = |of: &[u8]| of.get(part.clone()).unwrap_or_default().to_vec();
+            jumps.writes.push(Write { pa: pa.0, old: bytes(old), new: bytes(&new) });
+            if bundle.module.is_some() {
+                jumps.mapped.push((at + done as u64, pa.0));
+            }
+            done += length;
+        }
     }
-    Ok(writes)
+    Ok(jumps)
 }
 
 /// Plans to give back the memory of an undone bundle.
@@ -229,7 +302,16 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
     let untouched =
         before.allocations.iter().filter(|a| a.bundle == id).flat_map(|a| arena::ranges(before, a)).collect();
     let addresses = Addresses::default();
-    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving: Vec::new(), idle: None })
+    Ok(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched,
+        moving: Vec::new(),
+        mapped: Vec::new(),
+        idle: None,
+    })
 }
 
 /// Whether stacks are the only place from which a bundle's memory can be reached once its jumps are gone.

@@ -7,10 +7,10 @@ use super::UpdateError;
 use super::admit::Admitted;
 use super::plan::Plan;
 use super::transaction::unchanged;
-use crate::engine::Engine;
+use crate::engine::{Engine, Va};
 use crate::guest::snapshot::Snapshot;
 use crate::guest::stacks::{self, Survey};
-use crate::guest::{GuestError, Kernel, tasks};
+use crate::guest::{GuestError, Kernel, modules, tasks};
 use std::ops::Range;
 
 /// Result of a look.
@@ -28,22 +28,32 @@ pub enum Check {
 ///
 /// # Errors
 /// [`UpdateError`].
-pub fn check<E: Engine>(engine: &mut E, admitted: &Admitted, plan: &Plan) -> Result<Check, UpdateError> {
-    let kernel = &admitted.kernel;
-    if engine.resets() != admitted.resets {
+pub fn check<E: Engine>(engine: &mut E, parts: &[&Admitted], plan: &Plan) -> Result<Check, UpdateError> {
+    let Some(first) = parts.first() else { return Ok(Check::Ready) };
+    let kernel = &first.kernel;
+    if engine.resets() != first.resets {
         return Ok(Check::Changed);
     }
     if let Some(busy) = patching(engine, kernel)? {
         return Ok(Check::Busy(busy));
     }
-    for (&start, live) in admitted.starts.iter().zip(&admitted.live) {
-        let mut now = vec![0; live.len()];
-        kernel.read_image(engine, start, &mut now)?;
-        if now != *live {
-            return Ok(Check::Changed);
+    for part in parts {
+        match is_as_admitted(engine, part) {
+            Ok(true) => {}
+            // A module that is being taken away is in no state to be looked at.
+            Ok(false) => return Ok(Check::Changed),
+            Err(UpdateError::Guest(GuestError::NotMapped { .. } | GuestError::Damaged { .. }))
+                if part.module.is_some() =>
+            {
+                return Ok(Check::Changed);
+            }
+            Err(error) => return Err(error),
         }
     }
-    if !unchanged(engine, &plan.writes)? || !unchanged(engine, &plan.jumps)? {
+    if !are_mapped(engine, kernel, &plan.mapped)?
+        || !unchanged(engine, &plan.writes)?
+        || !unchanged(engine, &plan.jumps)?
+    {
         return Ok(Check::Changed);
     }
     if let Some((at, bits)) = plan.idle {
@@ -53,9 +63,43 @@ pub fn check<E: Engine>(engine: &mut E, admitted: &Admitted, plan: &Plan) -> Res
             return Ok(Check::Busy("an interrupt that prepared it is not over".to_owned()));
         }
     }
-    let inside = admitted.inside.iter().map(|range| kernel.live(range.start).0..kernel.live(range.end).0);
+    let inside = parts.iter().flat_map(|part| {
+        part.inside.iter().map(|range| part.kernel.live(range.start).0..part.kernel.live(range.end).0)
+    });
     let ranges: Vec<Range<u64>> = inside.chain(plan.untouched.iter().cloned()).collect();
     Ok(nobody_in(engine, kernel, &ranges)?.map_or(Check::Ready, Check::Busy))
+}
+
+/// Whether the code that a part of a bundle replaces is as it was admitted, in the same module if it is in one.
+fn is_as_admitted<E: Engine>(engine: &E, part: &Admitted) -> Result<bool, UpdateError> {
+    if let (Some(loaded), Some(id)) = (part.kernel.module(), &part.module)
+        && !modules::is_still(engine, &part.kernel, loaded, id)?
+    {
+        return Ok(false);
+    }
+    for (&start, live) in part.starts.iter().zip(&part.live) {
+        let mut now = vec![0; live.len()];
+        part.kernel.read_image(engine, start, &mut now)?;
+        if now != *live {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether virtual addresses still lead to the physical ones.
+///
+/// # Errors
+/// Of the engine.
+pub fn are_mapped<E: Engine>(engine: &E, kernel: &Kernel, mapped: &[(u64, u64)]) -> Result<bool, UpdateError> {
+    for &(va, pa) in mapped {
+        match kernel.translate(engine, Va(va), "a module") {
+            Ok(found) if found.0 == pa => {}
+            Ok(_) | Err(GuestError::NotMapped { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
 }
 
 /// Whether the guest is changing its own code right now (`text_mutex`, `kernel/extable.c`).

@@ -3,10 +3,10 @@
 //! Comes in: the journal. Decided: whether it is about this boot, whether an action was left half done, and whether what
 //! it calls applied is. Goes out: a consistent guest and document; a journal of another boot is set aside.
 
-use super::{Times, UpdateError, Updater, transaction};
+use super::{Times, UpdateError, Updater, quiet, transaction};
 use crate::engine::{Engine, EngineError, Pa, ReadMemory};
-use crate::guest::GuestError;
 use crate::guest::arena::Write;
+use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Document};
 use crate::protocol::BundleState;
 
@@ -24,8 +24,8 @@ impl<E: Engine> Updater<E> {
             // The first action of a boot: the document does not know it yet.
             self.document.boot.get_or_insert_with(|| action.boot.clone());
         }
-        match self.same_boot(&bundle) {
-            Ok(_) => {}
+        let kernel = match self.same_boot(&bundle) {
+            Ok((kernel, _)) => kernel,
             Err(
                 UpdateError::OtherBoot
                 | UpdateError::Guest(GuestError::NotBooted(_) | GuestError::Slide { .. } | GuestError::BuildId { .. }),
@@ -33,7 +33,7 @@ impl<E: Engine> Updater<E> {
                 return self.forget_boot();
             }
             Err(error) => return Err(error),
-        }
+        };
         if let Some(action) = half_done {
             if !self.is_between(&action)? {
                 return self.forget_boot();
@@ -43,7 +43,9 @@ impl<E: Engine> Updater<E> {
                 self.document = action.after;
                 self.journal.finish(&self.document)?;
             } else {
-                let (result, _) = transaction::paused(&mut self.engine, |engine| take_back(engine, &action))?;
+                let held = self.engine.is_held()?;
+                let (result, _) =
+                    transaction::paused(&mut self.engine, |engine| take_back(engine, &action, &kernel, held))?;
                 result?;
             }
         }
@@ -123,6 +125,7 @@ impl<E: Engine> Updater<E> {
         self.journal.set_aside()?;
         self.document = Document::default();
         self.bundles.clear();
+        self.seen = None;
         Ok(())
     }
 
@@ -155,15 +158,25 @@ impl<E: Engine> Updater<E> {
 }
 
 /// Takes back what an action has written, but leaves alone what the guest has put on its list since.
-fn take_back<E: Engine>(engine: &mut E, action: &Action) -> Result<(), EngineError> {
+///
+/// A module may have gone since the guest was let go of (it is not `held` any more): then its memory is somebody else's.
+fn take_back<E: Engine>(engine: &mut E, action: &Action, kernel: &Kernel, held: bool) -> Result<(), UpdateError> {
     let mut writes = action.writes.clone();
+    for place in action.mapped.iter().filter(|_| !held) {
+        let write = writes.iter().position(|write| write.pa == place.1);
+        if let Some(at) = write
+            && !(quiet::are_mapped(engine, kernel, &[*place])? && has_all(engine, &writes[at..=at])?)
+        {
+            writes.remove(at);
+        }
+    }
     if let Some(at) = writes.iter().position(|write| Some(write.pa) == action.list) {
         let ours = has_all(engine, &writes[at..=at])?;
         if !ours {
             writes.remove(at);
         }
     }
-    transaction::take_back(engine, &writes)
+    Ok(transaction::take_back(engine, &writes)?)
 }
 
 /// The writes of an action that the guest itself does not change when it runs.

@@ -6,8 +6,8 @@
 
 use super::code::{CALL, INT3, JMP, NOP2, NOP5, RET, branch_target, decode, equal_up_to_nops, fill_nops};
 use crate::guest::facts::Facts;
-use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
-use lpk_format::{BootSite, BootSiteKind, FunctionPatch, hex};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Mnemonic, OpKind, Register};
+use lpk_format::{BootSite, BootSiteKind, FunctionPatch, Place, hex};
 
 /// A place of an old function that is not as expected.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -61,16 +61,18 @@ pub fn compare(
     facts: &Facts,
     thunk_at: &dyn Fn(u64) -> Option<[u8; 4]>,
 ) -> Result<(), SiteError> {
-    let mut model = patch.expected.clone();
-    let base = patch.old_address.wrapping_add(facts.slide);
+    let base = facts.live(patch.old_address);
+    let linked = relocated(patch, live, base, facts);
+    let mut model = linked.clone();
     let range = |site: &BootSite| site.offset as usize..(site.offset as usize).saturating_add(usize::from(site.len));
     let is_alternative = |site: &&BootSite| matches!(site.kind, BootSiteKind::Alternative { .. });
 
     // A place that is not accepted counts as different even where its bytes are those of the link: an address that KASLR
     // did not move, a call of ftrace that was not made a no-op.
     let mut rejected: Vec<&BootSite> = Vec::new();
-    for site in patch.sites.iter().filter(|site| !is_alternative(site)) {
-        let (Some(expected), Some(found)) = (patch.expected.get(range(site)), live.get(range(site))) else { continue };
+    let is_relocation = |site: &&BootSite| matches!(site.kind, BootSiteKind::Relocation { .. });
+    for site in patch.sites.iter().filter(|site| !is_alternative(site) && !is_relocation(site)) {
+        let (Some(expected), Some(found)) = (linked.get(range(site)), live.get(range(site))) else { continue };
         let at = base.wrapping_add(u64::from(site.offset));
         if accepts(&site.kind, expected, found, at, facts, thunk_at) {
             model[range(site)].copy_from_slice(found);
@@ -83,10 +85,15 @@ pub fn compare(
     for site in alternatives {
         let BootSiteKind::Alternative { forms } = &site.kind else { continue };
         let (Some(original), Some(found)) = (model.get(range(site)), live.get(range(site))) else { continue };
-        // Branches of a form are as at the link address; both sides move by the slide, so the bytes stay.
+        let at = base.wrapping_add(u64::from(site.offset));
+        let same = |form: &[u8]| equal_up_to_nops(form, found, at);
+        // Branches of a form are as at the link address. In the image both sides move by the slide, so the bytes stay.
         let link = patch.old_address.wrapping_add(u64::from(site.offset));
-        let same = |form: &[u8]| equal_up_to_nops(form, found, link);
-        if forms.iter().any(|form| same(form)) {
+        let moved = |form: &Vec<u8>| match &facts.module {
+            Some(_) => moved_form(form, link, at, facts),
+            None => Some(form.clone()),
+        };
+        if forms.iter().filter_map(moved).any(|form| same(&form)) {
             // Where a form was taken, the places in the original are gone.
             rejected.retain(|inner| inner.offset < site.offset || range(inner).end > range(site).end);
             model[range(site)].copy_from_slice(found);
@@ -114,6 +121,66 @@ pub fn compare(
     Err(SiteError::Differs { function, offset, expected: hex::encode(&model[shown]), found, place })
 }
 
+/// The old function as a loader fills its fields: the places that a running kernel patches are as they were before that.
+fn relocated(patch: &FunctionPatch, live: &[u8], base: u64, facts: &Facts) -> Vec<u8> {
+    let mut bytes = patch.expected.clone();
+    for site in &patch.sites {
+        let BootSiteKind::Relocation { kind, place, addend } = site.kind else { continue };
+        let start = site.offset as usize;
+        let field = start..start.saturating_add(usize::from(kind.size()));
+        let symbol = match place {
+            Place::Kernel(link) if facts.module.as_ref().is_some_and(|module| module.is_empty_datum(link)) => {
+                // The address of a datum without contents: nothing depends on it, and nobody knows it.
+                if let (Some(into), Some(found)) = (bytes.get_mut(field.clone()), live.get(field)) {
+                    into.copy_from_slice(found);
+                }
+                continue;
+            }
+            Place::Kernel(link) => facts.live(link),
+            Place::Absolute(value) => value,
+            Place::Payload { .. } => continue, // refused by the format
+        };
+        let value = symbol.wrapping_add_signed(addend);
+        let at = base.wrapping_add(u64::from(site.offset));
+        let value = if kind.is_pc_relative() { value.wrapping_sub(at) } else { value };
+        if let Some(into) = bytes.get_mut(field) {
+            let length = into.len();
+            into.copy_from_slice(&value.to_le_bytes()[..length]);
+        }
+    }
+    bytes
+}
+
+/// A form of an alternative in a module, moved with what it refers to; `None` when that is not possible.
+fn moved_form(form: &[u8], link: u64, at: u64, facts: &Facts) -> Option<Vec<u8>> {
+    let mut moved = form.to_vec();
+    let mut decoder = Decoder::with_ip(64, form, link, DecoderOptions::NONE);
+    let inside = link..link.wrapping_add(form.len() as u64 + 1);
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        if instruction.is_invalid() {
+            return None;
+        }
+        let offsets = decoder.get_constant_offsets(&instruction);
+        let near = instruction.op_count() == 1 && instruction.op0_kind() == OpKind::NearBranch64;
+        let (target, field, size) = if near {
+            (instruction.near_branch_target(), offsets.immediate_offset(), offsets.immediate_size())
+        } else if instruction.is_ip_rel_memory_operand() {
+            (instruction.ip_rel_memory_address(), offsets.displacement_offset(), offsets.displacement_size())
+        } else {
+            continue;
+        };
+        if inside.contains(&target) {
+            continue;
+        }
+        let start = (instruction.ip() - link) as usize + field;
+        let next = at.wrapping_add(instruction.next_ip() - link);
+        let distance = i32::try_from(facts.live(target).wrapping_sub(next) as i64).ok().filter(|_| size == 4)?;
+        moved.get_mut(start..start + 4)?.copy_from_slice(&distance.to_le_bytes());
+    }
+    Some(moved)
+}
+
 fn kind_name(kind: &BootSiteKind) -> &'static str {
     match kind {
         BootSiteKind::Slide32 | BootSiteKind::Slide64 | BootSiteKind::SlideNegative32 => "an address that KASLR moves",
@@ -125,6 +192,7 @@ fn kind_name(kind: &BootSiteKind) -> &'static str {
         BootSiteKind::StaticCall { .. } => "a static call",
         BootSiteKind::JumpLabel { .. } => "a jump label",
         BootSiteKind::SmpLock => "a lock prefix",
+        BootSiteKind::Relocation { .. } => "an address that the module's loader filled",
     }
 }
 
@@ -144,9 +212,10 @@ fn accepts(
         BootSiteKind::Ftrace => found == NOP5,
         BootSiteKind::Alternative { .. } => false, // compared after all others
         BootSiteKind::SmpLock => matches!(found, [0xf0 | 0x3e]),
+        BootSiteKind::Relocation { .. } => true, // compared with the plain code around it
         BootSiteKind::Return => is_return(found, at, facts) || found == expected,
         BootSiteKind::JumpLabel { target } => {
-            let target = target.wrapping_add(facts.slide);
+            let target = facts.live(*target);
             match found {
                 [0xeb, distance] => at.wrapping_add(2).wrapping_add(i64::from(*distance as i8) as u64) == target,
                 [JMP, _, _, _, _] => branch_target(found, at) == Some(target),
@@ -258,7 +327,9 @@ fn indirect(expected: &[u8], found: &[u8], at: u64, facts: &Facts, thunk_at: &dy
 mod tests {
     use super::super::code::branch;
     use super::*;
+    use crate::guest::modules::Loaded;
     use BootSiteKind as Kind;
+    use lpk_format::RelocKind;
 
     const SLIDE: u64 = 0x20_0000;
     const LINK: u64 = 0xffff_ffff_8100_1000;
@@ -384,6 +455,72 @@ mod tests {
         let original = [0x90, 0x90, 0x90, 0x90, 0x90];
         try_site(jump.clone(), &original, &[0xeb, 0x13, 0x0f, 0x1f, 0x00]).expect("the same target");
         assert!(try_site(jump, &original, &[0xeb, 0x12, 0x0f, 0x1f, 0x00]).is_err());
+    }
+
+    #[test]
+    fn a_module_is_compared_where_its_loader_has_put_it() {
+        const MODULE: u64 = lpk_format::MODULE_SPACE.start;
+        const LIVE: u64 = 0xffff_ffff_a123_4000;
+        let module = Loaded::with_sections(&[
+            (MODULE, 0x100, LIVE),
+            (MODULE + 0x200, 0x40, LIVE + 0x5000),
+            (MODULE + 0x300, 0, LIVE),
+        ]);
+        let facts = Facts { module: Some(std::sync::Arc::new(module)), ..facts() };
+        let relocation = |offset, kind: RelocKind, place, addend| BootSite {
+            offset,
+            len: kind.size(),
+            kind: Kind::Relocation { kind, place, addend },
+        };
+        // call kernel; mov data, %eax; mov $text, %rdi; lea empty(%rip); an alternative; padding
+        let patch = FunctionPatch {
+            name: "f".into(),
+            unit: "f.c".into(),
+            old_address: MODULE + 0x10,
+            jump_offset: 0,
+            expected: [
+                &[CALL, 0, 0, 0, 0, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0xc7, 0xc7, 0, 0, 0, 0, 0x48, 0x8d, 0x05, 0, 0, 0, 0]
+                    [..],
+                &NOP5,
+                &[0x5b],
+            ]
+            .concat(),
+            sites: vec![
+                relocation(1, RelocKind::Plt32, Place::Kernel(FUNCTION - SLIDE), -4),
+                relocation(7, RelocKind::Pc32, Place::Kernel(MODULE + 0x200), 4),
+                relocation(14, RelocKind::Abs32S, Place::Kernel(MODULE), 0x20),
+                relocation(21, RelocKind::Pc32, Place::Kernel(MODULE + 0x300), -4),
+                BootSite {
+                    offset: 25,
+                    len: 5,
+                    kind: Kind::Alternative {
+                        forms: vec![branch(CALL, MODULE + 0x10 + 25, FUNCTION - SLIDE).expect("near").to_vec()],
+                    },
+                },
+            ],
+            new_offset: 0,
+            new_size: 0,
+        };
+        let base = LIVE + 0x10;
+        let mut live = patch.expected.clone();
+        let mut put = |at: usize, bytes: &[u8]| live[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &branch(CALL, base, FUNCTION).expect("near"));
+        put(7, &((LIVE + 0x5000 + 4).wrapping_sub(base + 7) as u32).to_le_bytes());
+        put(14, &((LIVE + 0x20) as u32).to_le_bytes());
+        put(21, &[1, 2, 3, 4]); // the address of nothing
+        let check = |live: &[u8]| compare(&patch, live, &facts, &|_| None);
+        check(&live).expect("as the loader leaves it");
+        let mut taken = live.clone();
+        taken[25..30].copy_from_slice(&branch(CALL, base + 25, FUNCTION).expect("near"));
+        check(&taken).expect("the alternative taken");
+        taken[26] ^= 1;
+        assert!(check(&taken).is_err(), "a call that leads elsewhere");
+        for at in [1, 7, 14] {
+            let mut other = live.clone();
+            other[at] ^= 1;
+            let error = check(&other).expect_err("another target").to_string();
+            assert!(error.contains("loader"), "{error}");
+        }
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub(super) fn bundle() -> Bundle {
             }],
             data: Vec::new(),
             left_out: Vec::new(),
+            omitted: Vec::new(),
+            unchanged_modules: Vec::new(),
         },
         payload: Payload {
             text,
@@ -63,6 +65,8 @@ pub(super) fn bundle() -> Bundle {
             new_size: 13,
         }],
         support: None,
+        module: None,
+        modules: vec![],
     }
 }
 

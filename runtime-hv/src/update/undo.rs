@@ -6,12 +6,13 @@
 
 use super::area::Area;
 use super::transaction::{self, paused, write_all};
-use super::{Times, UpdateError, Updater, errors, plan, quiet};
+use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::arena::Write;
-use crate::guest::{Kernel, identity};
-use crate::journal::{Action, Boot, Document};
-use crate::protocol::{BundleInfo, BundleState};
+use crate::guest::modules::{self, Entry};
+use crate::guest::{GuestError, Kernel, identity};
+use crate::journal::{Action, Boot, Document, PartRecord, Record};
+use crate::protocol::{BundleInfo, BundleState, ModuleState};
 use lpk_format::{Bundle, hex};
 use std::time::Instant;
 
@@ -27,8 +28,20 @@ struct Undoing {
     id: String,
     /// Only stacks can lead into its memory.
     reclaimable: bool,
-    /// Its area, if it is not in the arena.
-    area: Option<Area>,
+    /// Its areas, if it is not in the arena.
+    areas: Vec<Area>,
+    /// Modules whose code holds its jumps.
+    modules: Vec<Entry>,
+}
+
+/// The way back to the old code.
+struct WayBack {
+    /// Writes that take the jumps back.
+    writes: Vec<Write>,
+    /// Those of them that are in modules.
+    mapped: Vec<(u64, u64)>,
+    /// The modules that these are in.
+    modules: Vec<Entry>,
 }
 
 /// How a stop ended.
@@ -58,16 +71,25 @@ impl<E: Engine> Updater<E> {
         }
         let bundle = self.bundle(&id)?;
         let (kernel, boot) = times.measure("admit", || self.same_boot(&bundle))?;
-        let reclaimable = plan::only_stacks_can_refer(&bundle);
+        let reclaimable = bundle.parts().all(plan::only_stacks_can_refer);
         // A bundle of this name in the arena was not prepared, even if an earlier life of it left an area behind.
         let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
-        let action = Undoing { kernel, boot, id, reclaimable, area };
+        let of_part = |known: &&Area| record.parts.iter().any(|part| part.area != 0 && part.area == known.base);
+        let areas = area.into_iter().chain(self.document.areas.iter().filter(of_part).cloned()).collect();
+        let mut action = Undoing { kernel, boot, id, reclaimable, areas, modules: Vec::new() };
 
         let mut attempt = 0;
         let free = loop {
             attempt += 1;
-            let back = self.way_back(&name, &record.jumps)?;
-            match self.switch(&action, &back, "redirect", &mut times)? {
+            let back = self.way_back(&action.kernel, &name, &record)?;
+            let switched = match back {
+                Ok(WayBack { writes, mapped, modules }) => {
+                    action.modules = modules;
+                    self.switch(&action, &writes, mapped, "redirect", &mut times)?
+                }
+                Err(busy) => Switched::Busy(busy),
+            };
+            match switched {
                 Switched::Done { free } => break free,
                 Switched::Busy(who) if attempt >= self.patience.attempts => {
                     return Err(UpdateError::Busy { who, attempts: attempt });
@@ -107,12 +129,15 @@ impl<E: Engine> Updater<E> {
         self.document.areas.iter().rev().find(|area| area.bundle == id && area.module != 0).cloned()
     }
 
-    /// Has the guest take back the area that nothing can reach any more.
+    /// Has the guest take back the areas that nothing can reach any more.
     fn give_back(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
-        let Some(area) = &action.area else { return Ok(()) };
-        let released = self.context(&action.id).and_then(|context| self.release(&context, area, times));
-        if released.is_err() {
-            self.update_record(&action.id, |info| info.kept_pages = area.pages());
+        let mut released = Ok(());
+        for area in &action.areas {
+            let now = self.context(&area.bundle).and_then(|context| self.release(&context, area, times));
+            if now.is_err() {
+                self.update_record(&action.id, |info| info.kept_pages += area.pages());
+            }
+            released = released.and(now);
         }
         released
     }
@@ -126,7 +151,7 @@ impl<E: Engine> Updater<E> {
             if attempt > 1 {
                 std::thread::sleep(self.patience.wait);
             }
-            if let Switched::Done { free: true } = self.switch(action, &[], "reclaim", times)? {
+            if let Switched::Done { free: true } = self.switch(action, &[], Vec::new(), "reclaim", times)? {
                 return Ok(None);
             }
         }
@@ -139,14 +164,15 @@ impl<E: Engine> Updater<E> {
         &mut self,
         action: &Undoing,
         jumps: &[Write],
+        mapped: Vec<(u64, u64)>,
         phase: &str,
         times: &mut Times,
     ) -> Result<Switched, UpdateError> {
-        let in_arena = action.reclaimable && action.area.is_none();
+        let in_arena = action.reclaimable && action.areas.is_empty();
         let memory = if in_arena { Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?) } else { None };
-        let ranges = match (&memory, &action.area) {
-            (Some(plan), _) => plan.untouched.clone(),
-            (None, area) => area.iter().map(Area::range).collect(),
+        let ranges = match &memory {
+            Some(plan) => plan.untouched.clone(),
+            None => action.areas.iter().map(Area::range).collect(),
         };
         let mut writes = jumps.to_vec();
         writes.extend(memory.iter().flat_map(|plan| plan.writes.iter().cloned()));
@@ -157,8 +183,10 @@ impl<E: Engine> Updater<E> {
             bundle: action.id.clone(),
             owner_paused,
             writes,
-            moving: Vec::new(),
+            // What is in a module may go away with it as soon as the guest runs.
+            moving: mapped.iter().map(|&(_, pa)| pa).collect(),
             list: None,
+            mapped: mapped.clone(),
             after,
         };
         let kept = planned(jumps.to_vec(), self.removed(action, false));
@@ -176,6 +204,9 @@ impl<E: Engine> Updater<E> {
                 }
                 if let Some(busy) = quiet::patching(engine, &action.kernel)? {
                     return Ok(Err(busy));
+                }
+                if !quiet::are_mapped(engine, &action.kernel, &mapped)? || !are_listed(engine, action)? {
+                    return Ok(Err("a module in question is being removed".to_owned()));
                 }
                 if !transaction::unchanged(engine, jumps)? {
                     return Ok(Err("the guest changed the code in question".to_owned()));
@@ -224,14 +255,15 @@ impl<E: Engine> Updater<E> {
         let mut after = self.document.clone();
         after.sequence += 1;
         let mut pages = 0;
-        match &action.area {
-            Some(area) => {
-                for known in after.areas.iter_mut().filter(|known| known.base == area.base) {
+        match action.areas.as_slice() {
+            areas @ [_, ..] => {
+                let ours = |known: &&mut Area| areas.iter().any(|area| known.base == area.base);
+                for known in after.areas.iter_mut().filter(ours) {
                     known.kept = !free;
                     pages += known.pages();
                 }
             }
-            None => {
+            [] => {
                 for allocation in after.arena.allocations.iter_mut().filter(|known| known.bundle == action.id) {
                     allocation.kept = !free;
                     pages += allocation.pages();
@@ -243,21 +275,31 @@ impl<E: Engine> Updater<E> {
             record.info.state = BundleState::Removed;
             record.info.kept_pages = if free { 0 } else { pages };
             record.info.reason = (!free).then(|| reason.to_owned());
+            for module in &mut record.info.modules {
+                (module.state, module.reason) = (ModuleState::Removed, None);
+            }
+            for part in &mut record.parts {
+                *part = PartRecord { left: std::mem::take(&mut part.left), ..PartRecord::default() };
+            }
         }
         after
     }
 
     /// The bundle, from memory or from the journal's folder.
     pub(super) fn bundle(&mut self, id: &str) -> Result<Bundle, UpdateError> {
-        if let Some(bundle) = self.bundles.get(id) {
-            return Ok(bundle.clone());
-        }
-        let (bundle, found) = errors::read_bundle(&self.journal.load_bundle(id)?)?;
-        if found != id {
-            return Err(UpdateError::Bundle(format!("the journal's copy of {id} is {found}")));
-        }
-        self.bundles.insert(found, bundle.clone());
-        Ok(bundle)
+        let whole = parts::bundle_of(id);
+        let bundle = match self.bundles.get(whole) {
+            Some(bundle) => bundle.clone(),
+            None => {
+                let (bundle, found) = errors::read_bundle(&self.journal.load_bundle(whole)?)?;
+                if found != whole {
+                    return Err(UpdateError::Bundle(format!("the journal's copy of {whole} is {found}")));
+                }
+                self.bundles.insert(found, bundle.clone());
+                bundle
+            }
+        };
+        parts::find(bundle, id).ok_or_else(|| UpdateError::Bundle(format!("{id} is no part of it")))
     }
 
     /// Locates the kernel and proves that it is the boot that the journal is about.
@@ -273,23 +315,62 @@ impl<E: Engine> Updater<E> {
 
     /// The writes that take jumps back. An entry that somebody has put back already needs none; one that holds anything
     /// else is somebody else's.
-    fn way_back(&self, name: &str, jumps: &[Write]) -> Result<Vec<Write>, UpdateError> {
-        let mut back = Vec::new();
-        for jump in jumps.iter().rev() {
-            let mut live = vec![0; jump.new.len()];
-            self.engine.read(Pa(jump.pa), &mut live)?;
-            if live == jump.new {
-                back.push(Write { pa: jump.pa, old: jump.new.clone(), new: jump.old.clone() });
-            } else if live != jump.old {
-                return Err(UpdateError::ChangedSince {
-                    name: name.to_owned(),
-                    pa: jump.pa,
-                    expected: hex::encode(&jump.new),
-                    found: hex::encode(&live),
-                });
+    ///
+    /// A module that is gone has taken its jumps with it; one that is going still runs code that leads through them.
+    fn way_back(&self, kernel: &Kernel, name: &str, record: &Record) -> Result<Result<WayBack, String>, UpdateError> {
+        let mut back = WayBack { writes: Vec::new(), mapped: Vec::new(), modules: Vec::new() };
+        if record.parts.iter().any(|part| part.at != 0) {
+            let listed = match modules::all(&self.engine, kernel) {
+                // The list may change while it is read.
+                Err(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. })) => {
+                    return Ok(Err(error.to_string()));
+                }
+                other => other?,
+            };
+            for (part, info) in record.parts.iter().zip(&record.info.modules).filter(|(part, _)| !part.jumps.is_empty())
+            {
+                let found = listed.iter().find(|entry| entry.at.0 == part.at && entry.name == info.name);
+                let Some(entry) = found else { continue };
+                if !entry.live {
+                    return Ok(Err(format!("the module {} is being loaded or removed", info.name)));
+                }
+                let before = back.writes.len();
+                for jump in part.jumps.iter().rev() {
+                    let place = (jump.va, jump.write.pa);
+                    // Another life of the module has other pages.
+                    if quiet::are_mapped(&self.engine, kernel, &[place])?
+                        && let Some(write) = self.one_back(name, &jump.write)?
+                    {
+                        back.writes.push(write);
+                        back.mapped.push(place);
+                    }
+                }
+                if back.writes.len() != before {
+                    back.modules.push(entry.clone());
+                }
             }
         }
-        Ok(back)
+        for jump in record.jumps.iter().rev() {
+            back.writes.extend(self.one_back(name, jump)?);
+        }
+        Ok(Ok(back))
+    }
+
+    fn one_back(&self, name: &str, jump: &Write) -> Result<Option<Write>, UpdateError> {
+        let mut live = vec![0; jump.new.len()];
+        self.engine.read(Pa(jump.pa), &mut live)?;
+        if live == jump.new {
+            return Ok(Some(Write { pa: jump.pa, old: jump.new.clone(), new: jump.old.clone() }));
+        }
+        if live == jump.old {
+            return Ok(None);
+        }
+        Err(UpdateError::ChangedSince {
+            name: name.to_owned(),
+            pa: jump.pa,
+            expected: hex::encode(&jump.new),
+            found: hex::encode(&live),
+        })
     }
 
     pub(super) fn update_record(&mut self, id: &str, change: impl FnOnce(&mut BundleInfo)) {
@@ -297,4 +378,13 @@ impl<E: Engine> Updater<E> {
             change(&mut record.info);
         }
     }
+}
+
+/// Whether the modules that hold jumps are on the guest's list as they were.
+fn are_listed<E: Engine>(engine: &E, action: &Undoing) -> Result<bool, UpdateError> {
+    if action.modules.is_empty() {
+        return Ok(true);
+    }
+    let listed = modules::all(engine, &action.kernel)?;
+    Ok(action.modules.iter().all(|module| listed.contains(module)))
 }
