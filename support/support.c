@@ -18,6 +18,7 @@
 #include <linux/jump_label.h>
 #include <linux/kernel.h>
 #include <linux/list.h>
+#include <linux/lockdep.h>
 #include <linux/module.h>
 #include <linux/moduleloader.h>
 #include <linux/notifier.h>
@@ -315,6 +316,8 @@ static int lucos_release(struct lucos_request *request)
 		lucos_unlink(mod);
 		kfree(container_of(mod, struct lucos_module, module));
 	}
+	/* Classes of locks that the new code has brought; after the grace period. */
+	lockdep_free_key_range((void *)(unsigned long)request->base, request->size);
 	lucos_free(request->base);
 	return 0;
 }

@@ -6,7 +6,8 @@
 
 use crate::report::Reason;
 use prelink::symbol_db::{AddressKind, SymbolDb, SymbolKind};
-use std::collections::{HashMap, HashSet};
+use prelink::units::Unit;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Options that decide whether a symbol is in the image: any of the options, the symbol, and where that is said.
 const TRACES: &[(&[&str], &str)] = &[
@@ -30,6 +31,15 @@ const TRACES: &[(&[&str], &str)] = &[
     (&["CONFIG_DEBUG_FS"], "debugfs_create_file"), // fs/debugfs/inode.c
     (&["CONFIG_RETPOLINE", "CONFIG_MITIGATION_RETPOLINE"], "__x86_indirect_thunk_rax"), // arch/x86/lib/retpoline.S
     (&["CONFIG_RETHUNK", "CONFIG_MITIGATION_RETHUNK"], "__x86_return_thunk"), // arch/x86/lib/retpoline.S
+];
+
+/// Options of kernels whose units cannot be compiled and compared alone.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "CONFIG_LTO_CLANG",
+        "with link-time optimisation the code of a unit depends on all others, and its object has none",
+    ),
+    ("CONFIG_CFI_CLANG", "new code would need type hashes that its callers check, which this version does not place"),
 ];
 
 /// A kernel configuration.
@@ -220,6 +230,13 @@ pub fn check_config(text: &str, path: &str, kernel: &KernelVersion, banner: &str
         reasons.push(wrong("CONFIG_X86_64 is not set; only x86-64 kernels can be updated".to_owned()));
         return reasons;
     }
+    for (option, why) in REFUSED {
+        if config.get(option) == Some("y") {
+            let message = format!("{option} is set: {why}");
+            let help = "build the kernel without it; the rest of its configuration can stay";
+            reasons.push(Reason::new("build-unsupported", message).at(path, None).help(help));
+        }
+    }
     match config.compiler() {
         Some(compiler) if banner.contains(compiler) => {}
         Some(compiler) => {
@@ -229,7 +246,8 @@ pub fn check_config(text: &str, path: &str, kernel: &KernelVersion, banner: &str
     }
     for (options, symbol) in TRACES {
         let set = options.iter().any(|option| config.get(option) == Some("y"));
-        let there = symbols.lookup(symbol).next().is_some();
+        // Where the option is not set, headers have stubs of the same name, which are local.
+        let there = symbols.lookup(symbol).any(|symbol| symbol.global);
         if set != there {
             let option = options[0];
             let (says, has) = if set { ("is set", "has no") } else { ("is not set", "has") };
@@ -237,6 +255,39 @@ pub fn check_config(text: &str, path: &str, kernel: &KernelVersion, banner: &str
         }
     }
     reasons
+}
+
+/// What the image's units say of the compiler that made them, against what the compiler found says of itself.
+pub fn check_producers<'u, 'd: 'u>(units: impl Iterator<Item = &'u Unit<'d>>, version: &str) -> Vec<Reason> {
+    let mut others: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    for unit in units.filter(|unit| !made_by(&unit.producer, version)) {
+        others.entry(short(&unit.producer)).or_insert((0, &unit.name)).0 += 1;
+    }
+    let reason = |(producer, (count, first)): (&str, (usize, &str))| {
+        let message = format!(
+            "{count} units of vmlinux were compiled by `{producer}`, the first is {first}; found is `{version}`"
+        );
+        Reason::new("wrong-compiler", message)
+            .help("install the compiler that built the kernel (its package version counts too), or name it with --cc")
+    };
+    others.into_iter().map(reason).collect()
+}
+
+/// Whether `DW_AT_producer` (`GNU C11 12.2.0 -mno-sse …`, `Debian clang version 14.0.6`) is of the compiler that says `version`
+/// of itself (`gcc (Debian 12.2.0-14) 12.2.0`, `Debian clang version 14.0.6`).
+fn made_by(producer: &str, version: &str) -> bool {
+    match producer.strip_prefix("GNU ") {
+        Some(gnu) => {
+            let number = gnu.split(' ').nth(1).unwrap_or_default();
+            !version.contains("clang") && version.split([' ', ')']).any(|word| word == number)
+        }
+        None => producer == version,
+    }
+}
+
+/// A producer without its options.
+fn short(producer: &str) -> &str {
+    producer.find(" -").map_or(producer, |end| &producer[..end])
 }
 
 /// What two compilers say of themselves, apart from the name they were called by.
@@ -335,11 +386,25 @@ mod tests {
             ("CONFIG_LIVEPATCH=y\n", "# CONFIG_LIVEPATCH is not set\n", "has klp_enable_patch"),
             ("CONFIG_LIVEPATCH=y\n", "CONFIG_LIVEPATCH=y\nCONFIG_SMP=y\n", "has no native_smp_prepare_cpus"),
             ("CONFIG_X86_64=y", "CONFIG_ARM64=y", "CONFIG_X86_64"),
+            ("CONFIG_LIVEPATCH=y\n", "CONFIG_LIVEPATCH=y\nCONFIG_LTO_CLANG=y\n", "CONFIG_LTO_CLANG is set"),
         ] {
             let reasons = check_config(&good.replace(from, to), "c", &kernel, DEBIAN, &symbols);
             assert_eq!(reasons.len(), 1, "{word}: {reasons:?}");
-            assert!(reasons[0].rule == "wrong-config" && reasons[0].message.contains(word), "{:?}", reasons[0]);
+            let rule = if word.contains("LTO") { "build-unsupported" } else { "wrong-config" };
+            assert!(reasons[0].rule == rule && reasons[0].message.contains(word), "{:?}", reasons[0]);
         }
+    }
+
+    #[test]
+    fn producers_are_of_the_compiler_or_not() {
+        let gcc = "gcc-12 (Debian 12.2.0-14) 12.2.0";
+        assert!(made_by("GNU C11 12.2.0 -mno-sse -O2", gcc));
+        assert!(!made_by("GNU C11 12.3.0 -mno-sse", gcc) && !made_by("Debian clang version 14.0.6", gcc));
+        let clang = "Debian clang version 14.0.6";
+        assert!(
+            made_by(clang, clang) && !made_by("GNU C11 14.0.6 -O2", clang) && !made_by("clang version 14.0.6", clang)
+        );
+        assert_eq!(short("GNU C11 12.2.0 -mno-sse -O2"), "GNU C11 12.2.0");
     }
 
     #[test]

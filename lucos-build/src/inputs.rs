@@ -7,6 +7,9 @@
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
+/// How an input was found that is a part of the build folder given with --build.
+pub const OF_BUILD: &str = "of the build folder";
+
 /// An input and how it was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Found {

@@ -6,7 +6,10 @@
 
 pub mod command;
 pub mod compile;
+pub mod given;
+pub mod kept;
 pub mod lines;
+pub mod listing;
 pub mod overlay;
 pub mod support;
 
@@ -14,9 +17,12 @@ use crate::identity::Config;
 use crate::progress::Progress;
 use crate::request::Request;
 use command::{CommandError, UnitCommands};
+use given::{Given, GivenError};
+use listing::Listing;
 use nix::fcntl::{Flock, FlockArg};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -24,8 +30,12 @@ use std::process::{Command, Stdio};
 
 /// Sections per function and datum, so that each can be compared and moved alone.
 const KCFLAGS: &str = "KCFLAGS=-ffunction-sections -fdata-sections";
+/// The same as words of a command.
+const SECTION_FLAGS: [&str; 2] = ["-ffunction-sections", "-fdata-sections"];
 /// Marks a folder that was prepared to the end.
 const READY: &str = ".lucos-ready";
+/// Lists the files whose generated parts were asked for.
+const GENERATED: &str = ".lucos-generated.json";
 /// Changes when the same inputs are to be prepared otherwise.
 const RECIPE: &str = "1";
 
@@ -86,6 +96,9 @@ pub enum KbuildError {
     /// A unit's commands are not understood.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// A build folder that was given cannot be used.
+    #[error(transparent)]
+    Given(GivenError),
 }
 
 /// A configured and prepared build folder.
@@ -93,6 +106,10 @@ pub enum KbuildError {
 pub struct BuildFolder {
     /// The folder; commands run in it.
     pub path: PathBuf,
+    /// Where results are kept for later builds: the same folder, unless it is one that somebody else built in.
+    pub kept: PathBuf,
+    /// The build folder that was given, if this is one.
+    pub given: Option<Given>,
     /// Whether it was there already.
     pub cached: bool,
     /// Options whose value is not the one in the given configuration: `CONFIG_X: given, now`.
@@ -105,6 +122,9 @@ impl BuildFolder {
     /// # Errors
     /// [`KbuildError`]; a folder that was not prepared to the end is made anew the next time.
     pub fn prepare(request: &Request, progress: &Progress) -> Result<Self, KbuildError> {
+        if let Some(given) = &request.build {
+            return Self::of_given(given, request);
+        }
         let root = cache_root()?.join("build");
         fs::create_dir_all(&root).map_err(io(&root))?;
         let key = key(request)?;
@@ -130,7 +150,15 @@ impl BuildFolder {
         }
         let config = path.join(".config");
         let now = fs::read_to_string(&config).map_err(io(&config))?;
-        Ok(Self { drift: drift(&Config::parse(&request.config), &Config::parse(&now)), path, cached })
+        let drift = drift(&Config::parse(&request.config), &Config::parse(&now));
+        Ok(Self { drift, kept: path.clone(), path, given: None, cached })
+    }
+
+    /// A folder that the kernel was built in: nothing is to be prepared.
+    fn of_given(given: &Given, request: &Request) -> Result<Self, KbuildError> {
+        let kept = cache_root()?.join("build").join(format!("{}-given", key(request)?));
+        fs::create_dir_all(&kept).map_err(io(&kept))?;
+        Ok(Self { path: given.folder.clone(), kept, given: Some(given.clone()), cached: true, drift: Vec::new() })
     }
 
     /// The commands of units, in their order. They are kept in the folder, because make needs a second to tell them.
@@ -138,12 +166,24 @@ impl BuildFolder {
     /// # Errors
     /// [`KbuildError`].
     pub fn commands(&self, request: &Request, units: &[PathBuf]) -> Result<Vec<(PathBuf, UnitCommands)>, KbuildError> {
-        let kept = self.path.join(".lucos-commands");
+        if let Some(given) = &self.given {
+            let config = Config::parse(&request.config);
+            let commands = |unit: &PathBuf| match given.commands(unit, &config) {
+                Ok(mut commands) => {
+                    // The one that was checked: by another name, or given in place of it.
+                    commands.compile[0] = request.compiler.program.display().to_string();
+                    Ok((unit.clone(), commands))
+                }
+                Err(GivenError::Command(error)) => Err(KbuildError::Command(error)),
+                Err(error) => Err(KbuildError::Given(error)),
+            };
+            return units.iter().map(commands).collect();
+        }
+        let kept = self.kept.join(".lucos-commands");
         fs::create_dir_all(&kept).map_err(io(&kept))?;
-        let file = |unit: &Path| kept.join(format!("{}.json", unit.display().to_string().replace('/', "%")));
         let mut known: BTreeMap<&Path, UnitCommands> = BTreeMap::new();
         for unit in units {
-            let text = fs::read(file(unit)).ok();
+            let text = fs::read(self.commands_file(unit)).ok();
             if let Some(commands) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
                 known.insert(unit, commands);
             }
@@ -163,11 +203,7 @@ impl BuildFolder {
             let text = String::from_utf8_lossy(&output.stdout);
             for (unit, object) in unknown.into_iter().zip(&objects) {
                 let commands = UnitCommands::parse(&text, object)?;
-                let path = file(unit);
-                // Written aside and moved, so that another build never reads half of it.
-                let mut aside = tempfile::NamedTempFile::new_in(&kept).map_err(io(&kept))?;
-                serde_json::to_writer(&mut aside, &commands).map_err(|error| io(&path)(error.into()))?;
-                aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+                self.keep(unit, &commands)?;
                 known.insert(unit, commands);
             }
         }
@@ -176,13 +212,120 @@ impl BuildFolder {
 }
 
 impl BuildFolder {
-    /// Has make build a unit, so that the files are there that the build generates beside it (`security/selinux/flask.h`).
+    /// All units of the kernel. The list and the commands of every unit are kept in the folder, because make needs half a
+    /// minute to tell them.
+    ///
+    /// # Errors
+    /// [`KbuildError`].
+    pub fn listing(&self, request: &Request, progress: &Progress) -> Result<Listing, KbuildError> {
+        if let Some(given) = &self.given {
+            return given.listing().map_err(KbuildError::Given);
+        }
+        let path = self.kept.join(".lucos-listing.json");
+        if let Some(listing) = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok(listing);
+        }
+        progress.phase("asking make for all units of this kernel (once per kernel)");
+        // With `-k`, because the image itself cannot be linked without the objects. The goal is that of a whole kernel.
+        let goals =
+            if Config::parse(&request.config).get("CONFIG_MODULES") == Some("y") { "modules" } else { "vmlinux" };
+        let output = make(request, &self.path)
+            .args(["-n", "-k", "V=1", KCFLAGS, goals])
+            .stderr(Stdio::null())
+            .output()
+            .map_err(KbuildError::Start)?;
+        let text = String::from_utf8_lossy(&output.stdout).replace("\\\n", " ");
+        let mut kept = Vec::new();
+        let listing = Listing::parse(&text, &request.source, |unit, commands| kept.push((unit.to_owned(), commands)));
+        // init/main.c is in every kernel.
+        if !listing.units.contains_key(Path::new("init/main.c")) {
+            return Err(KbuildError::Ask { output: "make names no command for init/main.c".to_owned() });
+        }
+        let folder = self.kept.join(".lucos-commands");
+        fs::create_dir_all(&folder).map_err(io(&folder))?;
+        kept.par_iter().try_for_each(|(unit, commands)| self.keep(unit, commands))?;
+        let mut aside = tempfile::NamedTempFile::new_in(&self.kept).map_err(io(&self.kept))?;
+        serde_json::to_writer(&mut aside, &listing).map_err(|error| io(&path)(error.into()))?;
+        aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+        Ok(listing)
+    }
+
+    /// Keeps the commands of a unit. Written aside and moved, so that another build never reads half of it.
+    fn keep(&self, unit: &Path, commands: &UnitCommands) -> Result<(), KbuildError> {
+        let path = self.commands_file(unit);
+        let folder = path.parent().unwrap_or(&self.kept);
+        let mut aside = tempfile::NamedTempFile::new_in(folder).map_err(io(folder))?;
+        serde_json::to_writer(&mut aside, commands).map_err(|error| io(&path)(error.into()))?;
+        aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+        Ok(())
+    }
+
+    fn commands_file(&self, unit: &Path) -> PathBuf {
+        let name = unit.display().to_string().replace('/', "%");
+        self.kept.join(".lucos-commands").join(format!("{name}.json"))
+    }
+
+    /// Where the graph of includes is kept.
+    pub fn graph_file(&self) -> PathBuf {
+        self.kept.join(".lucos-graph.json")
+    }
+
+    /// The configuration in the folder.
+    ///
+    /// # Errors
+    /// [`KbuildError::Io`].
+    pub fn config(&self) -> Result<String, KbuildError> {
+        let path = self.path.join(".config");
+        fs::read_to_string(&path).map_err(io(&path))
+    }
+
+    /// What another tree of the same kernel makes of the configuration; the work goes to `aside`.
+    ///
+    /// # Errors
+    /// [`KbuildError`].
+    pub fn configure(&self, request: &Request, tree: &Path, aside: &Path) -> Result<String, KbuildError> {
+        fs::create_dir_all(aside).map_err(io(aside))?;
+        let config = aside.join(".config");
+        fs::write(&config, self.config()?).map_err(io(&config))?;
+        let other = Request { source: tree.to_owned(), ..request.clone() };
+        make_logged(&other, aside, &aside.join("log"), &["olddefconfig"])?;
+        fs::read_to_string(&config).map_err(io(&config))
+    }
+
+    /// The folder of original objects of earlier builds.
+    pub fn kept_objects(&self) -> PathBuf {
+        self.kept.join(".lucos-objects")
+    }
+
+    /// Has make build units, so that the files are there that the build generates beside them
+    /// (`security/selinux/flask.h`).
     ///
     /// # Errors
     /// [`KbuildError::Make`] with the end of the log.
-    pub fn generate(&self, request: &Request, unit: &Path) -> Result<(), KbuildError> {
-        let object = unit.with_extension("o").display().to_string();
-        make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &[KCFLAGS, &object])
+    pub fn generate(&self, request: &Request, units: &[PathBuf]) -> Result<(), KbuildError> {
+        // What the build generates is there where it was built.
+        if self.given.is_some() {
+            return Ok(());
+        }
+        let objects: Vec<String> = units.iter().map(|unit| unit.with_extension("o").display().to_string()).collect();
+        let goals: Vec<&str> = std::iter::once(KCFLAGS).chain(objects.iter().map(String::as_str)).collect();
+        make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &goals)
+    }
+
+    /// Files whose generated parts are there, as far as they exist.
+    pub fn generated(&self) -> BTreeSet<PathBuf> {
+        let text = fs::read(self.kept.join(GENERATED)).ok();
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Remembers that the generated parts of files are there.
+    ///
+    /// # Errors
+    /// [`KbuildError::Io`].
+    pub fn note_generated(&self, files: &BTreeSet<PathBuf>) -> Result<(), KbuildError> {
+        let path = self.kept.join(GENERATED);
+        let text = serde_json::to_vec(files).map_err(|error| io(&path)(error.into()))?;
+        fs::write(&path, text).map_err(io(&path))
     }
 }
 

@@ -142,7 +142,8 @@ fn folders(args: &BuildArgs, release: &str) -> Vec<(PathBuf, &'static str)> {
     if let Some(folder) = &args.modules {
         return vec![(folder.clone(), "in the given folder")];
     }
-    let real = args.vmlinux.canonicalize().unwrap_or_else(|_| args.vmlinux.clone());
+    let vmlinux = args.vmlinux();
+    let real = vmlinux.canonicalize().unwrap_or(vmlinux);
     let beside = real.parent().map(Path::to_owned).unwrap_or_default();
     vec![
         (beside.join("lib/modules").join(release), "beside vmlinux"),

@@ -5,7 +5,8 @@
 
 use crate::args::BuildArgs;
 use crate::identity::{self, Config, KernelVersion};
-use crate::inputs::{Found, NotFound, Places, is_source};
+use crate::inputs::{Found, NotFound, OF_BUILD, Places, is_source};
+use crate::kbuild::given::Given;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{Reason, Report};
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Checked inputs of a build.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// The source tree, without symbolic links in its path.
     pub source: PathBuf,
@@ -33,6 +34,8 @@ pub struct Request {
     pub jobs: usize,
     /// Where to keep sources, objects and commands.
     pub keep_dir: Option<PathBuf>,
+    /// The folder that the kernel was built in, if it was given.
+    pub build: Option<Given>,
 }
 
 /// The compiler of the kernel.
@@ -120,6 +123,7 @@ pub fn open_image(path: &Path) -> Result<KernelImage, Stop> {
 /// Refused with all reasons when inputs do not belong to each other; failed when one cannot be found or read.
 pub fn identify(
     args: &BuildArgs,
+    build: Option<Given>,
     image: &KernelImage,
     units: &UnitIndex<'_>,
     report: &mut Report,
@@ -130,10 +134,14 @@ pub fn identify(
     inputs.release = Some(image.release().to_owned());
     inputs.build_id = Some(image.build_id().iter().map(|byte| format!("{byte:02x}")).collect());
     let built_in = units.iter().map(|unit| Path::new(&unit.comp_dir)).find(|folder| folder.is_absolute());
-    let places = Places { vmlinux: &args.vmlinux, release: image.release(), version: &kernel.version, built_in };
-    let system_map = places.system_map(args.system_map.as_deref()).map_err(RequestError::from).map_err(Stop::failed)?;
-    let config = places.config(args.config.as_deref()).map_err(RequestError::from).map_err(Stop::failed)?;
-    let source = places.source(args.source.as_deref()).map_err(RequestError::from).map_err(Stop::failed)?;
+    let vmlinux = args.vmlinux();
+    let places = Places { vmlinux: &vmlinux, release: image.release(), version: &kernel.version, built_in };
+    let built = |path: PathBuf| build.as_ref().map(|_| path);
+    let folder = build.as_ref().map(|given| given.folder.clone()).unwrap_or_default();
+    let tree = build.as_ref().map(|given| given.source.clone()).unwrap_or_default();
+    let system_map = input(&args.system_map, built(folder.join("System.map")), |given| places.system_map(given))?;
+    let config = input(&args.config, built(folder.join(".config")), |given| places.config(given))?;
+    let source = input(&args.source, built(tree), |given| places.source(given))?;
     for (what, found) in [("System.map", &system_map), ("configuration", &config), ("source", &source)] {
         if found.how != "given" {
             progress.say(&format!("{what}: {} ({})", found.path.display(), found.how));
@@ -156,17 +164,29 @@ pub fn identify(
         // A compiler for a wrong configuration is not worth a look.
         return Err(Stop::Refused(reasons));
     }
-    let compiler = find_compiler(args.cc.as_deref(), &Config::parse(&text))?;
-    let how = if args.cc.is_some() { "given" } else { "named by the configuration" };
+    let recorded = build.as_ref().map(|given| given.compiler.as_path());
+    let compiler = find_compiler(args.cc.as_deref().or(recorded), &Config::parse(&text))?;
+    reasons.extend(identity::check_producers(units.iter().filter(|unit| unit.is_c()), &compiler.version));
+    if !reasons.is_empty() {
+        return Err(Stop::Refused(reasons));
+    }
+    let how = match (&args.cc, &build) {
+        (Some(_), _) => "given",
+        (None, Some(_)) => OF_BUILD,
+        (None, None) => "named by the configuration",
+    };
     inputs.compiler = Some(Found { path: compiler.program.clone(), how: how.to_owned() });
     inputs.compiler_version = Some(compiler.version.clone());
     if args.cc.is_none() {
         progress.say(&format!("compiler: {} ({})", compiler.program.display(), compiler.version));
     }
-    let source_path = source.path.canonicalize();
-    let source = source_path.map_err(|error| {
-        Stop::failed(RequestError::Read { what: "the source tree", path: source.path, source: error })
-    })?;
+    let source = match &build {
+        // As the recorded commands name it.
+        Some(given) if source.how == OF_BUILD => given.source.clone(),
+        _ => source.path.canonicalize().map_err(|error| {
+            Stop::failed(RequestError::Read { what: "the source tree", path: source.path, source: error })
+        })?,
+    };
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(Request {
         source,
@@ -176,7 +196,20 @@ pub fn identify(
         build_id: image.build_id().to_vec(),
         jobs: args.jobs.map_or(processors, usize::from),
         keep_dir: args.keep_dir.clone(),
+        build,
     })
+}
+
+/// An input that was given, or that the build folder has, or that is looked for.
+fn input(
+    given: &Option<PathBuf>,
+    built: Option<PathBuf>,
+    look: impl Fn(Option<&Path>) -> Result<Found, NotFound>,
+) -> Result<Found, Stop> {
+    match (given, built) {
+        (None, Some(path)) => Ok(Found { path, how: OF_BUILD.to_owned() }),
+        (given, _) => look(given.as_deref()).map_err(RequestError::from).map_err(Stop::failed),
+    }
 }
 
 fn check_tree(source: &Found, kernel: &KernelVersion) -> Result<Vec<Reason>, Stop> {
@@ -196,8 +229,9 @@ fn check_tree(source: &Found, kernel: &KernelVersion) -> Result<Vec<Reason>, Sto
 /// The compiler that was given, or the first of the usual names that is the recorded one.
 fn find_compiler(given: Option<&Path>, config: &Config<'_>) -> Result<Compiler, Stop> {
     let recorded = config.compiler().unwrap_or_default();
-    if config.get("CONFIG_CC_IS_GCC") != Some("y") {
-        let message = format!("the kernel was built with `{recorded}`; only gcc is known so far");
+    let [gcc, clang] = ["CONFIG_CC_IS_GCC", "CONFIG_CC_IS_CLANG"].map(|option| config.get(option) == Some("y"));
+    if !gcc && !clang {
+        let message = format!("the kernel was built with `{recorded}`; gcc and clang are known");
         return Err(Stop::refused(Reason::new("compiler-unsupported", message)));
     }
     let name = recorded.split_whitespace().next().unwrap_or("gcc");
@@ -206,9 +240,13 @@ fn find_compiler(given: Option<&Path>, config: &Config<'_>) -> Result<Compiler, 
         None => {
             let major =
                 config.get("CONFIG_GCC_VERSION").and_then(|version| version.parse::<u32>().ok()).unwrap_or(0) / 10000;
-            let mut names = vec![PathBuf::from(name), PathBuf::from(format!("gcc-{major}")), PathBuf::from("gcc")];
+            let llvm = config.get("CONFIG_CLANG_VERSION").and_then(|version| version.parse::<u32>().ok()).unwrap_or(0);
+            let mut names = match clang {
+                false => vec![name.to_owned(), format!("gcc-{major}"), "gcc".to_owned()],
+                true => vec!["clang".to_owned(), format!("clang-{}", llvm / 10000)],
+            };
             names.dedup();
-            names
+            names.into_iter().map(PathBuf::from).collect()
         }
     };
     let (mut others, mut tried) = (Vec::new(), Vec::new());

@@ -182,7 +182,7 @@ fn equal(
         let field = address + offset;
         let kept = kept.binary_search_by_key(&field, |kept| kept.address).ok().map(|at| kept[at]);
         named += usize::from(kept.is_some());
-        let target = kept.map(|kept| kept.target).or_else(|| implied_target(live, reloc, offset, field));
+        let target = kept.map(|kept| kept.target).or_else(|| implied_target(image, (live, address), reloc, offset));
         let reference = |expected: String| {
             let found = describe(original, reloc);
             let found = if found == expected { format!("{found} with other contents") } else { found };
@@ -207,14 +207,25 @@ fn equal(
     Ok(bindings)
 }
 
-/// S + A of a PC-relative field that the assembler resolved without a relocation (a local call in one section).
-fn implied_target(live: &[u8], reloc: &Reloc, offset: u64, field: u64) -> Option<u64> {
-    if !is_pc_relative(reloc.kind) || field_width(reloc.kind) != 4 {
-        return None;
+/// S + A by what a field of the function at `address` holds, where the image has no relocation for it: of a PC-relative
+/// one that the assembler resolved (a local call in one section), and of any field of an image that was linked without
+/// `--emit-relocs` (CONFIG_RELOCATABLE not set), which is loaded where it was linked.
+fn implied_target(image: &KernelImage, (live, address): (&[u8], u64), reloc: &Reloc, offset: u64) -> Option<u64> {
+    let width = field_width(reloc.kind) as usize;
+    let bytes = live.get(offset as usize..offset as usize + width)?;
+    let word = |bytes: &[u8]| {
+        let mut all = [0; 8];
+        all[..bytes.len()].copy_from_slice(bytes);
+        u64::from_le_bytes(all)
+    };
+    let signed = |bytes: &[u8]| ((word(bytes) as i64) << (64 - 8 * bytes.len()) >> (64 - 8 * bytes.len())) as u64;
+    match reloc.kind {
+        kind if is_pc_relative(kind) => Some((address + offset).wrapping_add(signed(bytes))),
+        _ if image.has_relocs() => None,
+        kind if kind == elf::R_X86_64_64.0 || kind == elf::R_X86_64_32.0 => Some(word(bytes)),
+        kind if kind == elf::R_X86_64_32S.0 => Some(signed(bytes)),
+        _ => None,
     }
-    let bytes = live.get(offset as usize..offset as usize + 4)?;
-    let displacement = i32::from_le_bytes(bytes.try_into().ok()?);
-    Some(field.wrapping_add_signed(i64::from(displacement)))
 }
 
 /// Whether the image's S + A is what the compiled relocation of `function` means; remembers where its symbol lives.
@@ -292,18 +303,19 @@ fn slow_path_equal(
     let Some(live) = image.bytes(address, len) else { return false };
     let from = section.range.start + offset as u64;
     let relocs = original.relocs_in(section.section, from..from + len as u64);
-    let (mut code, mut live) = (code[..len].to_vec(), live.to_vec());
+    let (mut code, mut blanked) = (code[..len].to_vec(), live.to_vec());
     blank(&mut code, relocs, from);
-    blank(&mut live, relocs, from);
-    code == live
+    blank(&mut blanked, relocs, from);
+    code == blanked
         && relocs.iter().all(|reloc| {
-            let field = address + (reloc.offset - from);
-            let kept = image.relocs(field, 1).first();
+            let kept = image.relocs(address + (reloc.offset - from), 1).first().map(|kept| kept.target);
+            let there = kept.or_else(|| implied_target(image, (live, address), reloc, reloc.offset - from));
             match original.target(reloc) {
-                Target::Piece(piece, at) if piece == function => kept
-                    .is_some_and(|kept| kept.target.wrapping_add_signed(bias(reloc)) == start.wrapping_add_signed(at)),
-                Target::External(symbol) => kept.is_some_and(|kept| {
-                    let base = kept.target.wrapping_sub(reloc.addend as u64);
+                Target::Piece(piece, at) if piece == function => {
+                    there.is_some_and(|target| target.wrapping_add_signed(bias(reloc)) == start.wrapping_add_signed(at))
+                }
+                Target::External(symbol) => there.is_some_and(|target| {
+                    let base = target.wrapping_sub(reloc.addend as u64);
                     image.symbols().at(base).any(|found| found.name == original.object.symbol(symbol).name)
                 }),
                 Target::Piece(..) => false,

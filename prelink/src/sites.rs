@@ -24,6 +24,8 @@ pub struct BootTables<'i> {
     jump_labels: Vec<(u64, u64)>,
     locks: Vec<u64>,
     fentries: Vec<u64>,
+    /// `endbr64` of functions that nothing calls through a pointer.
+    sealed: Vec<u64>,
     /// Instructions that may fault, and where the kernel goes on then.
     faults: Vec<(u64, u64)>,
 }
@@ -61,7 +63,9 @@ impl<'i> BootTables<'i> {
     /// [`SitesError`] when a table of the image has entries of an unknown shape.
     pub fn read(image: &'i KernelImage, type_sizes: &BTreeMap<String, u64>) -> Result<Self, SitesError> {
         let table = |start, stop, name: &'static str, known: u64, text: &'static str| {
-            let Some((base, bytes)) = image.between(start, stop) else { return Ok((0, &[][..])) };
+            // Without a table in it, the kernel need not have the type of its entries.
+            let found = image.between(start, stop).filter(|(_, bytes)| !bytes.is_empty());
+            let Some((base, bytes)) = found else { return Ok((0, &[][..])) };
             match type_sizes.get(name).copied() {
                 Some(size) if size == known => Ok((base, bytes)),
                 size => Err(SitesError::EntrySize { name, size, known: text }),
@@ -120,6 +124,7 @@ impl<'i> BootTables<'i> {
             static_calls,
             jump_labels,
             locks: places("__smp_locks", "__smp_locks_end"),
+            sealed: places("__ibt_endbr_seal", "__ibt_endbr_seal_end"),
             fentries: entries(base, bytes, 8).map(|(_, entry)| word(entry, 0)).collect(),
         })
     }
@@ -153,6 +158,11 @@ impl<'i> BootTables<'i> {
         }
         for &at in self.fentries.iter().filter(|at| inside(at)) {
             sites.add(at, 5, BootSiteKind::Ftrace);
+        }
+        for &at in self.sealed.iter().filter(|at| inside(at)) {
+            // Boot writes one of these over it (`gen_endbr_poison`, arch/x86/include/asm/ibt.h): `nopw (%rax)`, later `nopl -42(%rax)`.
+            let forms = vec![vec![0x66, 0x0f, 0x1f, 0x00], vec![0x0f, 0x1f, 0x40, 0xd6]];
+            sites.add(at, 4, BootSiteKind::Alternative { forms });
         }
         for &at in self.retpolines.iter().filter(|at| inside(at)) {
             // `cs call thunk` and `cs jmp thunk` (-mindirect-branch-cs-prefix) have six bytes, as has `jcc thunk`.

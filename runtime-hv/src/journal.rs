@@ -160,6 +160,9 @@ pub struct Call {
     pub apic_id: u8,
     /// Interrupt that makes the processor look there.
     pub vector: u8,
+    /// The guest has answered, and what it answered is in the document: the object may be asked again.
+    #[serde(default)]
+    pub answered: bool,
 }
 
 /// An action in progress.

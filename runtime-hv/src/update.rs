@@ -35,6 +35,7 @@ use crate::engine::Engine;
 
 use crate::guest::arena::Allocation;
 use crate::guest::modules::Loaded;
+use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind, ModuleState};
 use admit::Admitted;
@@ -172,7 +173,9 @@ impl<E: Engine> Updater<E> {
             for (area, _) in
                 prepared.iter().filter(|(area, _)| !self.document.is_applied(&area.bundle)).cloned().collect::<Vec<_>>()
             {
-                let _ = self.context(&area.bundle).and_then(|context| self.release(&context, &area, times));
+                if let Ok(context) = self.context(&area.bundle) {
+                    self.tidy(&context, Some(&area), times);
+                }
             }
         }
         reached
@@ -237,8 +240,14 @@ impl<E: Engine> Updater<E> {
                 active.push(Active { target, admitted, area, plan });
             }
             let Some((first, rest)) = active.split_first() else { return Ok(()) };
-            let plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
+            let mut plan = rest.iter().fold(first.plan.clone(), |plan, more| plan.with(&more.plan));
             let mut after = self.document.clone();
+            // The object that prepared them goes with the jumps.
+            if let Some(support) = &goal.bundle.support
+                && let Some(call) = after.call.take_if(|call| goal.in_area && call.answered)
+            {
+                call::leaving(&self.engine, &Object::of(support)?, &call, &mut plan)?;
+            }
             let known = after.bundles.iter().position(|record| record.info.id == goal.id);
             let earlier = known.map(|index| after.bundles.remove(index));
             let left = earlier.as_ref().map(|record| record.parts.iter().map(|part| part.left.clone()).collect());

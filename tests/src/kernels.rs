@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 /// Written last when a kernel is placed in the cache.
 pub const MARKER: &str = ".complete";
+/// Written when only the source is there.
+pub const SOURCE_MARKER: &str = ".complete-source";
 /// Written when the large debug part is there too (`vmlinux`, `System.map`).
 pub const DEBUG_MARKER: &str = ".complete-debug";
 

@@ -12,4 +12,5 @@ pub mod kernels;
 pub mod official;
 pub mod patches;
 pub mod require;
+pub mod selfbuilt;
 pub mod setup;

@@ -133,10 +133,16 @@ pub const VISIBLE_WORDS: [&str; 2] = ["Linux", "Updated"];
 
 /// Unified diff of two texts with the usual file headers; empty when they are equal.
 pub fn unified(file: &str, old: &str, new: &str) -> String {
-    TextDiff::from_lines(old, new)
+    unified_change(file, Some(old), Some(new))
+}
+
+/// Unified diff of a file that may be new or go away; empty when nothing differs.
+pub fn unified_change(file: &str, old: Option<&str>, new: Option<&str>) -> String {
+    let name = |side: &str, text: Option<&str>| text.map_or("/dev/null".to_owned(), |_| format!("{side}/{file}"));
+    TextDiff::from_lines(old.unwrap_or_default(), new.unwrap_or_default())
         .unified_diff()
         .context_radius(3)
-        .header(&format!("a/{file}"), &format!("b/{file}"))
+        .header(&name("a", old), &name("b", new))
         .to_string()
 }
 

@@ -3,7 +3,8 @@
 //! Comes in: `LUCOS_TEST_KERNEL` (the older kernel's `vmlinuz` in the cache), `LUCOS_TEST_NEWER` (the newer one's),
 //! `LUCOS_REQUIRE_ALL`. Decided: run, skip or fail. Goes out: the kernel, or nothing after the reason was printed.
 
-use crate::kernels::Kernel;
+use crate::kernels::{self, Kernel};
+use crate::selfbuilt::{RECIPES, SelfBuilt};
 use std::path::{Path, PathBuf};
 
 /// The kernel behind a variable that names its image, or the reason why there is none.
@@ -34,6 +35,18 @@ pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
 /// The kernel that tests boot and update.
 pub fn older_kernel() -> Option<Kernel> {
     or_skip(kernel_from("LUCOS_TEST_KERNEL"))
+}
+
+/// A kernel that was built here, by the name of its recipe.
+pub fn selfbuilt(name: &str) -> Option<SelfBuilt> {
+    let kernel = older_kernel()?;
+    let found = || {
+        let cache = kernels::cache_dir().map_err(|error| error.to_string())?;
+        let recipe = RECIPES.iter().find(|recipe| recipe.name == name).ok_or(format!("no recipe {name}"))?;
+        let missing = || format!("kernel {name} is not built; `cargo xtask setup` builds it");
+        recipe.built(&cache, &kernel).ok_or_else(missing)
+    };
+    or_skip(found())
 }
 
 /// The next release, for tests that need a wrong kernel.

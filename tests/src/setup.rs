@@ -10,7 +10,7 @@ pub mod discover;
 pub mod fetch;
 pub mod packages;
 
-use crate::kernels::{Kernel, KernelError, Pair, cache_dir};
+use crate::kernels::{self, Kernel, KernelError, Pair, cache_dir};
 use std::path::{Path, PathBuf};
 
 /// Why the machine could not be set up.
@@ -67,7 +67,7 @@ pub enum SetupError {
 }
 
 impl SetupError {
-    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
     }
@@ -99,6 +99,87 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
     };
     install_compiler(&pair.older, &mut apt, say)?;
     Ok(pair)
+}
+
+/// Which two versions to compare; what is not said is the newest that the archive has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Series (`6.1`); that of the distribution's default kernel when there is none.
+    pub series: Option<String>,
+    /// The older version, in full or as upstream counts.
+    pub from: Option<String>,
+    /// The newer version, likewise.
+    pub to: Option<String>,
+}
+
+/// A kernel, and the source of a later version of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// With image, debug part and source.
+    pub older: Kernel,
+    /// The later version.
+    pub newer_version: String,
+    /// Its source tree, never modified.
+    pub newer_source: PathBuf,
+}
+
+/// Prepares the machine for a comparison of two versions; fetches only what that needs.
+///
+/// # Errors
+/// [`SetupError`] with what to do next.
+pub fn step(wanted: &Wanted, say: &dyn Fn(&str)) -> Result<Step, SetupError> {
+    let cache = cache_dir()?;
+    std::fs::create_dir_all(&cache).map_err(SetupError::io(&cache))?;
+    let _lock = fetch::lock(&cache, say)?;
+    let mut apt = apt::Apt::new(&cache);
+    packages::install_missing(packages::BASE, &mut apt, say)?;
+    let (from, to) = (wanted.from.as_deref(), wanted.to.as_deref());
+    let series = match wanted.series.as_deref().or_else(|| from.or(to).and_then(discover::series)) {
+        Some(series) => Ok(series.to_owned()),
+        None => discover::default_series(&mut apt, say),
+    };
+    let found = series.and_then(|series| discover::archive(&mut apt, &series, say)?.step(from, to));
+    let step = match found {
+        Ok((older, newer)) => {
+            let newer_source = fetch::source(&cache, &older.source_package, &newer, say)?;
+            Step { older: fetch::kernel(&cache, &older, true, say)?, newer_version: newer, newer_source }
+        }
+        Err(reason) => {
+            let step = cached_step(&cache, wanted)
+                .ok_or_else(|| SetupError::NoKernels { reason: reason.clone(), cache: cache.clone() })?;
+            say(&format!("{reason}; using the cache: {}, then {}", step.older.version, step.newer_version));
+            step
+        }
+    };
+    install_compiler(&step.older, &mut apt, say)?;
+    Ok(step)
+}
+
+/// The newest step of the cache that fits.
+fn cached_step(cache: &Path, wanted: &Wanted) -> Option<Step> {
+    let in_series = |version: &str| {
+        wanted.series.as_deref().is_none_or(|series| discover::series(version).is_some_and(|found| found == series))
+    };
+    let mut folders: Vec<(String, PathBuf)> = std::fs::read_dir(cache.join("kernels"))
+        .ok()?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter_map(|path| Some((path.file_name()?.to_string_lossy().into_owned(), path)))
+        .filter(|(version, path)| in_series(version) && path.join("source/Makefile").is_file())
+        .collect();
+    folders.sort_by(|one, two| discover::compare_versions(&two.0, &one.0));
+    let has_source =
+        |path: &Path| [kernels::MARKER, kernels::SOURCE_MARKER].iter().any(|marker| path.join(marker).exists());
+    let (newer_version, newer) =
+        folders.iter().find(|(version, path)| discover::fits(version, wanted.to.as_deref()) && has_source(path))?;
+    let older = folders.iter().filter_map(|(_, path)| Kernel::open(path).ok()).find(|kernel| {
+        kernel.is_complete()
+            && kernel.has_debug()
+            && discover::fits(&kernel.version, wanted.from.as_deref())
+            && discover::series(&kernel.version) == discover::series(newer_version)
+            && discover::upstream(&kernel.version) != discover::upstream(newer_version)
+            && discover::compare_versions(&kernel.version, newer_version) == std::cmp::Ordering::Less
+    })?;
+    Some(Step { older, newer_version: newer_version.clone(), newer_source: newer.join("source") })
 }
 
 /// The newest two complete kernels of the cache with different upstream version.

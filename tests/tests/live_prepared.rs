@@ -71,7 +71,7 @@ fn new_code_is_a_good_citizen() {
     let modules = guest.run_ok("cat /proc/modules").expect("lists");
     assert!(modules.contains(&format!("{MODULE} ")) && modules.contains("(K)"), "{modules}");
     let symbols = guest.run_ok(&format!("grep {MODULE} /proc/kallsyms")).expect("lists");
-    assert!(symbols.contains(" t cmdline_proc_show\t[lucos_citizen]"), "{symbols}");
+    assert!(symbols.contains(" t cmdline_proc_show.lucos\t[lucos_citizen]"), "{symbols}");
     assert!(ask(&mut guest, 'f').contains("result -14 "), "a faulting access reaches its fix-up");
 
     // Static keys, in both directions.
@@ -99,7 +99,7 @@ fn new_code_is_a_good_citizen() {
     // Stacks: of a process asleep inside, and of a processor busy inside.
     let pid = start(&mut guest, 's');
     let stack = guest.run_ok(&format!("cat /proc/{pid}/stack")).expect("a stack");
-    let named = stack.find("cmdline_proc_show+").zip(stack.find("entry_SYSCALL_64_after_hwframe"));
+    let named = stack.find("cmdline_proc_show.lucos+").zip(stack.find("entry_SYSCALL_64_after_hwframe"));
     assert!(named.is_some_and(|(new, entry)| new < entry) && stack.contains("[lucos_citizen]"), "{stack}");
     guest.run_ok("sleep 3; dmesg -c > /dev/null").expect("waits");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
@@ -107,12 +107,12 @@ fn new_code_is_a_good_citizen() {
     // From here on the kernel complains, because it is asked to.
     start(&mut guest, 'L');
     let stacks = guest.run_ok("echo l > /proc/sysrq-trigger; sleep 2; dmesg -c").expect("stacks");
-    assert!(stacks.contains(" cmdline_proc_show+") && stacks.contains("vfs_read+"), "{stacks}");
+    assert!(stacks.contains(" cmdline_proc_show.lucos+") && stacks.contains("vfs_read+"), "{stacks}");
     let dump = said(&mut guest, 'd');
     assert!(dump.contains("cmdline_proc_show") && dump.contains("entry_SYSCALL_64_after_hwframe+"), "{dump}");
     let line = "at fs/proc/cmdline.c:";
     let once = said(&mut guest, 'w');
-    assert!(once.contains("WARNING: ") && once.contains(line) && once.contains("cmdline_proc_show+"), "{once}");
+    assert!(once.contains("WARNING: ") && once.contains(line) && once.contains("cmdline_proc_show.lucos+"), "{once}");
     assert_eq!(said(&mut guest, 'w'), "", "once is once");
     for _ in 0..2 {
         let warning = said(&mut guest, 'W');

@@ -5,7 +5,7 @@
 
 use crate::{JobError, root, say};
 use lucos_tests::kernels::Pair;
-use lucos_tests::{commands, setup};
+use lucos_tests::{commands, selfbuilt, setup};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -21,6 +21,7 @@ pub(crate) fn build() -> Result<PathBuf, JobError> {
 /// All tests.
 pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
+    selfbuilt::prepare(&pair.older, &say)?;
     let mut command = test_command(&pair)?;
     if args.is_empty() {
         command.arg("--workspace");
@@ -32,12 +33,14 @@ pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     run(&mut command)
 }
 
-/// Format, lints, documentation, and what README tells people to run: the demo and the tests.
+/// Format, lints, documentation, a sample of the official changes, and what README tells people to run: the demo and
+/// the tests.
 pub(crate) fn ci() -> Result<(), JobError> {
     run(&mut cargo(&["fmt", "--all", "--check"]))?;
     run(&mut cargo(&["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
     run(cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
     crate::demo::run()?;
+    crate::corpus::run(&crate::corpus::CorpusArgs::small())?;
     test(&[], true)
 }
 

@@ -5,10 +5,12 @@
 
 mod bench;
 mod cargo;
+mod corpus;
 mod demo;
 mod live;
 
 use clap::{Parser, Subcommand};
+use lucos_tests::selfbuilt;
 use lucos_tests::setup::{self, SetupError};
 use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
 use std::path::PathBuf;
@@ -23,7 +25,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Job {
-    /// Installs what is missing and fetches the two kernels into the cache
+    /// Installs what is missing, fetches the two kernels into the cache and builds small ones of other configurations
     Setup,
     /// Builds two patches, applies them to a running stock kernel and takes them back
     Demo,
@@ -41,6 +43,8 @@ enum Job {
         #[arg(long, default_value_t = 50)]
         applies: u32,
     },
+    /// Makes a bundle of every official change between two releases, and says which cannot be made and why
+    Corpus(corpus::CorpusArgs),
     /// Runs the fuzz targets
     Fuzz {
         /// Seconds per target
@@ -79,6 +83,8 @@ enum JobError {
     Tool { what: String, status: i32, outcome: String },
     #[error("{what}: expected {expected}, seen {seen}")]
     NotSeen { what: String, expected: String, seen: String },
+    #[error("{0}")]
+    Corpus(String),
     #[error("cargo-fuzz is not installed; `cargo install cargo-fuzz` and `rustup toolchain install nightly` bring it")]
     NoFuzz,
     #[error("{0}")]
@@ -107,11 +113,14 @@ fn say(line: &str) {
 
 fn main() -> ExitCode {
     let result = match Args::parse().job {
-        Job::Setup => setup::prepare(&say).map(|_| ()).map_err(JobError::from),
+        Job::Setup => setup::prepare(&say)
+            .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| ()))
+            .map_err(JobError::from),
         Job::Demo => demo::run(),
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),
         Job::Bench { applies } => bench::run(applies),
+        Job::Corpus(args) => corpus::run(&args).map(|_| ()),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
         Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Bless => cargo::bless(),

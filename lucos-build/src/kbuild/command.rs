@@ -94,11 +94,15 @@ impl UnitCommands {
                 }
                 let output_follows = words.windows(2).any(|pair| pair[0] == "-o" && pair[1] == object);
                 if output_follows && words.iter().any(|word| word == "-c") {
-                    if compile.replace(words).is_some() {
+                    // make reaches a folder by several ways sometimes (arch/x86/pci); it is the same object then.
+                    if compile.as_ref().is_some_and(|known| *known != words) {
                         return Err(CommandError::Twice { object: object.to_owned() });
                     }
+                    compile = Some(words);
                 } else if matches!(program, "objtool" | "recordmcount") {
-                    after.push(words);
+                    if !after.contains(&words) {
+                        after.push(words);
+                    }
                 } else {
                     return Err(CommandError::UnknownStep { object: object.to_owned(), step: step.trim().to_owned() });
                 }
@@ -129,7 +133,7 @@ impl UnitCommands {
 }
 
 /// The simple commands of a shell line: cut at `;`, `&` and `|` outside quotes.
-fn steps(line: &str) -> Vec<&str> {
+pub(super) fn steps(line: &str) -> Vec<&str> {
     let (mut steps, mut start, mut quote, mut escaped) = (Vec::new(), 0, None, false);
     for (index, c) in line.char_indices() {
         if escaped {
@@ -202,6 +206,8 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         assert_eq!(error, CommandError::NotCompiled { object: "dir/none.o".to_owned() });
         let twice = format!("{SAMPLE}cc -m16 -c -o dir/unit.o /src/dir/unit.c\n");
         assert!(matches!(UnitCommands::parse(&twice, "dir/unit.o"), Err(CommandError::Twice { .. })));
+        let again = SAMPLE.repeat(2);
+        assert_eq!(UnitCommands::parse(&again, "dir/unit.o"), UnitCommands::parse(SAMPLE, "dir/unit.o"));
         let open = "cc -c -o dir/unit.o 'x\n";
         assert!(matches!(UnitCommands::parse(open, "dir/unit.o"), Err(CommandError::Shell { .. })));
     }

@@ -18,6 +18,9 @@ use std::ops::Range;
 const SYMBOL_SIZE: u64 = 24;
 /// `SHN_ABS`: the kernel looks only whether a symbol is defined (`kernel/module/kallsyms.c`).
 const DEFINED: u16 = 0xfff1;
+/// Behind the names of new code and data in the guest's symbol table. Old functions of the same names are there, too, and the
+/// guest refuses to probe a name that means two places (`kernel/trace/trace_kprobe.c`, `number_of_same_symbols`).
+const SUFFIX: &str = ".lucos";
 /// Where modules may be: the last 2 GiB, which code of the kernel reaches (`arch/x86/include/asm/pgtable_64_types.h`).
 const REACH: u64 = 0xffff_ffff_8000_0000;
 
@@ -153,7 +156,7 @@ impl<'a> Symbols<'a> {
                 Place::Kernel(_) | Place::Absolute(_) => None,
             })
             .collect();
-        let names = 1 + entries.iter().map(|entry| entry.0.len() + 1).sum::<usize>();
+        let names = 1 + entries.iter().map(|entry| entry.0.len() + SUFFIX.len() + 1).sum::<usize>();
         Symbols { entries, names }
     }
 
@@ -185,6 +188,7 @@ impl<'a> Symbols<'a> {
             entries.extend(size.to_le_bytes());
             types.push(letter);
             names.extend(name.as_bytes());
+            names.extend(SUFFIX.as_bytes());
             names.push(0);
         }
         [entries, types, names].concat()
@@ -292,7 +296,7 @@ mod tests {
         assert_eq!(parts, Parts { text: 0x2000, rodata: 0x1000, data: 0x1000 });
         let filled = fill(&payload, &facts, BASE, &parts, "lucos_x").expect("linked");
         let places: Vec<(u64, usize)> = filled.contents.iter().map(|(at, bytes)| (at - BASE, bytes.len())).collect();
-        let names = "\0new\0state\0".len();
+        let names = "\0new.lucos\0state.lucos\0".len();
         assert_eq!(places, [(0, 5000), (0x2000, 16 + 3 * 25 + names), (0x3000, 72)]);
         let register = &filled.register;
         assert_eq!((register.size, register.text_size, register.ro_size), (0x4000, 0x2000, 0x3000));
@@ -306,7 +310,7 @@ mod tests {
         assert_eq!(second[..8], [1, 0, 0, 0, 2, 0, 0xf1, 0xff]);
         assert_eq!(second[8..16], (BASE + 16).to_le_bytes());
         assert_eq!(rodata[16 + 72..16 + 75], *b"?tb");
-        assert_eq!(rodata[16 + 75..], *b"\0new\0state\0");
+        assert_eq!(rodata[16 + 75..], *b"\0new.lucos\0state.lucos\0");
         // The table's field was relocated.
         assert_eq!(filled.contents[2].1[8..16], (BASE + 17).to_le_bytes());
     }

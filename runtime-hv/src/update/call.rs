@@ -6,6 +6,7 @@
 //! ```text
 //!  stopped   the object's pages, its window, the processor's list of work, the interrupt   journal: action
 //!  running   interrupt → queue_work → worker: the kernel's own functions, in process context   journal: document with `call`
+//!  stopped   perhaps the next request of the same action, to the same object                   journal: action
 //!  stopped   the list and the stacks are looked at; the pages go back to the byte           journal: document with the result
 //! ```
 //!
@@ -21,6 +22,7 @@ use crate::guest::arena::{self, Protection, Write};
 use crate::guest::facts::{self, Facts};
 use crate::guest::identity::KERNEL_HALF;
 use crate::guest::irq_work;
+use crate::guest::paging::PAGE;
 use crate::guest::support::{Answer, Object, Operation, REQUEST_SIZE, Request, State, SupportError};
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Boot, Call, Document, Record};
@@ -65,18 +67,10 @@ impl Context {
     }
 }
 
-/// How a look at a request ended.
-enum Concluded {
-    /// The request is over, its pages are given back or kept.
-    Answered(Answer),
-    /// It had not begun, and is off the list.
-    Withdrawn,
-    /// Not the moment.
-    Busy,
-}
-
 impl<E: Engine> Updater<E> {
-    /// Asks the guest and waits for its answer; the document then has the result.
+    /// Asks the guest and waits for its answer; the document then has the result. The object stays in its place, to be asked
+    /// again or to be taken away ([`Self::leave`], or with the jumps). `contents`, bytes by address, are written first, in the
+    /// same stop; only for an object that is in its place.
     ///
     /// # Errors
     /// [`UpdateError`]: `Silent` when no answer comes (the request is then withdrawn, or stays in the document), `Declined`
@@ -86,13 +80,22 @@ impl<E: Engine> Updater<E> {
         context: &Context,
         request: &Request,
         area: &Area,
+        contents: &[(u64, Vec<u8>)],
         times: &mut Times,
     ) -> Result<Answer, UpdateError> {
         if self.engine.is_paused()? {
             return Err(UpdateError::OwnerPaused);
         }
-        self.start(context, request, area, times)?;
-        self.wait(context, times)
+        for attempt in 1..=self.patience.attempts.max(1) {
+            if attempt > 1 {
+                std::thread::sleep(self.patience.wait);
+            }
+            if self.start(context, request, area, contents, times)? {
+                return self.wait(context, times);
+            }
+        }
+        let who = "the guest keeps changing the memory in question".to_owned();
+        Err(UpdateError::Busy { who, attempts: self.patience.attempts })
     }
 
     /// Waits for the answer to the request in the document.
@@ -100,60 +103,125 @@ impl<E: Engine> Updater<E> {
         let Some(call) = self.document.call.clone() else { return Err(UpdateError::NoSupport) };
         let deadline = Instant::now() + self.patience.answer;
         let mut pause = LOOKS.start;
-        while answer(&self.engine, &call)?.state != State::Done && Instant::now() < deadline {
+        loop {
+            let answer = answer(&self.engine, &call)?;
+            if answer.state == State::Done {
+                if !call.answered {
+                    self.document.call = Some(Call { answered: true, ..call.clone() });
+                    take_over(&self.engine, &mut self.document, context, &call, &answer)?;
+                }
+                let operation = call.operation;
+                return if answer.result == 0 {
+                    Ok(answer)
+                } else {
+                    Err(UpdateError::Declined { operation, error: answer.result })
+                };
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
             std::thread::sleep(pause);
             pause = (pause * 2).min(LOOKS.end);
         }
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let last = attempt >= self.patience.attempts;
-            match self.conclude(context, &call, last, times)? {
-                Concluded::Answered(answer) if answer.result == 0 => return Ok(answer),
-                Concluded::Answered(answer) => {
-                    return Err(UpdateError::Declined { operation: call.operation, error: answer.result });
-                }
-                Concluded::Withdrawn => {
-                    return Err(UpdateError::Silent {
-                        operation: call.operation,
-                        patience: self.patience.answer,
-                        begun: false,
-                    });
-                }
-                Concluded::Busy if last => {
-                    return Err(UpdateError::Silent {
-                        operation: call.operation,
-                        patience: self.patience.answer,
-                        begun: true,
-                    });
-                }
-                Concluded::Busy => std::thread::sleep(self.patience.wait),
-            }
-        }
+        self.leave(context, times)?;
+        // It has answered after all, or was taken off the list.
+        let begun = self.document.call.is_some();
+        Err(UpdateError::Silent { operation: call.operation, patience: self.patience.answer, begun })
     }
 
-    /// Places the object and raises the interrupt.
+    /// Takes the object away: its request is answered, or has not begun. One that the guest is at work on stays in the
+    /// document.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(super) fn leave(&mut self, context: &Context, times: &mut Times) -> Result<(), UpdateError> {
+        for attempt in 1..=self.patience.attempts.max(1) {
+            if attempt > 1 {
+                std::thread::sleep(self.patience.wait);
+            }
+            let Some(call) = self.document.call.clone() else { return Ok(()) };
+            self.conclude(context, &call, attempt >= self.patience.attempts, times)?;
+        }
+        Ok(())
+    }
+
+    /// Places the object, or takes the one that is there, and raises the interrupt. Says whether it was the moment.
     fn start(
         &mut self,
         context: &Context,
         request: &Request,
         area: &Area,
+        contents: &[(u64, Vec<u8>)],
         times: &mut Times,
-    ) -> Result<(), UpdateError> {
-        for attempt in 1..=self.patience.attempts.max(1) {
-            if attempt > 1 {
-                std::thread::sleep(self.patience.wait);
-            }
-            let action = self.plan_call(context, request, area)?;
-            let Some(call) = action.after.call.clone() else { continue };
-            let raise = |engine: &mut E| engine.interrupt(call.apic_id, call.vector);
-            if self.change(&action, times, |_| Ok(None), raise)?.is_none() {
-                self.document = action.after;
-                return Ok(self.journal.finish(&self.document)?);
-            }
+    ) -> Result<bool, UpdateError> {
+        let again = self.document.call.clone().filter(|call| call.answered);
+        let action = match &again {
+            Some(call) => self.plan_again(context, call, request, area)?,
+            None => self.plan_call(context, request, area)?,
+        };
+        let Some(call) = action.after.call.clone() else { return Ok(false) };
+        let flags = again.map(|call| Pa(call.work_pa + u64::from(context.object.flags)));
+        let claimed = context.object.claimed;
+        let busy = self.change(
+            &action,
+            times,
+            |engine| {
+                if let Some(flags) = flags
+                    && word(engine, flags)? & claimed != 0
+                {
+                    return Ok(Some("its interrupt is not over".to_owned()));
+                }
+                for (at, bytes) in pages(contents) {
+                    let pa = context.kernel.translate(engine, Va(at), "memory that it gave")?;
+                    engine.write(pa, bytes)?;
+                }
+                Ok(None)
+            },
+            |engine| engine.interrupt(call.apic_id, call.vector),
+        )?;
+        if busy.is_none() {
+            self.document = action.after;
+            self.journal.finish(&self.document)?;
         }
-        let who = "the guest keeps changing the memory in question".to_owned();
-        Err(UpdateError::Busy { who, attempts: self.patience.attempts })
+        Ok(busy.is_none())
+    }
+
+    /// The next request to the object that is in its place.
+    fn plan_again(
+        &mut self,
+        context: &Context,
+        call: &Call,
+        request: &Request,
+        area: &Area,
+    ) -> Result<Action, UpdateError> {
+        let Context { support, object, .. } = context;
+        let read = |pa: u64, len: usize| {
+            let mut bytes = vec![0; len];
+            self.engine.read(Pa(pa), &mut bytes).map(|()| bytes)
+        };
+        let write =
+            |pa: u64, new: &[u8]| Ok::<_, EngineError>(Write { pa, old: read(pa, new.len())?, new: new.to_vec() });
+        let bytes = request.to_bytes();
+        let (operation, rest) = bytes.split_at(4);
+        let flags = (object.work + object.flags) as usize;
+        let flags = support.data.get(flags..flags + 4).unwrap_or_default();
+        let head = read(call.head, 8)?;
+        // What is asked is the one thing that the guest does not write.
+        let mut writes = vec![
+            write(call.request, operation)?,
+            write(call.request + 4, rest)?,
+            write(call.work_pa + u64::from(object.flags), flags)?,
+            write(call.work_pa + u64::from(object.next), &head)?,
+        ];
+        let node = call.work + u64::from(object.next);
+        writes.push(Write { pa: call.head, old: head, new: node.to_le_bytes().to_vec() });
+        let moving = writes.iter().skip(1).map(|write| write.pa).collect();
+        let after = Document {
+            sequence: self.document.sequence + 1,
+            call: Some(Call { operation: request.operation, area: area.clone(), answered: false, ..call.clone() }),
+            ..self.document.clone()
+        };
+        Ok(context.action(after, writes, moving, Some(call.head)))
     }
 
     /// The object at its place with the request in it, and on a processor's list.
@@ -192,6 +260,7 @@ impl<E: Engine> Updater<E> {
             head: queue.head.0,
             apic_id: queue.apic_id,
             vector: queue.vector,
+            answered: false,
         };
         let contents: Vec<(Pa, Vec<u8>)> = placed
             .iter()
@@ -214,31 +283,26 @@ impl<E: Engine> Updater<E> {
 
     /// Ends a request: the guest is stopped, and if it has answered and left, its pages are given back. One that has not begun
     /// is taken off the list. `insist` keeps the pages of a request that was answered when somebody seems to be inside.
-    fn conclude(
-        &mut self,
-        context: &Context,
-        call: &Call,
-        insist: bool,
-        times: &mut Times,
-    ) -> Result<Concluded, UpdateError> {
+    fn conclude(&mut self, context: &Context, call: &Call, insist: bool, times: &mut Times) -> Result<(), UpdateError> {
         let memory = plan::reclaim(&self.engine, &self.document.arena, &call.allocation)?;
         let answered = answer(&self.engine, call)?;
         let withdrawn = match answered.state {
             State::Done => None,
-            State::Running => return Ok(Concluded::Busy),
+            State::Running => return Ok(()),
             State::Asked => match self.off_the_list(context, call)? {
                 Some(write) => Some(write),
-                None => return Ok(Concluded::Busy), // its interrupt is being handled
+                None => return Ok(()), // its interrupt is being handled
             },
         };
         let mut after = Document { arena: memory.arena, ..self.document.clone() };
         after.call = None;
         after.sequence += 1;
-        let taken_over = match withdrawn {
-            Some(_) => Ok(()),
-            None => take_over(&self.engine, &mut after, context, call, &answered),
-        };
         let begun = withdrawn.is_none();
+        let taken_over = if begun && !call.answered {
+            take_over(&self.engine, &mut after, context, call, &answered)
+        } else {
+            Ok(())
+        };
         let list = withdrawn.as_ref().map(|write| write.pa);
         let writes = withdrawn.into_iter().chain(memory.writes).collect();
         let mut action = context.action(after, writes, Vec::from_iter(list), list);
@@ -248,7 +312,7 @@ impl<E: Engine> Updater<E> {
             &action,
             times,
             |engine| {
-                if begun && engine_u32(engine, flags)? & context.object.claimed != 0 {
+                if begun && word(engine, flags)? & context.object.claimed != 0 {
                     return Ok(Some("its interrupt is not over".to_owned()));
                 }
                 quiet::nobody_in(engine, &context.kernel, std::slice::from_ref(&call.code))
@@ -258,7 +322,7 @@ impl<E: Engine> Updater<E> {
         let mut after = action.after;
         if busy.is_some() {
             if !(insist && begun) {
-                return Ok(Concluded::Busy);
+                return Ok(());
             }
             // It has answered all the same; the pages it leaves behind are counted.
             after.arena = self.document.arena.clone();
@@ -267,8 +331,7 @@ impl<E: Engine> Updater<E> {
         }
         self.document = after;
         self.journal.finish(&self.document)?;
-        taken_over?;
-        Ok(if begun { Concluded::Answered(answered) } else { Concluded::Withdrawn })
+        taken_over
     }
 
     /// The write that takes a request off the list of its processor; `None` when it is not on it.
@@ -295,6 +358,7 @@ impl<E: Engine> Updater<E> {
                 Err(UpdateError::Silent { .. } | UpdateError::Declined { .. }) | Ok(_) => {}
                 Err(error) => return Err(error),
             }
+            self.leave(&context, times)?;
         }
         while let Some(area) = self.orphan() {
             let context = self.context(&area.bundle)?;
@@ -417,6 +481,26 @@ fn answer(memory: &dyn ReadMemory, call: &Call) -> Result<Answer, EngineError> {
     Ok(Answer::of(&bytes))
 }
 
+/// Bytes by address, in pieces that lie in one page each; runs begin at whole pages.
+pub(super) fn pages(contents: &[(u64, Vec<u8>)]) -> impl Iterator<Item = (u64, &[u8])> {
+    contents.iter().flat_map(|(at, bytes)| (*at..).step_by(PAGE).zip(bytes.chunks(PAGE)))
+}
+
+/// What commits may do besides: take away the object of an answered request.
+pub(super) fn leaving<E: Engine>(
+    engine: &E,
+    context: &Object,
+    call: &Call,
+    plan: &mut plan::Plan,
+) -> Result<(), EngineError> {
+    let memory = plan::reclaim(engine, &plan.arena, &call.allocation)?;
+    plan.writes.extend(memory.writes);
+    plan.arena = memory.arena;
+    plan.untouched.push(call.code.clone());
+    plan.idle = Some((Pa(call.work_pa + u64::from(context.flags)), context.claimed));
+    Ok(())
+}
+
 fn put(data: &mut [u8], at: u32, bytes: &[u8]) -> Result<(), SupportError> {
     let at = at as usize;
     let place = data.get_mut(at..at.saturating_add(bytes.len()));
@@ -426,7 +510,7 @@ fn put(data: &mut [u8], at: u32, bytes: &[u8]) -> Result<(), SupportError> {
     Ok(())
 }
 
-fn engine_u32(memory: &dyn ReadMemory, at: Pa) -> Result<u32, EngineError> {
+fn word(memory: &dyn ReadMemory, at: Pa) -> Result<u32, EngineError> {
     let mut word = [0; 4];
     memory.read(at, &mut word)?;
     Ok(u32::from_le_bytes(word))

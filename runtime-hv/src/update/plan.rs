@@ -32,6 +32,8 @@ pub struct Plan {
     pub moving: Vec<u64>,
     /// Virtual and physical addresses of the jumps in modules.
     pub mapped: Vec<(u64, u64)>,
+    /// A 32-bit word of the guest, and bits that must be clear in it.
+    pub idle: Option<(Pa, u32)>,
 }
 
 impl Plan {
@@ -46,6 +48,7 @@ impl Plan {
             untouched: Vec::new(),
             moving: Vec::new(),
             mapped: Vec::new(),
+            idle: None,
         }
     }
 
@@ -107,7 +110,16 @@ fn fresh<E: Engine>(
         .collect();
     let writes = arena::transition(&document.arena, &state, &contents);
     let moving = placed.get(2).copied().flatten().map(|run| run.pa.0).into_iter().collect();
-    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched: Vec::new(), moving, mapped: Vec::new() })
+    Ok(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched: Vec::new(),
+        moving,
+        mapped: Vec::new(),
+        idle: None,
+    })
 }
 
 /// Pages that were kept when this very bundle was undone: the code is there already; data begins afresh. `None` when
@@ -144,7 +156,16 @@ fn reuse<E: Engine>(
     writes.retain(|write| write.old != write.new);
     let untouched = arena::ranges(&state, &kept);
     let moving = places[2].map(|run| run.pa.0).into_iter().collect();
-    Ok(Some(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving, mapped: Vec::new() }))
+    Ok(Some(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched,
+        moving,
+        mapped: Vec::new(),
+        idle: None,
+    }))
 }
 
 /// Code that is in the guest's module area already, and known there: only the jumps are left. In an area that was kept when
@@ -191,6 +212,7 @@ pub fn in_area<E: Engine>(
         writes,
         arena: document.arena.clone(),
         untouched: if again { vec![area.range()] } else { Vec::new() },
+        idle: None,
     })
 }
 
@@ -280,7 +302,16 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
     let untouched =
         before.allocations.iter().filter(|a| a.bundle == id).flat_map(|a| arena::ranges(before, a)).collect();
     let addresses = Addresses::default();
-    Ok(Plan { addresses, writes, jumps: Vec::new(), arena: state, untouched, moving: Vec::new(), mapped: Vec::new() })
+    Ok(Plan {
+        addresses,
+        writes,
+        jumps: Vec::new(),
+        arena: state,
+        untouched,
+        moving: Vec::new(),
+        mapped: Vec::new(),
+        idle: None,
+    })
 }
 
 /// Whether stacks are the only place from which a bundle's memory can be reached once its jumps are gone.

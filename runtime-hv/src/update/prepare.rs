@@ -10,7 +10,7 @@
 
 use super::admit::Admitted;
 use super::area::{self, Area, Parts, Witness};
-use super::call::Context;
+use super::call::{self, Context};
 use super::{Times, UpdateError, Updater};
 use crate::engine::{Engine, Va};
 use crate::guest::Kernel;
@@ -51,18 +51,33 @@ impl<E: Engine> Updater<E> {
             witness: Witness { table: root.table.0, five_levels: root.five_levels, page: 0, name: 0 },
         };
         let request = Request::new(Operation::Allocate, wanted.parts.size());
-        let base = times.measure_in("allocate", |times| self.ask(&context, &request, &wanted, times))?.base;
+        let allocated = times.measure_in("allocate", |times| self.ask(&context, &request, &wanted, &[], times));
+        let base = match allocated {
+            Ok(answer) => answer.base,
+            Err(error) => {
+                self.tidy(&context, None, times);
+                return Err(error);
+            }
+        };
         let area = Area { base, ..wanted };
         match self.move_in(&context, bundle, &area, times) {
             Ok(()) => Ok(self.document.areas.iter().find(|known| known.base == base).cloned().unwrap_or(area)),
             Err(error) => {
-                // The first error is the one to tell; what is not released now is released later.
-                if self.document.call.is_none() && !self.unsettled {
-                    let _ = self.release(&context, &area, times);
-                }
+                self.tidy(&context, Some(&area), times);
                 Err(error)
             }
         }
+    }
+
+    /// After an error: leaves nothing in the guest. That error is the one to tell; what cannot be done now is done later.
+    pub(super) fn tidy(&mut self, context: &Context, area: Option<&Area>, times: &mut Times) {
+        if self.unsettled || self.document.call.as_ref().is_some_and(|call| !call.answered) {
+            return;
+        }
+        let _ = match area {
+            Some(area) => self.release(context, area, times),
+            None => self.leave(context, times),
+        };
     }
 
     /// Copies the linked payload to its area and has it registered.
@@ -76,19 +91,21 @@ impl<E: Engine> Updater<E> {
         let mut taken = self.names();
         let mut name = area.name.clone();
         let mut filled = area::fill(&bundle.payload, &context.facts, area.base, &area.parts, &name)?;
-        times.measure_in("copy", |times| self.copy(&context.kernel, &area.bundle, &filled.contents, times))?;
+        let mut contents = std::mem::take(&mut filled.contents);
+        // What is small goes along with the request; the rest has stops of its own.
+        if contents.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > STRETCH {
+            times.measure_in("copy", |times| self.copy(&context.kernel, &area.bundle, &contents, times))?;
+            contents.clear();
+        }
         for _ in 0..NAMES {
             let request = &filled.register;
-            match times.measure_in("register", |times| self.ask(context, request, area, times)) {
+            match times.measure_in("register", |times| self.ask(context, request, area, &contents, times)) {
                 Err(UpdateError::Declined { error: EXISTS, .. }) => {
                     taken.insert(std::mem::take(&mut name));
                     name = area::module_name(&bundle.manifest.name, &taken);
                     filled.register.name.clone_from(&name);
-                    self.document
-                        .areas
-                        .iter_mut()
-                        .filter(|a| a.base == area.base)
-                        .for_each(|a| a.name.clone_from(&name));
+                    let ours = self.document.areas.iter_mut().filter(|known| known.base == area.base);
+                    ours.for_each(|known| known.name.clone_from(&name));
                 }
                 other => return other.map(drop),
             }
@@ -104,8 +121,7 @@ impl<E: Engine> Updater<E> {
         contents: &[(u64, Vec<u8>)],
         times: &mut Times,
     ) -> Result<(), UpdateError> {
-        let pages = contents.iter().flat_map(|(at, bytes)| (*at..).step_by(PAGE).zip(bytes.chunks(PAGE)));
-        let pages: Vec<(u64, &[u8])> = pages.collect();
+        let pages: Vec<(u64, &[u8])> = call::pages(contents).collect();
         for stretch in pages.chunks(STRETCH / PAGE) {
             let resets = self.resets;
             self.stop(bundle, times, |engine| {
@@ -131,7 +147,11 @@ impl<E: Engine> Updater<E> {
         // What the document knows is newer than what the caller knows.
         let module = self.document.areas.iter().find(|known| known.base == area.base).map_or(0, |known| known.module);
         (request.base, request.module) = (area.base, module);
-        times.measure_in("release", |times| self.ask(context, &request, area, times)).map(drop)
+        times.measure_in("release", |times| {
+            let answer = self.ask(context, &request, area, &[], times);
+            self.leave(context, times)?;
+            answer.map(drop)
+        })
     }
 
     /// Names of the modules that are ours.

@@ -56,6 +56,13 @@ pub fn check<E: Engine>(engine: &mut E, parts: &[&Admitted], plan: &Plan) -> Res
     {
         return Ok(Check::Changed);
     }
+    if let Some((at, bits)) = plan.idle {
+        let mut word = [0; 4];
+        engine.read(at, &mut word)?;
+        if u32::from_le_bytes(word) & bits != 0 {
+            return Ok(Check::Busy("an interrupt that prepared it is not over".to_owned()));
+        }
+    }
     let inside = parts.iter().flat_map(|part| {
         part.inside.iter().map(|range| part.kernel.live(range.start).0..part.kernel.live(range.end).0)
     });

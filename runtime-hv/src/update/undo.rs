@@ -102,7 +102,7 @@ impl<E: Engine> Updater<E> {
         };
         let kept = if free { Ok(None) } else { self.reclaim(&action, &mut times) };
         let kept = kept.and_then(|kept| match kept {
-            None => self.leave(&action, &mut times).map(|()| None),
+            None => self.give_back(&action, &mut times).map(|()| None),
             kept => Ok(kept),
         });
         times.add("total", start.elapsed());
@@ -130,7 +130,7 @@ impl<E: Engine> Updater<E> {
     }
 
     /// Has the guest take back the areas that nothing can reach any more.
-    fn leave(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
+    fn give_back(&mut self, action: &Undoing, times: &mut Times) -> Result<(), UpdateError> {
         let mut released = Ok(());
         for area in &action.areas {
             let now = self.context(&area.bundle).and_then(|context| self.release(&context, area, times));
@@ -304,8 +304,7 @@ impl<E: Engine> Updater<E> {
 
     /// Locates the kernel and proves that it is the boot that the journal is about.
     pub(super) fn same_boot(&mut self, bundle: &Bundle) -> Result<(Kernel, Boot), UpdateError> {
-        let registers = self.engine.registers()?;
-        let kernel = identity::locate(&self.engine, &registers, &bundle.kernel, &bundle.profile)?;
+        let kernel = identity::find(&mut self.engine, &bundle.kernel, &bundle.profile)?;
         let boot =
             Boot { build_id: bundle.kernel.build_id.clone(), slide: kernel.slide(), image_delta: kernel.image_delta() };
         if self.document.boot.as_ref() != Some(&boot) {

@@ -52,7 +52,7 @@ impl Guest {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-accel", "tcg", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"])
-            .args(["-smp", &config.cpus.to_string(), "-m", &config.memory_mib.to_string()])
+            .args(["-smp", &format!("{0},sockets={0}", config.cpus), "-m", &config.memory_mib.to_string()])
             .args(["-qmp", &socket(&qmp), "-qmp", &socket(&monitor)])
             .args(["-append", &format!("{APPEND} {}", config.append)])
             .arg("-kernel")

@@ -1,8 +1,8 @@
-//! The newest two releases of the distribution's cloud kernel that are wholly in the archive.
+//! Releases of the distribution's cloud kernel that are in the archive.
 //!
-//! Comes in: `apt-cache`. Decided: the series is that of the `linux-image-cloud-amd64` meta-package; a release counts
-//! when its signed image, its debug package and the source package of the same version exist; two of the same upstream
-//! version are one. Goes out: [`Release`]s, newest first.
+//! Comes in: `apt-cache`. Decided: the series, unless one is given, is that of the `linux-image-cloud-amd64`
+//! meta-package; a release is complete when its signed image, its debug package and the source package of the same
+//! version exist; two of the same upstream version are one. Goes out: [`Release`]s, newest first.
 
 use super::apt::{Apt, output};
 use std::cmp::Ordering;
@@ -22,26 +22,23 @@ pub struct Release {
     pub source_package: String,
 }
 
+/// What the archive has of a series.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// Releases whose image, debug package and source are all there; newest first.
+    pub complete: Vec<Release>,
+    /// Versions of the source package; newest first.
+    pub sources: Vec<String>,
+}
+
 /// The newest two, newest first.
 ///
 /// # Errors
 /// A sentence that says what the archive lacks.
 pub fn newest_two(apt: &mut Apt, say: &dyn Fn(&str)) -> Result<[Release; 2], String> {
-    apt.refresh(say);
-    let run = |args: &[&str]| output(Path::new("/"), args).map_err(|error| error.to_string());
-    let policy = run(&["apt-cache", "policy", META])?;
-    let candidate = candidate(&policy).ok_or_else(|| format!("apt-cache knows no {META}"))?;
-    let series = series(candidate).ok_or_else(|| format!("{META} has version {candidate}, expected X.Y.Z-N"))?;
-    let source_package = format!("linux-source-{series}");
-    let pattern = format!("^linux-image-{}\\..*cloud-amd64(-dbg)?$", series.replace('.', "\\."));
-    let names = run(&["apt-cache", "search", "--names-only", &pattern])?;
-    let mut names: Vec<&str> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
-    names.push(&source_package);
-    let mut args = vec!["apt-cache", "madison"];
-    args.extend(&names);
-    let releases = complete_releases(&run(&args)?, &source_package);
+    let series = default_series(apt, say)?;
     let mut by_upstream: Vec<Release> = Vec::new();
-    for release in releases {
+    for release in archive(apt, &series, say)?.complete {
         if by_upstream.last().is_none_or(|last| upstream(&last.version) != upstream(&release.version)) {
             by_upstream.push(release);
         }
@@ -54,40 +51,105 @@ pub fn newest_two(apt: &mut Apt, say: &dyn Fn(&str)) -> Result<[Release; 2], Str
     }
 }
 
+/// The series of the kernel that the distribution installs by default.
+///
+/// # Errors
+/// A sentence that says what the archive lacks.
+pub fn default_series(apt: &mut Apt, say: &dyn Fn(&str)) -> Result<String, String> {
+    apt.refresh(say);
+    let policy = run(&["apt-cache", "policy", META])?;
+    let candidate = candidate(&policy).ok_or_else(|| format!("apt-cache knows no {META}"))?;
+    let series = series(candidate).ok_or_else(|| format!("{META} has version {candidate}, expected X.Y.Z-N"))?;
+    Ok(series.to_owned())
+}
+
+/// What the archive has of a series (`6.1`).
+///
+/// # Errors
+/// A sentence that says what the archive lacks.
+pub fn archive(apt: &mut Apt, series: &str, say: &dyn Fn(&str)) -> Result<Archive, String> {
+    apt.refresh(say);
+    let source_package = format!("linux-source-{series}");
+    let pattern = format!("^linux-image-{}\\..*cloud-amd64(-dbg)?$", series.replace('.', "\\."));
+    let names = run(&["apt-cache", "search", "--names-only", &pattern])?;
+    let mut names: Vec<&str> = names.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    names.push(&source_package);
+    let mut args = vec!["apt-cache", "madison"];
+    args.extend(&names);
+    Ok(Archive::of(&run(&args)?, &source_package))
+}
+
+fn run(args: &[&str]) -> Result<String, String> {
+    output(Path::new("/"), args).map_err(|error| error.to_string())
+}
+
 /// The version that apt would install.
 fn candidate(policy: &str) -> Option<&str> {
     let version = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
     (version != "(none)").then_some(version)
 }
 
-/// Releases whose image, debug and source package have one version in `apt-cache madison`; newest first.
-fn complete_releases(madison: &str, source_package: &str) -> Vec<Release> {
-    let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    for line in madison.lines().filter(|line| !line.ends_with(" Sources")) {
-        let mut columns = line.split('|').map(str::trim);
-        if let (Some(name), Some(version)) = (columns.next(), columns.next()) {
-            versions.entry(name).or_default().push(version);
-        }
-    }
-    let has = |package: &str, version: &str| versions.get(package).is_some_and(|list| list.contains(&version));
-    let mut releases = Vec::new();
-    for (&image, list) in &versions {
-        let Some(release) = image.strip_prefix("linux-image-").filter(|name| name.ends_with("-cloud-amd64")) else {
-            continue;
-        };
-        for &version in list {
-            if has(&format!("{image}-dbg"), version) && has(source_package, version) {
-                releases.push(Release {
-                    release: release.to_owned(),
-                    version: version.to_owned(),
-                    source_package: source_package.to_owned(),
-                });
+impl Archive {
+    /// Reads what `apt-cache madison` printed.
+    fn of(madison: &str, source_package: &str) -> Self {
+        let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for line in madison.lines().filter(|line| !line.ends_with(" Sources")) {
+            let mut columns = line.split('|').map(str::trim);
+            if let (Some(name), Some(version)) = (columns.next(), columns.next()) {
+                versions.entry(name).or_default().push(version);
             }
         }
+        let has = |package: &str, version: &str| versions.get(package).is_some_and(|list| list.contains(&version));
+        let mut complete = Vec::new();
+        for (&image, list) in &versions {
+            let Some(release) = image.strip_prefix("linux-image-").filter(|name| name.ends_with("-cloud-amd64")) else {
+                continue;
+            };
+            for &version in list {
+                if has(&format!("{image}-dbg"), version) && has(source_package, version) {
+                    complete.push(Release {
+                        release: release.to_owned(),
+                        version: version.to_owned(),
+                        source_package: source_package.to_owned(),
+                    });
+                }
+            }
+        }
+        complete.sort_by(|one, two| compare_versions(&two.version, &one.version));
+        complete.dedup();
+        let mut sources: Vec<String> =
+            versions.get(source_package).into_iter().flatten().map(|version| (*version).to_owned()).collect();
+        sources.sort_by(|one, two| compare_versions(two, one));
+        sources.dedup();
+        Self { complete, sources }
     }
-    releases.sort_by(|one, two| compare_versions(&two.version, &one.version));
-    releases.dedup();
-    releases
+
+    /// Two versions with different upstream version: the newest that fits, and the newest complete release before it.
+    /// A version may be given in full (`6.1.190-1`) or as upstream counts (`6.1.190`).
+    ///
+    /// # Errors
+    /// A sentence that says what the archive lacks, and what it has.
+    pub fn step(&self, from: Option<&str>, to: Option<&str>) -> Result<(Release, String), String> {
+        let newer = self.sources.iter().find(|version| fits(version, to)).ok_or_else(|| {
+            format!("the archive has no source of version {}; it has {}", to.unwrap_or("any"), self.sources.join(", "))
+        })?;
+        let older = self.complete.iter().find(|release| {
+            fits(&release.version, from)
+                && upstream(&release.version) != upstream(newer)
+                && compare_versions(&release.version, newer) == Ordering::Less
+        });
+        let older = older.ok_or_else(|| {
+            let complete: Vec<&str> = self.complete.iter().map(|release| release.version.as_str()).collect();
+            let wanted = from.unwrap_or("any version");
+            format!("the archive has no complete release ({wanted}) before {newer}; it has {}", complete.join(", "))
+        })?;
+        Ok((older.clone(), newer.clone()))
+    }
+}
+
+/// Whether a version is the wanted one, given in full or without its revision.
+pub fn fits(version: &str, wanted: Option<&str>) -> bool {
+    wanted.is_none_or(|wanted| version == wanted || upstream(version) == wanted)
 }
 
 /// `6.1` of `6.1.190-1`.
@@ -173,8 +235,30 @@ linux-image-6.1.0-1-cloud-amd64 | 6.1.9-1 | http://x y/main amd64 Packages
 linux-image-6.1.0-1-cloud-amd64-dbg | 6.1.9-1 | http://x y/main amd64 Packages
 linux-image-6.1.0-1-cloud-amd64-unsigned | 6.1.9-1 | http://x y/main amd64 Packages
 ";
-        let found: Vec<_> = complete_releases(madison, "linux-source-6.1").into_iter().map(|one| one.release).collect();
+        let archive = Archive::of(madison, "linux-source-6.1");
+        let found: Vec<_> = archive.complete.iter().map(|one| one.release.as_str()).collect();
         assert_eq!(found, ["6.1.0-3-cloud-amd64", "6.1.0-1-cloud-amd64"]);
+        assert_eq!(archive.sources, ["6.1.20-1", "6.1.9-1"]);
+    }
+
+    #[test]
+    fn a_step_is_between_two_upstream_versions() {
+        let release = |version: &str| Release {
+            release: "r".to_owned(),
+            version: version.to_owned(),
+            source_package: "s".to_owned(),
+        };
+        let archive = Archive {
+            complete: ["6.1.3-2", "6.1.2-1", "6.1.1-1"].map(release).to_vec(),
+            sources: ["6.1.3-2", "6.1.3-1", "6.1.2-1", "6.1.1-1"].map(str::to_owned).to_vec(),
+        };
+        let step = |from, to| archive.step(from, to).map(|(older, newer)| (older.version, newer));
+        let owned = |older: &str, newer: &str| Ok((older.to_owned(), newer.to_owned()));
+        assert_eq!(step(None, None), owned("6.1.2-1", "6.1.3-2"));
+        assert_eq!(step(Some("6.1.1"), None), owned("6.1.1-1", "6.1.3-2"));
+        assert_eq!(step(None, Some("6.1.3-1")), owned("6.1.2-1", "6.1.3-1"));
+        assert!(step(None, Some("6.1.1")).is_err_and(|reason| reason.contains("before 6.1.1-1")));
+        assert!(step(None, Some("6.1.9")).is_err_and(|reason| reason.contains("6.1.3-1")));
     }
 
     #[test]

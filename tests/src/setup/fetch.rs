@@ -9,7 +9,7 @@
 use super::SetupError;
 use super::apt::{Apt, output};
 use super::discover::Release;
-use crate::kernels::{DEBUG_MARKER, Kernel, MARKER};
+use crate::kernels::{DEBUG_MARKER, Kernel, MARKER, SOURCE_MARKER};
 use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -54,13 +54,12 @@ pub fn kernel(cache: &Path, release: &Release, debug: bool, say: &dyn Fn(&str)) 
         let lib = ready.join("lib");
         fs::create_dir(&lib).map_err(SetupError::io(&lib))?;
         take(modules, &lib.join("modules"))?;
-        let source = work.package(&release.source_package, &release.version, say)?;
-        let archive = source.join("usr/src").join(format!("{}.tar.xz", release.source_package));
         let tree = ready.join("source");
-        fs::create_dir(&tree).map_err(SetupError::io(&tree))?;
-        say(&format!("unpacking {}", release.source_package));
-        let (archive, into) = (archive.display().to_string(), tree.display().to_string());
-        output(&work.path, &["tar", "--extract", "--file", &archive, "--strip-components=1", "--directory", &into])?;
+        if dir.join(SOURCE_MARKER).exists() {
+            take(&dir.join("source"), &tree)?;
+        } else {
+            work.source(&release.source_package, &release.version, &tree, say)?;
+        }
         if debug {
             fetch_debug(&kernels, &ready, release, say)?;
         }
@@ -76,6 +75,29 @@ pub fn kernel(cache: &Path, release: &Release, debug: bool, say: &dyn Fn(&str)) 
         fetch_debug(&kernels, &dir, release, say)?;
     }
     Ok(Kernel { dir, version: release.version.clone(), release: name.clone() })
+}
+
+/// The source tree of a version, fetched if it is missing; for a kernel of which nothing else is needed.
+///
+/// # Errors
+/// [`SetupError`] when the package cannot be downloaded or unpacked.
+pub fn source(cache: &Path, package: &str, version: &str, say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
+    let kernels = cache.join("kernels");
+    fs::create_dir_all(&kernels).map_err(SetupError::io(&kernels))?;
+    let dir = kernels.join(version);
+    if !dir.join(MARKER).exists() && !dir.join(SOURCE_MARKER).exists() {
+        let work = Work::new(&kernels)?;
+        let ready = work.path.join("ready");
+        fs::create_dir(&ready).map_err(SetupError::io(&ready))?;
+        work.source(package, version, &ready.join("source"), say)?;
+        fs::write(ready.join(SOURCE_MARKER), "").map_err(SetupError::io(&ready))?;
+        if dir.exists() {
+            say(&format!("{}: not complete, replaced", dir.display()));
+            take(&dir, &work.path.join("old"))?;
+        }
+        take(&ready, &dir)?;
+    }
+    Ok(dir.join("source"))
 }
 
 /// `vmlinux` and the real `System.map` from the debug package.
@@ -127,6 +149,17 @@ impl Work {
         output(&self.path, &["bash", "-c", script, &file, &target, part])?;
         fs::remove_file(&deb).map_err(SetupError::io(&deb))?;
         Ok(into)
+    }
+
+    /// The tree of a source package, at `tree`.
+    fn source(&self, package: &str, version: &str, tree: &Path, say: &dyn Fn(&str)) -> Result<(), SetupError> {
+        let unpacked = self.package(package, version, say)?;
+        let archive = unpacked.join("usr/src").join(format!("{package}.tar.xz"));
+        fs::create_dir(tree).map_err(SetupError::io(tree))?;
+        say(&format!("unpacking {package}"));
+        let (archive, into) = (archive.display().to_string(), tree.display().to_string());
+        output(&self.path, &["tar", "--extract", "--file", &archive, "--strip-components=1", "--directory", &into])?;
+        Ok(())
     }
 
     fn download(&self, package: &str, version: &str, say: &dyn Fn(&str)) -> Result<(PathBuf, PathBuf), SetupError> {
