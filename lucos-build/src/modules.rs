@@ -153,12 +153,11 @@ fn folders(args: &BuildArgs, release: &str) -> Vec<(PathBuf, &'static str)> {
     ]
 }
 
+/// A file, how it was found, and its contents.
+type Opened = (PathBuf, &'static str, Vec<u8>);
+
 /// The file of a module in the folders: those that the build lists, or else all that lie there.
-fn search(
-    args: &BuildArgs,
-    release: &str,
-    name: &str,
-) -> Result<Option<(PathBuf, &'static str, Vec<u8>)>, ModuleFileError> {
+fn search(args: &BuildArgs, release: &str, name: &str) -> Result<Option<Opened>, ModuleFileError> {
     let packed = PACKED.iter().map(|(ending, ..)| format!(".{ending}"));
     let endings: Vec<String> = std::iter::once(String::new()).chain(packed).collect();
     for (folder, how) in folders(args, release) {
