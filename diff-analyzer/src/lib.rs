@@ -2,6 +2,7 @@
 
 pub mod classify;
 pub mod correlate;
+pub mod declarations;
 pub mod disassemble;
 pub mod dwarf_layout;
 pub mod layout_diff;

@@ -77,8 +77,8 @@ pub struct ObjectDiff {
     pub unknown_sections: Vec<String>,
     /// Symbols that the patched object exports to modules and the original does not.
     pub new_exports: Vec<String>,
-    /// Functions of the patched object that change and that only boot runs.
-    pub boot_functions: Vec<PieceIndex>,
+    /// Functions of the patched object that only boot runs.
+    pub boot_functions: Vec<Compared>,
     /// Sections that only boot reads and whose contents change, by name.
     pub boot_sections: Vec<String>,
     /// New entries of lists that the kernel has read at boot.
@@ -95,6 +95,11 @@ impl ObjectDiff {
     /// Functions that are new or changed.
     pub fn changed_functions(&self) -> impl Iterator<Item = &Compared> {
         self.functions.iter().filter(|function| function.change != Change::Same)
+    }
+
+    /// Functions that only boot runs and that are new or changed.
+    pub fn changed_boot_functions(&self) -> impl Iterator<Item = PieceIndex> {
+        self.boot_functions.iter().filter(|function| function.change != Change::Same).map(|function| function.patched)
     }
 
     /// Existing data that changed.
@@ -144,7 +149,7 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
     let boot_functions = take(&mut functions, |function| matches!(role_of(function), SectionRole::BootCode(_)));
     take(&mut data, |datum| role_of(datum) == SectionRole::BootData);
     let new = |datum: &Compared| datum.change == Change::New && matches!(role_of(datum), SectionRole::List(_));
-    let new_entries = take(&mut data, new);
+    let new_entries = take(&mut data, new).iter().map(|entry| entry.patched).collect();
     let kept = correlation.originals();
     let named = |kind| matches!(kind, PieceKind::Function | PieceKind::Datum);
     let removed = original
@@ -171,10 +176,9 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
     }
 }
 
-/// Takes out of a list what is set apart, and returns those of it that changed.
-fn take(list: &mut Vec<Compared>, apart: impl Fn(&Compared) -> bool) -> Vec<PieceIndex> {
-    let taken = list.extract_if(.., |compared| apart(compared));
-    taken.filter(|compared| compared.change != Change::Same).map(|compared| compared.patched).collect()
+/// Takes out of a list what is set apart.
+fn take(list: &mut Vec<Compared>, apart: impl Fn(&Compared) -> bool) -> Vec<Compared> {
+    list.extract_if(.., |compared| apart(compared)).collect()
 }
 
 /// Names that `EXPORT_SYMBOL` puts into sections of their own (`___ksymtab+NAME`, `___ksymtab_gpl+NAME`).

@@ -155,6 +155,7 @@ impl<'o> Pieces<'o> {
         for (index, symbol) in object.symbols.iter().enumerate() {
             if let Definition::Section(section) = symbol.definition
                 && (symbol.kind == elf::STT_FUNC.0 || symbol.kind == elf::STT_OBJECT.0)
+                && !is_padding(&symbol.name)
             {
                 starts[section.0].entry(symbol.value).or_default().push(SymbolIndex(index));
             }
@@ -361,6 +362,12 @@ fn elements(section: &Section, unit: u64) -> Vec<Range<u64>> {
         start = end;
     }
     elements
+}
+
+/// Symbols that the kernel's tools put on the padding before a function, so that nobody takes it for the end of another one
+/// (`tools/objtool/elf.c`, `elf_create_prefix_symbol`).
+fn is_padding(name: &str) -> bool {
+    name.starts_with("__pfx_")
 }
 
 /// Whether a gap between two symbols holds more than padding (zeros, `int3` or no-ops).

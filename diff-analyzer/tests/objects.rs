@@ -85,7 +85,7 @@ fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findin
         named("ambiguous", patched, ambiguous),
         diff.unknown_sections.iter().map(|name| format!("unknown section {name}")).collect(),
         diff.new_exports.iter().map(|name| format!("new export {name}")).collect(),
-        named("boot function", patched, diff.boot_functions.clone()),
+        named("boot function", patched, diff.changed_boot_functions().collect()),
         diff.boot_sections.iter().map(|name| format!("boot section {name}")).collect(),
         named("new entry", patched, diff.new_entries.clone()),
         findings.iter().map(|finding| format!("[{}] {}: {}", finding.rule, finding.subject, finding.message)).collect(),

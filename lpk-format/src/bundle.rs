@@ -136,6 +136,23 @@ pub struct Manifest {
     pub data: Vec<ManifestDatum>,
     /// Object sections that were left out, with the consequence for the guest.
     pub left_out: Vec<LeftOut>,
+    /// Parts of the diff that were left out because they cannot be applied live, with `--allow-partial`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub omitted: Vec<Omitted>,
+    /// Loadable modules that the diff would change as well and that stay as they are, with `--built-in-only`, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unchanged_modules: Vec<String>,
+}
+
+/// A part of a diff that a bundle does not carry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Omitted {
+    /// File of the diff, or translation unit.
+    pub file: String,
+    /// Rule that forbids it.
+    pub rule: String,
+    /// Why.
+    pub message: String,
 }
 
 /// A replaced or new function in the manifest.

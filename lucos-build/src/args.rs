@@ -20,7 +20,8 @@ Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or it
 3 refused: the reasons are printed, with --json as JSON on standard output.
 
 JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
-old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, bundle, inputs, timings_ms.";
+old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, omitted, modules, bundle,
+inputs, timings_ms.";
 
 /// Makes a live-update bundle from a kernel diff, or shows one.
 #[derive(Debug, Parser)]
@@ -123,6 +124,15 @@ pub struct BuildArgs {
     /// Keep sources, objects and commands of this build in a folder, which must be empty or new.
     #[arg(long, value_name = "DIR")]
     pub keep_dir: Option<PathBuf>,
+    /// Say all reasons of all units instead of those of the first step that cannot be done.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Leave out files and units that cannot be done; the bundle records what it leaves out and why.
+    #[arg(long)]
+    pub allow_partial: bool,
+    /// Leave loadable modules as they are that a changed header changes as well; the bundle records which.
+    #[arg(long)]
+    pub built_in_only: bool,
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,

@@ -33,6 +33,15 @@ const TRACES: &[(&[&str], &str)] = &[
     (&["CONFIG_RETHUNK", "CONFIG_MITIGATION_RETHUNK"], "__x86_return_thunk"), // arch/x86/lib/retpoline.S
 ];
 
+/// Options of kernels whose units cannot be compiled and compared alone.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "CONFIG_LTO_CLANG",
+        "with link-time optimisation the code of a unit depends on all others, and its object has none",
+    ),
+    ("CONFIG_CFI_CLANG", "new code would need type hashes that its callers check, which this version does not place"),
+];
+
 /// A kernel configuration.
 pub struct Config<'a>(HashMap<&'a str, &'a str>);
 
@@ -221,6 +230,13 @@ pub fn check_config(text: &str, path: &str, kernel: &KernelVersion, banner: &str
         reasons.push(wrong("CONFIG_X86_64 is not set; only x86-64 kernels can be updated".to_owned()));
         return reasons;
     }
+    for (option, why) in REFUSED {
+        if config.get(option) == Some("y") {
+            let message = format!("{option} is set: {why}");
+            let help = "build the kernel without it; the rest of its configuration can stay";
+            reasons.push(Reason::new("build-unsupported", message).at(path, None).help(help));
+        }
+    }
     match config.compiler() {
         Some(compiler) if banner.contains(compiler) => {}
         Some(compiler) => {
@@ -370,10 +386,12 @@ mod tests {
             ("CONFIG_LIVEPATCH=y\n", "# CONFIG_LIVEPATCH is not set\n", "has klp_enable_patch"),
             ("CONFIG_LIVEPATCH=y\n", "CONFIG_LIVEPATCH=y\nCONFIG_SMP=y\n", "has no native_smp_prepare_cpus"),
             ("CONFIG_X86_64=y", "CONFIG_ARM64=y", "CONFIG_X86_64"),
+            ("CONFIG_LIVEPATCH=y\n", "CONFIG_LIVEPATCH=y\nCONFIG_LTO_CLANG=y\n", "CONFIG_LTO_CLANG is set"),
         ] {
             let reasons = check_config(&good.replace(from, to), "c", &kernel, DEBIAN, &symbols);
             assert_eq!(reasons.len(), 1, "{word}: {reasons:?}");
-            assert!(reasons[0].rule == "wrong-config" && reasons[0].message.contains(word), "{:?}", reasons[0]);
+            let rule = if word.contains("LTO") { "build-unsupported" } else { "wrong-config" };
+            assert!(reasons[0].rule == rule && reasons[0].message.contains(word), "{:?}", reasons[0]);
         }
     }
 

@@ -13,7 +13,7 @@ use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use diff_analyzer::classify::{Finding, classify};
-use diff_analyzer::dwarf_layout::{self, LayoutError};
+use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
@@ -21,8 +21,8 @@ use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
 use diff_analyzer::source_diff::FileChange;
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
-    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Payload, TableKind,
-    UpdateType,
+    BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
+    TableKind, UpdateType,
 };
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
@@ -103,17 +103,9 @@ impl Judge<'_, '_> {
 
         // 5. Prove, 6. compare, 7. and 8. compare layouts and classify: each unit by itself
         progress.phase(format!("proving and comparing {} units", compiled.len()));
-        let read =
-            compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<Vec<_>, _>>().map_err(Stop::failed)?;
-        let pieces = read
-            .par_iter()
-            .map(|unit| cut(unit, &profile.sizes))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Stop::failed)?;
-        let judged = (read.par_iter().zip(&pieces))
-            .map(|(unit, (original, patched))| self.judge(unit, original, patched))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Stop::failed)?;
+        let read = self.read(compiled)?;
+        let pieces = self.cut(&read, &profile)?;
+        let judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
         if !self.explain.is_empty() {
@@ -132,23 +124,19 @@ impl Judge<'_, '_> {
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
-        if judged.iter().all(|unit| unit.diff.is_empty()) {
-            return Ok(None);
-        }
-        self.refuse_type2(&read, &judged, report)?;
         let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
             let in_module = self.image_of(unit).module().is_some();
-            judged
-                .diff
-                .boot_functions
-                .iter()
-                .filter(move |_| in_module)
-                .filter_map(|&at| exit_code(&unit.unit, patched, at))
+            let functions = judged.diff.changed_boot_functions().filter(move |_| in_module);
+            functions.filter_map(|function| exit_code(&unit.unit, patched, function))
         });
         let exits: Vec<Reason> = exits.collect();
         if !exits.is_empty() {
             return Err(Stop::Refused(exits));
         }
+        if judged.iter().all(|unit| unit.diff.is_empty()) {
+            return Ok(None);
+        }
+        self.refuse_type2(&read, &judged, report)?;
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
@@ -237,6 +225,31 @@ impl Judge<'_, '_> {
         self.modules.of(&unit.compiled.unit).unwrap_or(self.image)
     }
 
+    /// Phases 5 to 8 for a few units of many: whether they already show that existing data changes.
+    ///
+    /// # Errors
+    /// [`Stop`] when they do, or when an object cannot be read.
+    pub fn refuse_early(&self, compiled: &[CompiledUnit], report: &mut Report) -> Result<(), Stop> {
+        let profile = self.profile()?;
+        let read = self.read(compiled)?;
+        let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
+        self.refuse_type2(&read, &judged, report)
+    }
+
+    fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
+        compiled.par_iter().map(|unit| read(unit.clone())).collect::<Result<_, _>>().map_err(Stop::failed)
+    }
+
+    fn cut<'o>(&self, read: &'o [Read], profile: &GuestProfile) -> Result<Vec<(Pieces<'o>, Pieces<'o>)>, Stop> {
+        read.par_iter().map(|unit| cut(unit, &profile.sizes)).collect::<Result<_, _>>().map_err(Stop::failed)
+    }
+
+    fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
+        let judge =
+            |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched);
+        read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)
+    }
+
     /// The support object, or why this kernel cannot have one.
     fn support(&self, sizes: &BTreeMap<String, u64>) -> Result<Payload, String> {
         let object = support::object(self.folder, self.request).map_err(|error| error.to_string())?;
@@ -273,7 +286,10 @@ impl Judge<'_, '_> {
         };
         let files = read
             .iter()
-            .map(|unit| Ok([load(&unit.compiled.original)?, load(&unit.compiled.patched)?]))
+            .map(|unit| {
+                let patched = &unit.compiled.patched;
+                Ok([load(unit.compiled.original.as_ref().unwrap_or(patched))?, load(patched)?])
+            })
             .collect::<Result<Vec<_>, Stop>>()?;
         let units: Vec<Explained<'_, '_>> = (read.iter().zip(pieces).zip(judged).zip(&files))
             .map(|(((unit, (original, patched)), judged), [old, new])| Explained {
@@ -320,7 +336,8 @@ impl Judge<'_, '_> {
                 let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
                 dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
             };
-            let (old, new) = rayon::join(|| layouts(&unit.compiled.original), || layouts(&unit.compiled.patched));
+            let original_layouts = || unit.compiled.original.as_ref().map_or_else(|| Ok(Layouts::default()), &layouts);
+            let (old, new) = rayon::join(original_layouts, || layouts(&unit.compiled.patched));
             let (old, new) = (old?, new?);
             let resigned: BTreeSet<String> =
                 layout_diff::compare_functions(&old, &new).into_iter().map(|change| change.name).collect();
@@ -350,8 +367,10 @@ impl Judge<'_, '_> {
                     "existing data changes: this is a Type 2 update, which this version recognises but does not build",
                 );
                 // A type of a header is found again in every unit that sees it.
-                if !reasons.iter().any(|known| known.rule == reason.rule && known.message == reason.message) {
-                    reasons.push(reason);
+                let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
+                match reasons.iter_mut().find(same) {
+                    Some(known) => drop(known.units.insert(unit.unit.clone())),
+                    None => reasons.push(reason.of_unit(unit.unit.clone())),
                 }
             }
         }
@@ -413,6 +432,8 @@ impl Judge<'_, '_> {
                 functions: Vec::new(),
                 data: Vec::new(),
                 left_out: Vec::new(),
+                omitted: Vec::new(),
+                unchanged_modules: Vec::new(),
             },
             payload: Payload::default(),
             functions: Vec::new(),
@@ -421,6 +442,9 @@ impl Judge<'_, '_> {
             modules: Vec::new(),
         };
         let mut bundle = Bundle { support, ..empty.clone() };
+        bundle.manifest.omitted = omitted(&report.omitted);
+        let modules: BTreeSet<&String> = report.modules.iter().map(|unit| &unit.module).collect();
+        bundle.manifest.unchanged_modules = modules.into_iter().cloned().collect();
         for (module, linked) in parts {
             let mut part = empty.clone();
             let into = if module.is_some() { &mut part } else { &mut bundle };
@@ -452,7 +476,7 @@ fn exit_code(unit: &str, patched: &Pieces<'_>, function: PieceIndex) -> Option<R
 fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &str) -> Vec<LeftOut> {
     let section_of = |piece: PieceIndex| patched.object.section(patched.piece(piece).section).name.clone();
     let note = |section: String, consequence: String| LeftOut { section, unit: unit.to_owned(), consequence };
-    let functions = diff.boot_functions.iter().map(|&function| {
+    let functions = diff.changed_boot_functions().map(|function| {
         let piece = patched.piece(function);
         let SectionRole::BootCode(what) = piece.role else { return None };
         Some(note(section_of(function), format!("`{}` {what}: its change takes effect {when}", piece.name)))
@@ -469,6 +493,21 @@ fn without_effect(unit: &str, patched: &Pieces<'_>, diff: &ObjectDiff, when: &st
         Some(note(format!("___ksymtab+{name}"), consequence))
     });
     functions.chain(sections).chain(entries).chain(exports).flatten().collect()
+}
+
+/// What the bundle leaves out of the diff, for its manifest.
+fn omitted(reasons: &[Reason]) -> Vec<Omitted> {
+    let mut omitted: Vec<Omitted> = reasons
+        .iter()
+        .map(|reason| Omitted {
+            file: reason.file.clone().unwrap_or_default(),
+            rule: reason.rule.clone(),
+            message: reason.message.clone(),
+        })
+        .collect();
+    omitted.sort();
+    omitted.dedup();
+    omitted
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.
@@ -491,7 +530,8 @@ fn read(compiled: CompiledUnit) -> Result<Read, JudgeError> {
         let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
         Object::parse(&bytes).map_err(|source| JudgeError::Object { path: path.clone(), source })
     };
-    let (original, patched) = (object(&compiled.original)?, object(&compiled.patched)?);
+    let original = compiled.original.as_ref().map_or_else(|| Ok(Object::default()), &object)?;
+    let patched = object(&compiled.patched)?;
     Ok(Read { unit: compiled.unit.display().to_string(), original, patched, compiled })
 }
 
@@ -499,7 +539,8 @@ fn cut<'o>(unit: &'o Read, sizes: &BTreeMap<String, u64>) -> Result<(Pieces<'o>,
     let cut = |object: &'o Object, path: &PathBuf| {
         Pieces::cut(object, sizes).map_err(|source| JudgeError::Pieces { path: path.clone(), source })
     };
-    Ok((cut(&unit.original, &unit.compiled.original)?, cut(&unit.patched, &unit.compiled.patched)?))
+    let original = unit.compiled.original.as_ref().unwrap_or(&unit.compiled.patched);
+    Ok((cut(&unit.original, original)?, cut(&unit.patched, &unit.compiled.patched)?))
 }
 
 fn of_sites(error: SitesError) -> Stop {

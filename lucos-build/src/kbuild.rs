@@ -7,7 +7,9 @@
 pub mod command;
 pub mod compile;
 pub mod given;
+pub mod kept;
 pub mod lines;
+pub mod listing;
 pub mod overlay;
 pub mod support;
 
@@ -16,9 +18,11 @@ use crate::progress::Progress;
 use crate::request::Request;
 use command::{CommandError, UnitCommands};
 use given::{Given, GivenError};
+use listing::Listing;
 use nix::fcntl::{Flock, FlockArg};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -30,6 +34,8 @@ const KCFLAGS: &str = "KCFLAGS=-ffunction-sections -fdata-sections";
 const SECTION_FLAGS: [&str; 2] = ["-ffunction-sections", "-fdata-sections"];
 /// Marks a folder that was prepared to the end.
 const READY: &str = ".lucos-ready";
+/// Lists the files whose generated parts were asked for.
+const GENERATED: &str = ".lucos-generated.json";
 /// Changes when the same inputs are to be prepared otherwise.
 const RECIPE: &str = "1";
 
@@ -173,12 +179,11 @@ impl BuildFolder {
             };
             return units.iter().map(commands).collect();
         }
-        let kept = self.path.join(".lucos-commands");
+        let kept = self.kept.join(".lucos-commands");
         fs::create_dir_all(&kept).map_err(io(&kept))?;
-        let file = |unit: &Path| kept.join(format!("{}.json", unit.display().to_string().replace('/', "%")));
         let mut known: BTreeMap<&Path, UnitCommands> = BTreeMap::new();
         for unit in units {
-            let text = fs::read(file(unit)).ok();
+            let text = fs::read(self.commands_file(unit)).ok();
             if let Some(commands) = text.and_then(|text| serde_json::from_slice(&text).ok()) {
                 known.insert(unit, commands);
             }
@@ -198,11 +203,7 @@ impl BuildFolder {
             let text = String::from_utf8_lossy(&output.stdout);
             for (unit, object) in unknown.into_iter().zip(&objects) {
                 let commands = UnitCommands::parse(&text, object)?;
-                let path = file(unit);
-                // Written aside and moved, so that another build never reads half of it.
-                let mut aside = tempfile::NamedTempFile::new_in(&kept).map_err(io(&kept))?;
-                serde_json::to_writer(&mut aside, &commands).map_err(|error| io(&path)(error.into()))?;
-                aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+                self.keep(unit, &commands)?;
                 known.insert(unit, commands);
             }
         }
@@ -211,17 +212,120 @@ impl BuildFolder {
 }
 
 impl BuildFolder {
-    /// Has make build a unit, so that the files are there that the build generates beside it (`security/selinux/flask.h`).
+    /// All units of the kernel. The list and the commands of every unit are kept in the folder, because make needs half a
+    /// minute to tell them.
+    ///
+    /// # Errors
+    /// [`KbuildError`].
+    pub fn listing(&self, request: &Request, progress: &Progress) -> Result<Listing, KbuildError> {
+        if let Some(given) = &self.given {
+            return given.listing().map_err(KbuildError::Given);
+        }
+        let path = self.kept.join(".lucos-listing.json");
+        if let Some(listing) = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()) {
+            return Ok(listing);
+        }
+        progress.phase("asking make for all units of this kernel (once per kernel)");
+        // With `-k`, because the image itself cannot be linked without the objects. The goal is that of a whole kernel.
+        let goals =
+            if Config::parse(&request.config).get("CONFIG_MODULES") == Some("y") { "modules" } else { "vmlinux" };
+        let output = make(request, &self.path)
+            .args(["-n", "-k", "V=1", KCFLAGS, goals])
+            .stderr(Stdio::null())
+            .output()
+            .map_err(KbuildError::Start)?;
+        let text = String::from_utf8_lossy(&output.stdout).replace("\\\n", " ");
+        let mut kept = Vec::new();
+        let listing = Listing::parse(&text, &request.source, |unit, commands| kept.push((unit.to_owned(), commands)));
+        // init/main.c is in every kernel.
+        if !listing.units.contains_key(Path::new("init/main.c")) {
+            return Err(KbuildError::Ask { output: "make names no command for init/main.c".to_owned() });
+        }
+        let folder = self.kept.join(".lucos-commands");
+        fs::create_dir_all(&folder).map_err(io(&folder))?;
+        kept.par_iter().try_for_each(|(unit, commands)| self.keep(unit, commands))?;
+        let mut aside = tempfile::NamedTempFile::new_in(&self.kept).map_err(io(&self.kept))?;
+        serde_json::to_writer(&mut aside, &listing).map_err(|error| io(&path)(error.into()))?;
+        aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+        Ok(listing)
+    }
+
+    /// Keeps the commands of a unit. Written aside and moved, so that another build never reads half of it.
+    fn keep(&self, unit: &Path, commands: &UnitCommands) -> Result<(), KbuildError> {
+        let path = self.commands_file(unit);
+        let folder = path.parent().unwrap_or(&self.kept);
+        let mut aside = tempfile::NamedTempFile::new_in(folder).map_err(io(folder))?;
+        serde_json::to_writer(&mut aside, commands).map_err(|error| io(&path)(error.into()))?;
+        aside.persist(&path).map_err(|error| io(&path)(error.error))?;
+        Ok(())
+    }
+
+    fn commands_file(&self, unit: &Path) -> PathBuf {
+        let name = unit.display().to_string().replace('/', "%");
+        self.kept.join(".lucos-commands").join(format!("{name}.json"))
+    }
+
+    /// Where the graph of includes is kept.
+    pub fn graph_file(&self) -> PathBuf {
+        self.kept.join(".lucos-graph.json")
+    }
+
+    /// The configuration in the folder.
+    ///
+    /// # Errors
+    /// [`KbuildError::Io`].
+    pub fn config(&self) -> Result<String, KbuildError> {
+        let path = self.path.join(".config");
+        fs::read_to_string(&path).map_err(io(&path))
+    }
+
+    /// What another tree of the same kernel makes of the configuration; the work goes to `aside`.
+    ///
+    /// # Errors
+    /// [`KbuildError`].
+    pub fn configure(&self, request: &Request, tree: &Path, aside: &Path) -> Result<String, KbuildError> {
+        fs::create_dir_all(aside).map_err(io(aside))?;
+        let config = aside.join(".config");
+        fs::write(&config, self.config()?).map_err(io(&config))?;
+        let other = Request { source: tree.to_owned(), ..request.clone() };
+        make_logged(&other, aside, &aside.join("log"), &["olddefconfig"])?;
+        fs::read_to_string(&config).map_err(io(&config))
+    }
+
+    /// The folder of original objects of earlier builds.
+    pub fn kept_objects(&self) -> PathBuf {
+        self.kept.join(".lucos-objects")
+    }
+
+    /// Has make build units, so that the files are there that the build generates beside them
+    /// (`security/selinux/flask.h`).
     ///
     /// # Errors
     /// [`KbuildError::Make`] with the end of the log.
-    pub fn generate(&self, request: &Request, unit: &Path) -> Result<(), KbuildError> {
+    pub fn generate(&self, request: &Request, units: &[PathBuf]) -> Result<(), KbuildError> {
         // What the build generates is there where it was built.
         if self.given.is_some() {
             return Ok(());
         }
-        let object = unit.with_extension("o").display().to_string();
-        make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &[KCFLAGS, &object])
+        let objects: Vec<String> = units.iter().map(|unit| unit.with_extension("o").display().to_string()).collect();
+        let goals: Vec<&str> = std::iter::once(KCFLAGS).chain(objects.iter().map(String::as_str)).collect();
+        make_logged(request, &self.path, &self.path.join("lucos-generate.log"), &goals)
+    }
+
+    /// Files whose generated parts are there, as far as they exist.
+    pub fn generated(&self) -> BTreeSet<PathBuf> {
+        let text = fs::read(self.kept.join(GENERATED)).ok();
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Remembers that the generated parts of files are there.
+    ///
+    /// # Errors
+    /// [`KbuildError::Io`].
+    pub fn note_generated(&self, files: &BTreeSet<PathBuf>) -> Result<(), KbuildError> {
+        let path = self.kept.join(GENERATED);
+        let text = serde_json::to_vec(files).map_err(|error| io(&path)(error.into()))?;
+        fs::write(&path, text).map_err(io(&path))
     }
 }
 

@@ -6,6 +6,8 @@
 pub mod args;
 pub mod compare;
 pub mod explain;
+pub mod faults;
+pub mod headers;
 pub mod identity;
 pub mod inputs;
 pub mod inspect;
@@ -13,7 +15,9 @@ pub mod judge;
 pub mod kbuild;
 pub mod modules;
 pub mod pipeline;
+pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
+pub mod rules;
 pub mod scope;

@@ -4,14 +4,12 @@
 //! out: a [`Report`], and the bundle if there is one; or the failure of the tool or its environment.
 
 use crate::args::BuildArgs;
+use crate::faults::Faults;
 use crate::identity::Config;
 use crate::inputs::{Found, OF_BUILD};
-use crate::judge::Judge;
-use crate::kbuild::command::{CommandError, UnitCommands};
-use crate::kbuild::compile::{Compile, CompileError, children_time};
+use crate::kbuild::BuildFolder;
 use crate::kbuild::given::Given;
-use crate::kbuild::{BuildFolder, KbuildError};
-use crate::modules::Modules;
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
 use crate::request::{self, RequestError};
@@ -20,7 +18,7 @@ use diff_analyzer::source_diff::{self, DiffError, FileChange};
 use lpk_format::Bundle;
 use prelink::dwarf::DebugSections;
 use prelink::units::UnitIndex;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -97,11 +95,27 @@ pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std:
                 report.verdict = Verdict::Refused;
             }
             report.reasons = reasons;
+            report.functions.clear();
+            report.data.clear();
         }
         Err(Stop::Failed(error)) => return Err(error),
     }
+    let mut known = BTreeSet::new();
+    report.notes.retain(|note| known.insert(note.clone()));
     report.timings_ms.total = millis(started.elapsed());
+    if let Some(folder) = &args.keep_dir {
+        keep_report(&report, folder)?;
+    }
     Ok(report)
+}
+
+/// Puts the report beside what it is about.
+fn keep_report(report: &Report, folder: &Path) -> Result<(), WorkError> {
+    for (name, text) in [("report.json", report.to_json()), ("report.txt", report.to_text())] {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|source| WorkError::Io { path, source })?;
+    }
+    Ok(())
 }
 
 /// All phases in order.
@@ -129,70 +143,42 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let changes = source_diff::read(&report.diff, &request.source).map_err(of_diff)?;
     report.notes.extend(moved_hunks(&changes));
 
-    // 3. Find the units: scope.rs
-    let scope = Scope::of(&changes, &units, &request.source, &Config::parse(&request.config))
+    // 3. Find the units: scope.rs, headers.rs
+    let mut scope = Scope::of(&changes, &units, &request.source, &Config::parse(&request.config))
         .map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
-    report.notes.extend(scope.notes);
+    report.notes.append(&mut scope.notes);
     report.timings_ms.read_diff = millis(clock.elapsed());
-    if !scope.reasons.is_empty() {
-        return Err(Stop::Refused(scope.reasons));
+    let mut faults = Faults::new(args);
+    faults.take(std::mem::take(&mut scope.reasons), report)?;
+    if scope.is_empty() {
+        return faults.end();
     }
-    if scope.units.is_empty() {
-        return Ok(());
-    }
-
-    // 4. Compile each unit twice: kbuild.rs, kbuild/
     let clock = Instant::now();
     let folder = BuildFolder::prepare(&request, progress).map_err(Stop::failed)?;
     report.inputs.build_folder = Some(folder.path.clone());
     report.notes.extend(folder.drift.iter().cloned());
-    let list: Vec<PathBuf> = scope.units.into_iter().collect();
-    progress.phase("asking make how the units are compiled");
-    let commands = folder.commands(&request, &list).map_err(|error| of_kbuild(error, &scope.outside))?;
-    let misplaced: Vec<Reason> =
-        commands.iter().filter_map(|(unit, commands)| misplaced(unit, commands, &scope.outside)).collect();
-    if !misplaced.is_empty() {
-        return Err(Stop::Refused(misplaced));
-    }
-    let modules = Modules::find(args, &image, &commands)?;
-    for (name, path, how) in &modules.found {
-        progress.say(&format!("module {name}: {} ({how})", path.display()));
-    }
-    report.timings_ms.setup = millis(clock.elapsed());
-    let clock = Instant::now();
-    let before = children_time();
-    progress.phase(format!("compiling {} units twice", list.len()));
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    let compile = Compile {
-        source: &request.source,
-        build: &folder.path,
-        below: request.build.as_ref().and_then(|given| given.below.as_deref()),
-        work: work.path(),
-        jobs: request.jobs,
-        files: &scope.files,
-    };
-    let mut compiled = compile.run(&commands, &changes);
-    if let Err(CompileError::Original { unit, .. }) = &compiled {
-        progress.phase(format!("generating what {} needs", unit.display()));
-        folder.generate(&request, unit).map_err(Stop::failed)?;
-        compiled = compile.run(&commands, &changes);
-    }
-    report.timings_ms.compile = millis(clock.elapsed());
-    report.timings_ms.compiler = millis(children_time().saturating_sub(before));
-    let compiled = compiled.map_err(|error| of_compile(error, &changes))?;
-
-    // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
-    let judge = Judge {
+    let plan = Plan {
+        args,
         request: &request,
+        folder: &folder,
         image: &image,
         units: &units,
-        folder: &folder,
-        modules: &modules,
         changes: &changes,
-        name: args.name(),
-        explain: &args.explain,
+        work: work.path(),
     };
-    let Some(bundle) = judge.run(&compiled, report, progress)? else { return Ok(()) };
+    let mut list = plan.units(&scope, &mut faults, report, progress)?;
+    let modules = plan.modules(&mut list, &mut faults, report, progress)?;
+    report.timings_ms.setup = millis(clock.elapsed());
+
+    // 4. Compile each unit twice: plan.rs, kbuild.rs, kbuild/
+    let judge = plan.judge(&modules);
+    let compiled = plan.compile(&list, &scope.files, &mut faults, report, progress)?;
+
+    // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
+    let bundle = faults.judge(&judge, compiled, report, progress)?;
+    faults.end()?;
+    let Some(bundle) = bundle else { return Ok(()) };
 
     // 10. Write, and read back
     let clock = Instant::now();
@@ -261,59 +247,6 @@ fn of_diff(error: DiffError) -> Stop {
     let mut reason = Reason::new(error.rule(), error.to_string()).in_diff(error.diff_line());
     (reason.file, reason.line) = (file, line);
     Stop::refused(reason)
-}
-
-fn of_kbuild(error: KbuildError, outside: &BTreeMap<PathBuf, Reason>) -> Stop {
-    match error {
-        // make has no rule for a file that the configuration leaves out.
-        KbuildError::Ask { .. } if !outside.is_empty() => Stop::Refused(outside.values().cloned().collect()),
-        KbuildError::Command(error @ (CommandError::UnknownStep { .. } | CommandError::Twice { .. })) => {
-            Stop::refused(Reason::new("unknown-build-step", error.to_string()))
-        }
-        KbuildError::Command(error @ CommandError::NotCompiled { .. }) => {
-            Stop::refused(Reason::new("not-built-in", error.to_string()))
-        }
-        other => Stop::failed(other),
-    }
-}
-
-/// A unit of the image that is compiled for a module, or one outside of it that is not.
-fn misplaced(unit: &Path, commands: &UnitCommands, outside: &BTreeMap<PathBuf, Reason>) -> Option<Reason> {
-    match (outside.get(unit), commands.is_module()) {
-        (Some(_), true) | (None, false) => None,
-        (Some(reason), false) => Some(reason.clone()),
-        (None, true) => Some(of_image_and_module(unit)),
-    }
-}
-
-fn of_image_and_module(unit: &Path) -> Reason {
-    let message = "the kernel's build compiles it for a loadable module, though vmlinux has a unit of this name";
-    Reason::new("not-built-in", message)
-        .at(unit.display().to_string(), None)
-        .help("is the configuration the right one?")
-}
-
-/// The compiler's first error, at its place in the diff.
-fn of_compile(error: CompileError, changes: &[FileChange]) -> Stop {
-    if let CompileError::Unused { path } = &error {
-        let reason = Reason::new("change-not-compiled", error.to_string()).at(path.display().to_string(), None);
-        return Stop::refused(reason.help("leave this file out of the diff"));
-    }
-    let CompileError::Patched { unit, output } = &error else { return Stop::failed(error) };
-    let first = output.lines().find(|line| line.contains(" error: ") || line.contains("fatal error: "));
-    let mut reason =
-        Reason::new("compile-error", format!("the patched source does not compile\n{}", output.trim_end()));
-    reason.file = Some(unit.display().to_string());
-    if let Some((place, _)) = first.and_then(|line| line.split_once(": "))
-        && let Some((file, rest)) = place.split_once(':')
-    {
-        let line = rest.split(':').next().and_then(|line| line.parse::<usize>().ok());
-        reason.file = Some(file.to_owned());
-        reason.line = line;
-        let change = changes.iter().find(|change| change.path == Path::new(file));
-        reason.diff_line = change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
-    }
-    Stop::refused(reason.help("the original source compiles; correct the diff"))
 }
 
 fn moved_hunks(changes: &[FileChange]) -> Vec<String> {

@@ -8,6 +8,7 @@ use crate::inputs::Inputs;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
@@ -43,12 +44,23 @@ pub struct Reason {
     /// Line of the diff, from 1.
     #[serde(skip)]
     pub diff_line: Option<usize>,
+    /// Units that it concerns, where it is about units.
+    #[serde(skip)]
+    pub units: BTreeSet<String>,
 }
 
 impl Reason {
     /// A reason without a place.
     pub fn new(rule: &str, message: impl Into<String>) -> Self {
-        Self { rule: rule.to_owned(), message: message.into(), file: None, line: None, help: None, diff_line: None }
+        Self {
+            rule: rule.to_owned(),
+            message: message.into(),
+            file: None,
+            line: None,
+            help: None,
+            diff_line: None,
+            units: BTreeSet::new(),
+        }
     }
 
     /// Adds the file it is about.
@@ -65,6 +77,13 @@ impl Reason {
         self
     }
 
+    /// Adds a unit that it concerns.
+    #[must_use]
+    pub fn of_unit(mut self, unit: impl Into<String>) -> Self {
+        self.units.insert(unit.into());
+        self
+    }
+
     /// Adds what to do next.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
@@ -73,9 +92,19 @@ impl Reason {
     }
 }
 
+/// A unit of a loadable module that the diff changes or may change.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct ModuleUnit {
+    /// The module.
+    pub module: String,
+    /// Source file, relative to the tree.
+    pub unit: String,
+}
+
 impl From<prelink::refusal::Refusal> for Reason {
     fn from(refusal: prelink::refusal::Refusal) -> Self {
-        Self::new(refusal.rule, refusal.message).at(refusal.unit, None).help(refusal.help)
+        let reason = Self::new(refusal.rule, refusal.message).at(refusal.unit.clone(), None);
+        reason.help(refusal.help).of_unit(refusal.unit)
     }
 }
 
@@ -115,6 +144,7 @@ pub struct Timings {
     pub identify: u64,
     pub read_diff: u64,
     pub setup: u64,
+    pub headers: u64,
     pub compile: u64,
     pub compiler: u64,
     pub prove: u64,
@@ -146,6 +176,10 @@ pub struct Report {
     pub reasons: Vec<Reason>,
     /// What else a person should know: parts of the diff without effect, hunks that moved.
     pub notes: Vec<String>,
+    /// Parts of the diff that the bundle leaves out, because `--allow-partial` was given.
+    pub omitted: Vec<Reason>,
+    /// Units of loadable modules that the diff changes or may change as well, through headers.
+    pub modules: Vec<ModuleUnit>,
     /// The bundle written.
     pub bundle: Option<PathBuf>,
     /// What the build was made from.
@@ -169,6 +203,8 @@ impl Report {
             data: Vec::new(),
             reasons: Vec::new(),
             notes: Vec::new(),
+            omitted: Vec::new(),
+            modules: Vec::new(),
             bundle: None,
             inputs: Inputs::default(),
             timings_ms: Timings::default(),
@@ -190,6 +226,15 @@ impl Report {
         }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
+        }
+        for reason in &self.omitted {
+            let place = reason.file.as_deref().unwrap_or("the diff");
+            let _ = writeln!(text, "left out: {place}: {} ({})", reason.message, reason.rule);
+        }
+        if !self.modules.is_empty() {
+            let names: BTreeSet<&str> = self.modules.iter().map(|unit| unit.module.as_str()).collect();
+            let names: Vec<&str> = names.into_iter().collect();
+            let _ = writeln!(text, "modules that change as well and stay as they are: {}", names.join(", "));
         }
         for note in &self.notes {
             let _ = writeln!(text, "note: {note}");
@@ -216,11 +261,12 @@ impl Report {
         let times = &self.timings_ms;
         let _ = writeln!(
             text,
-            "{} ms: identify {}, read diff {}, set-up {}, compile {} (compiler {}), prove {}, compare {}, link {}, write {}",
+            "{} ms: identify {}, read diff {}, set-up {}, headers {}, compile {} (compiler {}), prove {}, compare {}, link {}, write {}",
             times.total,
             times.identify,
             times.read_diff,
             times.setup,
+            times.headers,
             times.compile,
             times.compiler,
             times.prove,

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Checked inputs of a build.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Request {
     /// The source tree, without symbolic links in its path.
     pub source: PathBuf,

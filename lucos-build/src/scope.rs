@@ -4,7 +4,9 @@
 //! a unit to compile, nothing, or something that cannot be updated live, by where the file is and what it is. Goes out:
 //! [`Scope`]; nothing is left out without a note or a reason.
 
+use crate::identity::Config;
 use crate::report::Reason;
+use crate::rules;
 use diff_analyzer::source_diff::{ChangeKind, FileChange, lines};
 use prelink::dwarf::DwarfError;
 use prelink::units::UnitIndex;
@@ -14,16 +16,33 @@ use std::path::{Path, PathBuf};
 /// What a diff touches.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Scope {
-    /// Units to compile, sorted.
+    /// Units to compile, sorted; a renamed one under its old name.
     pub units: BTreeSet<PathBuf>,
+    /// New names of renamed units.
+    pub renamed: BTreeMap<PathBuf, PathBuf>,
+    /// Units that are new.
+    pub new_units: Vec<NewUnit>,
     /// Changed files that are compiled, by themselves or as a part of a unit.
     pub files: BTreeSet<PathBuf>,
+    /// Changed headers, under their old name.
+    pub headers: BTreeSet<PathBuf>,
+    /// Changed Kconfig files: whether they change this kernel's configuration is to be found out.
+    pub options: BTreeSet<PathBuf>,
     /// Units that the image does not have: each is of a module, or else this is why it cannot be updated.
     pub outside: BTreeMap<PathBuf, Reason>,
     /// What cannot be done.
     pub reasons: Vec<Reason>,
     /// Files without effect on this kernel, and why.
     pub notes: Vec<String>,
+}
+
+/// A unit that a Makefile of the diff adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUnit {
+    /// Its source.
+    pub source: PathBuf,
+    /// The object that it is a part of, when it is not one by itself.
+    pub composite: Option<String>,
 }
 
 /// What a file is, by its path alone.
@@ -33,6 +52,10 @@ enum FileKind {
     Source,
     /// A header.
     Header,
+    /// A Makefile.
+    Rules,
+    /// Configuration options.
+    Options,
     /// Nothing of it is in the running kernel.
     NoEffect(&'static str),
     /// It cannot be updated: rule, why.
@@ -59,6 +82,20 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("drivers/firmware/efi/libstub", "boot-code", "it belongs to the EFI stub, which ran before the kernel"),
 ];
 
+/// Headers that tools of the build make other source of.
+const GENERATE: &[(&str, &str)] = &[
+    ("security/selinux/include/classmap.h", "the build makes flask.h of it (scripts/selinux/genheaders)"),
+    ("security/selinux/include/initial_sid_to_string.h", "the build makes flask.h of it (scripts/selinux/genheaders)"),
+    ("kernel/bounds.c", "the build makes a header of it, which every unit takes in"),
+    ("arch/x86/kernel/asm-offsets.c", "the build makes a header of it, which assembly takes in"),
+    ("arch/x86/kernel/asm-offsets_64.c", "the build makes a header of it, which assembly takes in"),
+];
+
+/// Why code of a folder is not patched in the running kernel, and the rule that says so.
+pub fn elsewhere(path: &Path) -> Option<(&'static str, &'static str)> {
+    ELSEWHERE.iter().find(|(folder, ..)| path.starts_with(folder)).map(|(_, rule, why)| (*rule, *why))
+}
+
 fn kind(path: &Path) -> FileKind {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let extension = path.extension().unwrap_or_default().to_string_lossy();
@@ -69,16 +106,20 @@ fn kind(path: &Path) -> FileKind {
     if parts.next().as_deref() == Some("arch") && parts.next().is_some_and(|arch| arch != "x86" && arch != "Kconfig") {
         return FileKind::NoEffect("another architecture");
     }
-    if let Some((_, rule, why)) = ELSEWHERE.iter().find(|(folder, ..)| path.starts_with(folder)) {
+    if let Some((rule, why)) = elsewhere(path) {
         return FileKind::Refused(rule, why);
     }
-    if name.starts_with("Kconfig")
-        || name.starts_with("Makefile")
-        || name == "Kbuild"
-        || name.ends_with(".lds")
-        || name.ends_with(".lds.S")
-    {
-        return FileKind::Refused("build-rules", "it changes how the kernel is configured, compiled or linked");
+    if let Some((_, why)) = GENERATE.iter().find(|(file, _)| path == Path::new(file)) {
+        return FileKind::Refused("generated-code", why);
+    }
+    if name.starts_with("Kconfig") {
+        return FileKind::Options;
+    }
+    if name == "Makefile" || name == "Kbuild" {
+        return FileKind::Rules;
+    }
+    if name.starts_with("Makefile") || name.ends_with(".lds") || name.ends_with(".lds.S") {
+        return FileKind::Refused("build-rules", "it changes how the kernel is compiled or linked");
     }
     match extension.as_ref() {
         "c" => FileKind::Source,
@@ -95,6 +136,11 @@ fn kind(path: &Path) -> FileKind {
 }
 
 impl Scope {
+    /// Whether nothing is left to be compiled or looked into.
+    pub fn is_empty(&self) -> bool {
+        self.units.is_empty() && self.new_units.is_empty() && self.headers.is_empty() && self.options.is_empty()
+    }
+
     /// Sorts the changed files.
     ///
     /// # Errors
@@ -103,12 +149,27 @@ impl Scope {
         changes: &[FileChange],
         units: &UnitIndex<'_>,
         source: &Path,
-        config: &crate::identity::Config<'_>,
+        config: &Config<'_>,
     ) -> Result<Self, DwarfError> {
         let mut scope = Self::default();
         for change in changes {
             scope.file(change, units, source, config)?;
         }
+        for change in changes.iter().filter(|change| kind(&change.path) == FileKind::Rules) {
+            scope.rules(change, changes, units, source, config);
+        }
+        let known: BTreeSet<&Path> = scope.new_units.iter().map(|unit| unit.source.as_path()).collect();
+        let unlisted = |change: &&FileChange| {
+            change.kind == ChangeKind::New
+                && kind(&change.path) == FileKind::Source
+                && !known.contains(change.path.as_path())
+        };
+        scope.notes.extend(changes.iter().filter(unlisted).map(|change| {
+            format!(
+                "{}: a new file that no line of the diff's Makefiles compiles into this kernel",
+                change.path.display()
+            )
+        }));
         Ok(scope)
     }
 
@@ -117,7 +178,7 @@ impl Scope {
         change: &FileChange,
         units: &UnitIndex<'_>,
         source: &Path,
-        config: &crate::identity::Config<'_>,
+        config: &Config<'_>,
     ) -> Result<(), DwarfError> {
         let path = change.path.display().to_string();
         let diff_line = change.hunks.first().and_then(|hunk| hunk.diff_line);
@@ -129,79 +190,152 @@ impl Scope {
             _ if change.kind == ChangeKind::Modified && change.old == change.new => {
                 self.notes.push(format!("{path}: no effect (its text does not change)"));
             }
-            FileKind::Refused("build-rules", _) if path == "Makefile" && only_version(change) => {
-                self.notes.push(format!("{path}: no effect (the version number)"));
-            }
             FileKind::Refused(rule, why) => {
                 refuse(rule, why.to_owned(), "leave this file out of the diff, or reboot into the new kernel")
             }
+            FileKind::Rules => {}
+            FileKind::Options => drop(self.options.insert(change.path.clone())),
             FileKind::Header => match &change.kind {
                 ChangeKind::New => {
                     self.notes.push(format!("{path}: a new header, which only the changed files can use"))
                 }
-                _ => {
-                    let known = units.units_including(&path)?.len();
-                    let message = format!(
-                        "a header changes; {known} units of vmlinux declare or compile something of it, others may use its \
-                         macros, and which these are is not known without a full build"
-                    );
-                    refuse("header-units-unknown", message, "make the change in the .c files that need it");
-                }
+                ChangeKind::Renamed { from } => drop(self.headers.insert(from.clone())),
+                ChangeKind::Modified | ChangeKind::Deleted => drop(self.headers.insert(change.path.clone())),
             },
-            FileKind::Source => match &change.kind {
-                ChangeKind::New => refuse(
-                    "new-file",
-                    "a new unit has no place in the old image's link order".to_owned(),
-                    "put the new functions into an existing .c file",
-                ),
-                ChangeKind::Deleted => refuse(
-                    "deleted-file",
-                    "a unit goes away; what becomes of its data and exports is not decided".to_owned(),
-                    "leave the file and remove the calls to it",
-                ),
-                ChangeKind::Renamed { from } => refuse(
-                    "renamed-file",
-                    format!("a unit moves (it was {})", from.display()),
-                    "make the diff without the rename",
-                ),
-                ChangeKind::Modified if !units.named(&path).is_empty() => {
-                    if units.named(&path).len() > 1 {
-                        refuse(
-                            "compiled-twice",
-                            "vmlinux has this file more than once, compiled in different ways".to_owned(),
-                            "leave this file out of the diff",
-                        );
-                    } else {
-                        self.files.insert(change.path.clone());
-                        self.units.insert(change.path.clone());
-                    }
-                }
-                ChangeKind::Modified => {
-                    let including = units.units_including(&path)?;
-                    if including.is_empty() {
-                        // Only make knows for certain what goes into a module; it is asked when nothing says no.
-                        let (why, may_be_module) = configured(source, &change.path, config);
-                        let message = format!("it was not compiled into this vmlinux: {why}");
-                        let help = "leave this file out of the diff";
-                        if may_be_module {
-                            let reason = Reason::new("not-built-in", message).at(&path, None).in_diff(diff_line);
-                            self.outside.insert(change.path.clone(), reason.help(help));
-                            self.files.insert(change.path.clone());
-                            self.units.insert(change.path.clone());
+            FileKind::Source => {
+                let before = match &change.kind {
+                    // The lists of the Makefiles say what becomes of it.
+                    ChangeKind::New => return Ok(()),
+                    ChangeKind::Deleted => {
+                        let what = if units.named(&path).is_empty() {
+                            "no effect on this kernel (it was not compiled into it)"
                         } else {
-                            refuse("not-built-in", message, help);
+                            "its functions and data stay in the running kernel; nothing is redirected to or from them"
+                        };
+                        self.notes.push(format!("{path}: {what}"));
+                        return Ok(());
+                    }
+                    ChangeKind::Renamed { from } => from,
+                    ChangeKind::Modified => &change.path,
+                };
+                let name = before.display().to_string();
+                match units.named(&name).len() {
+                    1 => {
+                        self.files.insert(change.path.clone());
+                        self.units.insert(before.clone());
+                        if before != &change.path {
+                            self.notes.push(format!("{path}: is compared with {name}, which it was"));
+                            self.renamed.insert(before.clone(), change.path.clone());
                         }
                     }
-                    for id in including {
-                        let unit = &units.unit(id).name;
-                        self.notes.push(format!("{path}: is compiled as a part of {unit}"));
-                        self.files.insert(change.path.clone());
-                        self.units.insert(PathBuf::from(unit));
+                    0 => {
+                        let including = units.units_including(&name)?;
+                        if including.is_empty() {
+                            // Only make knows for certain what goes into a module; it is asked when nothing says no.
+                            let (why, may_be_module) = configured(source, before, config);
+                            let message = format!("it was not compiled into this vmlinux: {why}");
+                            let help = "leave this file out of the diff";
+                            if may_be_module {
+                                let reason = Reason::new("not-built-in", message).at(&path, None).in_diff(diff_line);
+                                self.outside.insert(before.clone(), reason.help(help));
+                                self.files.insert(change.path.clone());
+                                self.units.insert(before.clone());
+                                if before != &change.path {
+                                    self.renamed.insert(before.clone(), change.path.clone());
+                                }
+                            } else {
+                                refuse("not-built-in", message, help);
+                            }
+                        }
+                        for id in including {
+                            let unit = &units.unit(id).name;
+                            self.notes.push(format!("{path}: is compiled as a part of {unit}"));
+                            self.files.insert(change.path.clone());
+                            self.units.insert(PathBuf::from(unit));
+                        }
                     }
+                    count => refuse(
+                        "compiled-twice",
+                        format!("vmlinux has this file {count} times, compiled in different ways"),
+                        "leave this file out of the diff",
+                    ),
                 }
-            },
+            }
         }
         Ok(())
+    }
+
+    /// Objects that a Makefile adds or takes away.
+    fn rules(
+        &mut self,
+        change: &FileChange,
+        changes: &[FileChange],
+        units: &UnitIndex<'_>,
+        source: &Path,
+        config: &Config<'_>,
+    ) {
+        let path = change.path.display().to_string();
+        if path == "Makefile" && only_version(change) {
+            self.notes.push(format!("{path}: no effect (the version number)"));
+            return;
+        }
+        let diff_line = change.hunks.first().and_then(|hunk| hunk.diff_line);
+        let mut refuse = |rule: &str, message: String| {
+            let help = "leave this file out of the diff, or reboot into the new kernel";
+            self.reasons.push(Reason::new(rule, message).at(&path, None).in_diff(diff_line).help(help));
+        };
+        if change.kind != ChangeKind::Modified {
+            return refuse("build-rules", "a Makefile comes, goes or moves".to_owned());
+        }
+        let rules = match rules::read(change) {
+            Ok(rules) => rules,
+            Err(why) => return refuse("build-rules", why),
+        };
+        let folder = change.path.parent().unwrap_or(Path::new(""));
+        let new_text = String::from_utf8_lossy(&change.new).into_owned();
+        for listed in &rules.added {
+            let unit = folder.join(&listed.object).with_extension("c");
+            let text = format!("{path}: `{} += {}`", listed.list, listed.object);
+            match listed.option().map(|option| (option, config.get(option))) {
+                Some((option, None)) => {
+                    self.notes.push(format!("{text}: no effect on this kernel ({option} is not set)"));
+                    continue;
+                }
+                Some((option, Some("m"))) => {
+                    self.notes.push(format!("{text}: no effect on this image ({option}=m)"));
+                    continue;
+                }
+                _ if listed.list.ends_with("-m") => {
+                    self.notes.push(format!("{text}: no effect on this image (a loadable module)"));
+                    continue;
+                }
+                _ => {}
+            }
+            if !units.named(&unit.display().to_string()).is_empty() || self.renamed.values().any(|new| *new == unit) {
+                continue;
+            }
+            let there = changes.iter().any(|change| change.path == unit && change.kind != ChangeKind::Deleted);
+            if !there && !source.join(&unit).is_file() {
+                refuse("new-file", format!("{text}: {} is neither in the source nor in the diff", unit.display()));
+                continue;
+            }
+            if new_text.contains(&format!("_{}", listed.object)) {
+                refuse("new-file", format!("{text}: the Makefile has compiler options for this object alone"));
+                continue;
+            }
+            self.files.insert(unit.clone());
+            self.new_units.push(NewUnit { source: unit, composite: listed.composite().map(str::to_owned) });
+        }
+        for listed in &rules.removed {
+            let unit = folder.join(&listed.object).with_extension("c");
+            let moved = rules.added.iter().any(|added| added.object == listed.object);
+            if !moved && !self.renamed.contains_key(&unit) && !units.named(&unit.display().to_string()).is_empty() {
+                self.notes.push(format!(
+                    "{path}: {} is no longer compiled; what it made stays in the running kernel",
+                    listed.object
+                ));
+            }
+        }
     }
 }
 
@@ -222,7 +356,7 @@ fn only_version(change: &FileChange) -> bool {
 
 /// What the configuration says about a file, by the rules beside it (`obj-$(CONFIG_X) += name.o`), and whether it may be
 /// part of a module.
-fn configured(source: &Path, path: &Path, config: &crate::identity::Config<'_>) -> (String, bool) {
+fn configured(source: &Path, path: &Path, config: &Config<'_>) -> (String, bool) {
     let rules = ["Makefile", "Kbuild"].iter().find_map(|name| {
         let folder = path.parent()?;
         std::fs::read_to_string(source.join(folder).join(name)).ok()
@@ -265,7 +399,6 @@ fn configured(source: &Path, path: &Path, config: &crate::identity::Config<'_>) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Config;
 
     #[test]
     fn files_by_their_place() {
@@ -273,6 +406,8 @@ mod tests {
             ("fs/inode.c", FileKind::Source),
             ("arch/x86/mm/init.c", FileKind::Source),
             ("include/linux/fs.h", FileKind::Header),
+            ("fs/Makefile", FileKind::Rules),
+            ("fs/Kconfig", FileKind::Options),
             ("arch/arm64/mm/init.c", FileKind::NoEffect("another architecture")),
             ("Documentation/x.c", FileKind::NoEffect("documentation")),
         ];
@@ -280,8 +415,8 @@ mod tests {
             assert_eq!(kind(Path::new(path)), expected, "{path}");
         }
         for (path, expected) in [
-            ("fs/Kconfig", "build-rules"),
-            ("Makefile", "build-rules"),
+            ("scripts2/Makefile.extra", "build-rules"),
+            ("security/selinux/include/classmap.h", "generated-code"),
             ("arch/x86/kernel/vmlinux.lds.S", "build-rules"),
             ("arch/x86/lib/memcpy_64.S", "assembly"),
             ("arch/x86/entry/vdso/vclock_gettime.c", "vdso"),

@@ -234,3 +234,33 @@ fn check(value: &Value, schema: &Value, root: &Value, at: &str) {
         _ => {}
     }
 }
+
+/// Objects come from anywhere: whatever is wrong with one, the answer is a report or a refusal.
+#[test]
+fn damaged_objects_are_compared_or_refused_but_never_panic() -> Outcome {
+    use lucos_build::args::CompareArgs;
+    use lucos_build::compare::{Verdict, run};
+    let folder = tempfile::tempdir()?;
+    let [old, new] = pair("type1-alternative-feature", folder.path(), &[])?;
+    let good = std::fs::read(&new)?;
+    let damaged = folder.path().join("damaged.o");
+    let (mut refused, mut compared) = (0, 0);
+    for at in (0..good.len()).step_by(3) {
+        let mut bad = good.clone();
+        bad[at] ^= 0xa5;
+        std::fs::write(&damaged, &bad)?;
+        let args = CompareArgs {
+            original: (&old).into(),
+            patched: damaged.clone(),
+            vmlinux: None,
+            explain: vec!["one".to_owned(), "two".to_owned()],
+            json: true,
+        };
+        match run(&args).map_err(|error| format!("byte {at}: {error}"))?.verdict {
+            Verdict::Refused => refused += 1,
+            Verdict::Equal | Verdict::Differ => compared += 1,
+        }
+    }
+    assert!(refused > 0 && compared > 0, "{refused} refused, {compared} compared");
+    Ok(())
+}

@@ -85,6 +85,7 @@ pub fn profile(image: &KernelImage, units: &UnitIndex<'_>, cpu_features: &str) -
             profile.symbols.insert(name.to_owned(), address);
         }
     }
+    place_page_array(image, &mut profile);
     for name in FEATURES {
         if let Some(number) = feature(cpu_features, name) {
             profile.constants.insert(name.to_owned(), number);
@@ -101,6 +102,18 @@ pub fn profile(image: &KernelImage, units: &UnitIndex<'_>, cpu_features: &str) -
         profile.constants.insert("THREAD_SIZE".to_owned(), size);
     }
     Ok(profile)
+}
+
+/// Where the array of all `struct page` is, if the kernel has one (CONFIG_SPARSEMEM_VMEMMAP: mm/sparse-vmemmap.c and
+/// `vmemmap_populate` of arch/x86/mm/init_64.c): a variable tells, or without CONFIG_DYNAMIC_MEMORY_LAYOUT
+/// `__VMEMMAP_BASE_L4` of arch/x86/include/asm/pgtable_64_types.h.
+fn place_page_array(image: &KernelImage, profile: &mut GuestProfile) {
+    const VMEMMAP_BASE_L4: u64 = 0xffff_ea00_0000_0000;
+    if image.symbols().lookup("vmemmap_populate").next().is_none() {
+        profile.symbols.remove("vmemmap_base");
+    } else if !profile.symbols.contains_key("vmemmap_base") {
+        profile.constants.insert("VMEMMAP_START".to_owned(), VMEMMAP_BASE_L4);
+    }
 }
 
 /// Number of a feature: `#define NAME (word*32+ bit)`.

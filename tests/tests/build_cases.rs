@@ -23,6 +23,14 @@ struct Change {
     replace: String,
 }
 
+/// A file that is not in the source.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewFile {
+    file: String,
+    text: String,
+}
+
 /// How the inputs of a case are made.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,8 +40,20 @@ struct Case {
     _about: String,
     /// Edits of the source, of which the diff is made.
     edits: Vec<Edit>,
+    /// Files that the diff makes.
+    #[serde(default)]
+    new: Vec<NewFile>,
+    /// Files that the diff deletes.
+    #[serde(default)]
+    deleted: Vec<String>,
+    /// Files that the diff moves as they are: from, to.
+    #[serde(default)]
+    renamed: Vec<(String, String)>,
     /// A change of the diff itself.
     diff: Option<Change>,
+    /// More of the command line.
+    #[serde(default)]
+    args: Vec<String>,
     /// Changes of the configuration.
     #[serde(default)]
     config: Vec<Change>,
@@ -92,6 +112,23 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let case: Case = serde_json::from_slice(&std::fs::read(dir.join("edit.json"))?)?;
     let work = tempfile::tempdir()?;
     let mut diff = patches::diff(&kernel.source(), &case.edits)?;
+    for NewFile { file, text } in &case.new {
+        diff += &patches::unified(file, "", text).replacen(&format!("--- a/{file}"), "--- /dev/null", 1);
+    }
+    for file in &case.deleted {
+        let text = std::fs::read_to_string(kernel.source().join(file))?;
+        diff += &patches::unified(file, &text, "").replacen(&format!("+++ b/{file}"), "+++ /dev/null", 1);
+    }
+    if !case.renamed.is_empty() {
+        // Only git's form has renames; then each file has its own header.
+        diff = diff.lines().fold(String::new(), |text, line| match line.strip_prefix("--- a/") {
+            Some(file) => format!("{text}diff --git a/{file} b/{file}\n{line}\n"),
+            None => format!("{text}{line}\n"),
+        });
+        for (from, to) in &case.renamed {
+            diff += &format!("diff --git a/{from} b/{to}\nsimilarity index 100%\nrename from {from}\nrename to {to}\n");
+        }
+    }
     if let Some(Change { find, replace }) = &case.diff {
         diff = patches::replace_once("the diff", &diff, find, replace)?;
     }
@@ -120,6 +157,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         Some("none") => args.extend(["--modules".into(), work.path().join("none").into()]),
         Some(path) => args.extend(["--module".into(), of_another_kernel(work.path(), kernel, path)?.into()]),
     }
+    args.extend(case.args.iter().map(OsString::from));
     let outcome = commands::lucos_build(&args)?;
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()

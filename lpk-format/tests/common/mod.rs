@@ -183,6 +183,8 @@ pub fn image_only() -> Bundle {
                 unit: "fs/proc/show.c".to_owned(),
                 consequence: "stack traces through the new code are guesses".to_owned(),
             }],
+            omitted: Vec::new(),
+            unchanged_modules: Vec::new(),
         },
         payload: Payload {
             text: text(),

@@ -91,7 +91,9 @@ impl Explained<'_, '_> {
             Some(patched) => self.diff.correlation.original(patched),
             None => function(self.original, name),
         };
-        let compared = patched.and_then(|patched| self.diff.functions.iter().find(|f| f.patched == patched));
+        let compared = patched.and_then(|patched| {
+            self.diff.functions.iter().chain(&self.diff.boot_functions).find(|f| f.patched == patched)
+        });
         let difference = match (compared.map(|compared| &compared.change), original) {
             (Some(Change::Same), _) => "it does not change".to_owned(),
             (Some(Change::Changed(difference)), _) => difference.to_string(),

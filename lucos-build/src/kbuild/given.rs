@@ -5,6 +5,7 @@
 //! commands of units, from the `.cmd` files that the build has left beside its objects.
 
 use super::command::{CommandError, UnitCommands};
+use super::listing::Listing;
 use crate::inputs::is_source;
 use std::path::{Path, PathBuf};
 
@@ -95,6 +96,29 @@ impl Given {
         let below = folder.strip_prefix(&source).map(Path::to_owned);
         let below = below.map_err(|_| GivenError::SourceGone { tree, said_by: path })?;
         Ok(Self { folder, source, below: Some(below), compiler })
+    }
+
+    /// All units that the build has recorded commands of.
+    ///
+    /// # Errors
+    /// [`GivenError::Read`].
+    pub fn listing(&self) -> Result<Listing, GivenError> {
+        let mut lines = Vec::new();
+        let mut folders = vec![self.folder.clone()];
+        while let Some(path) = folders.pop() {
+            let read = |source| GivenError::Read { path: path.clone(), source };
+            for entry in std::fs::read_dir(&path).map_err(read)? {
+                let entry = entry.map_err(read)?;
+                if entry.file_type().map_err(read)?.is_dir() {
+                    folders.push(entry.path());
+                } else if entry.file_name().to_string_lossy().ends_with(".o.cmd") {
+                    let text = std::fs::read_to_string(entry.path()).map_err(read)?;
+                    lines.extend(text.lines().next().map(str::to_owned));
+                }
+            }
+        }
+        lines.sort();
+        Ok(Listing::parse(&lines.join("\n"), &self.source, |_, _| ()))
     }
 
     /// How the build made a unit.

@@ -38,6 +38,19 @@ pub fn make(tree: &Path, overlay: &Path, files: &Files) -> Result<(), OverlayErr
     folder(tree, overlay, &root)
 }
 
+/// A path without `.` and `..`.
+pub fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => drop(clean.pop()),
+            std::path::Component::CurDir => {}
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
 #[derive(Default)]
 struct Node<'a> {
     children: BTreeMap<&'a OsStr, Node<'a>>,

@@ -6,6 +6,7 @@
 
 use super::command::UnitCommands;
 use super::{BuildFolder, KbuildError, io};
+use crate::identity::Config;
 use crate::request::Request;
 use sha2::{Digest, Sha256};
 use std::fs;
@@ -36,6 +37,9 @@ pub enum SupportError {
         /// Why.
         source: std::io::Error,
     },
+    /// Nobody in the guest could give memory for code.
+    #[error("this kernel has no loadable modules (CONFIG_MODULES), as one of which new code would be prepared")]
+    NoModules,
     /// It does not compile with this kernel's headers.
     #[error("the support object does not compile with this kernel's headers:\n{0}")]
     Compile(String),
@@ -46,6 +50,9 @@ pub enum SupportError {
 /// # Errors
 /// [`SupportError`].
 pub fn object(folder: &BuildFolder, request: &Request) -> Result<PathBuf, SupportError> {
+    if Config::parse(&request.config).get("CONFIG_MODULES") != Some("y") {
+        return Err(SupportError::NoModules);
+    }
     let unit = PathBuf::from(LIKE);
     let commands = folder.commands(request, std::slice::from_ref(&unit))?;
     let (_, commands) = commands.into_iter().next().ok_or_else(|| SupportError::Compile(format!("no {LIKE}")))?;

@@ -118,7 +118,7 @@ impl Linker<'_, '_> {
     /// What boot sets up, it has not set up for new data.
     pub(super) fn refuse_boot_setup(&mut self) {
         for (unit_index, unit) in self.units.iter().enumerate() {
-            for &function in &unit.diff.boot_functions {
+            for function in unit.diff.changed_boot_functions() {
                 for reloc in unit.patched.relocs(function) {
                     let key = match unit.patched.target(reloc) {
                         Target::Piece(piece, _) => (unit_index, piece),

@@ -43,6 +43,11 @@ pub enum ArenaError {
     /// No free entry in the kernel's page tables.
     #[error("no free entry below the kernel's text in `level2_kernel_pgt`")]
     NoWindow,
+    /// The kernel keeps `struct page` in pieces.
+    #[error(
+        "the guest's kernel has no array of all pages (CONFIG_SPARSEMEM_VMEMMAP), by which low memory is known to be reserved"
+    )]
+    NoPageArray,
     /// Low memory is not reserved by this guest.
     #[error("page {pa:#x} of low memory is not reserved by the guest (kernels before 5.13 do not)")]
     NotReserved {
@@ -239,8 +244,7 @@ pub fn pool(memory: &dyn ReadMemory, kernel: &Kernel, source: ArenaSource) -> Re
                 let start = kernel.translate(memory, Va(pointer), "the real-mode trampoline")?.0;
                 start..start.saturating_add(blob)
             };
-            let flags =
-                kernel.image_u64(memory, kernel.symbol("vmemmap_base")?)?.wrapping_add(kernel.offset("page.flags")?);
+            let flags = page_array(memory, kernel)?.wrapping_add(kernel.offset("page.flags")?);
             let (size, reserved) = (kernel.size("page")?, kernel.constant("PG_reserved")?);
             let mut pages = Vec::new();
             for pa in LOW_MEMORY.step_by(PAGE) {
@@ -256,6 +260,15 @@ pub fn pool(memory: &dyn ReadMemory, kernel: &Kernel, source: ArenaSource) -> Re
             Ok(Pool { base: Pa(0), pages })
         }
     }
+}
+
+/// Address of the array of all `struct page`: in a variable where the kernel may place it elsewhere, else where the architecture
+/// has it (`VMEMMAP_START`, arch/x86/include/asm/pgtable_64_types.h).
+fn page_array(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<u64, ArenaError> {
+    if let Ok(variable) = kernel.symbol("vmemmap_base") {
+        return Ok(kernel.image_u64(memory, variable)?);
+    }
+    kernel.constant("VMEMMAP_START").map_err(|_| ArenaError::NoPageArray)
 }
 
 /// Number of the free entry of `level2_kernel_pgt` to use as the window. An entry that leads into the pool means that its

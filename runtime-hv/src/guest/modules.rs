@@ -69,6 +69,14 @@ pub enum Found {
 }
 
 impl Loaded {
+    /// A module at places of a test's choice: sections by first link address, size and live address.
+    #[cfg(test)]
+    pub(crate) fn with_sections(sections: &[(u64, u64, u64)]) -> Loaded {
+        let section = |&(link, size, live): &(u64, u64, u64)| (link..link + size + 1, live);
+        let sections = sections.iter().map(section).collect();
+        Loaded { at: Va(REACH), name: "m".into(), sections, imports: BTreeMap::new() }
+    }
+
     /// Live address of a link address of the module; `None` for an address of the kernel.
     #[must_use]
     pub fn live(&self, link: u64) -> Option<u64> {

@@ -327,7 +327,9 @@ fn indirect(expected: &[u8], found: &[u8], at: u64, facts: &Facts, thunk_at: &dy
 mod tests {
     use super::super::code::branch;
     use super::*;
+    use crate::guest::modules::Loaded;
     use BootSiteKind as Kind;
+    use lpk_format::RelocKind;
 
     const SLIDE: u64 = 0x20_0000;
     const LINK: u64 = 0xffff_ffff_8100_1000;
@@ -453,6 +455,72 @@ mod tests {
         let original = [0x90, 0x90, 0x90, 0x90, 0x90];
         try_site(jump.clone(), &original, &[0xeb, 0x13, 0x0f, 0x1f, 0x00]).expect("the same target");
         assert!(try_site(jump, &original, &[0xeb, 0x12, 0x0f, 0x1f, 0x00]).is_err());
+    }
+
+    #[test]
+    fn a_module_is_compared_where_its_loader_has_put_it() {
+        const MODULE: u64 = lpk_format::MODULE_SPACE.start;
+        const LIVE: u64 = 0xffff_ffff_a123_4000;
+        let module = Loaded::with_sections(&[
+            (MODULE, 0x100, LIVE),
+            (MODULE + 0x200, 0x40, LIVE + 0x5000),
+            (MODULE + 0x300, 0, LIVE),
+        ]);
+        let facts = Facts { module: Some(std::sync::Arc::new(module)), ..facts() };
+        let relocation = |offset, kind: RelocKind, place, addend| BootSite {
+            offset,
+            len: kind.size(),
+            kind: Kind::Relocation { kind, place, addend },
+        };
+        // call kernel; mov data, %eax; mov $text, %rdi; lea empty(%rip); an alternative; padding
+        let patch = FunctionPatch {
+            name: "f".into(),
+            unit: "f.c".into(),
+            old_address: MODULE + 0x10,
+            jump_offset: 0,
+            expected: [
+                &[CALL, 0, 0, 0, 0, 0x8b, 0x05, 0, 0, 0, 0, 0x48, 0xc7, 0xc7, 0, 0, 0, 0, 0x48, 0x8d, 0x05, 0, 0, 0, 0]
+                    [..],
+                &NOP5,
+                &[0x5b],
+            ]
+            .concat(),
+            sites: vec![
+                relocation(1, RelocKind::Plt32, Place::Kernel(FUNCTION - SLIDE), -4),
+                relocation(7, RelocKind::Pc32, Place::Kernel(MODULE + 0x200), 4),
+                relocation(14, RelocKind::Abs32S, Place::Kernel(MODULE), 0x20),
+                relocation(21, RelocKind::Pc32, Place::Kernel(MODULE + 0x300), -4),
+                BootSite {
+                    offset: 25,
+                    len: 5,
+                    kind: Kind::Alternative {
+                        forms: vec![branch(CALL, MODULE + 0x10 + 25, FUNCTION - SLIDE).expect("near").to_vec()],
+                    },
+                },
+            ],
+            new_offset: 0,
+            new_size: 0,
+        };
+        let base = LIVE + 0x10;
+        let mut live = patch.expected.clone();
+        let mut put = |at: usize, bytes: &[u8]| live[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &branch(CALL, base, FUNCTION).expect("near"));
+        put(7, &((LIVE + 0x5000 + 4).wrapping_sub(base + 7) as u32).to_le_bytes());
+        put(14, &((LIVE + 0x20) as u32).to_le_bytes());
+        put(21, &[1, 2, 3, 4]); // the address of nothing
+        let check = |live: &[u8]| compare(&patch, live, &facts, &|_| None);
+        check(&live).expect("as the loader leaves it");
+        let mut taken = live.clone();
+        taken[25..30].copy_from_slice(&branch(CALL, base + 25, FUNCTION).expect("near"));
+        check(&taken).expect("the alternative taken");
+        taken[26] ^= 1;
+        assert!(check(&taken).is_err(), "a call that leads elsewhere");
+        for at in [1, 7, 14] {
+            let mut other = live.clone();
+            other[at] ^= 1;
+            let error = check(&other).expect_err("another target").to_string();
+            assert!(error.contains("loader"), "{error}");
+        }
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl Checker {
         // A file that neither tree has is one that the kernel's build generates.
         {
             let _make = self.make.lock();
-            self.folder.generate(&self.request, Path::new(unit)).map_err(of_kbuild)?;
+            self.folder.generate(&self.request, &[PathBuf::from(unit)]).map_err(of_kbuild)?;
         }
         Ok(complaints::read(&self.check(unit, plan, trees)?))
     }
