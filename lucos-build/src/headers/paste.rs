@@ -234,6 +234,9 @@ impl<'t> Pasting<'t> {
         parameter: &dyn Fn(&[u8]) -> Option<usize>,
         depth: usize,
     ) -> Vec<Pattern> {
+        if argument.iter().any(|token| token.is(b'#')) {
+            return vec![pasted(argument, parameter).unwrap_or_else(|| vec![Part::Any])];
+        }
         let token = match argument {
             [] => return vec![Vec::new()],
             [one] => one,
@@ -292,6 +295,22 @@ impl<'t> Pasting<'t> {
             _ => {}
         }
     }
+}
+
+/// An argument that is pasted together itself: `_##name`.
+fn pasted(argument: &[Token<'_>], parameter: &dyn Fn(&[u8]) -> Option<usize>) -> Option<Pattern> {
+    let mut pattern = Vec::new();
+    for (at, token) in argument.iter().enumerate() {
+        match (at % 3, token.kind) {
+            (0, TokenKind::Word | TokenKind::Number) => {
+                let part = parameter(token.text).map_or_else(|| Part::Fixed(token.text.to_owned()), Part::Parameter);
+                push(&mut pattern, part);
+            }
+            (1 | 2, _) if token.is(b'#') => {}
+            _ => return None,
+        }
+    }
+    (argument.len() % 3 == 1).then_some(pattern)
 }
 
 fn push(pattern: &mut Pattern, part: Part) {
