@@ -79,7 +79,7 @@ impl UnitCommands {
     /// [`CommandError`].
     pub fn parse(output: &str, object: &str) -> Result<Self, CommandError> {
         let joined = output.replace("\\\n", " ");
-        let (mut compile, mut after) = (None, Vec::new());
+        let (mut compile, mut after): (Option<Vec<String>>, _) = (None, Vec::new());
         for line in joined.lines().filter(|line| line.contains(object)) {
             for step in steps(line) {
                 // A step that does not name the object cannot change it.
