@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 /// Changes when the same inputs are to be put together otherwise.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 /// How often a refusal may ask for more.
 const ROUNDS: usize = 8;
 /// A diff of more files than these is not what a person would call a change of one file.
