@@ -79,7 +79,7 @@ impl UnitCommands {
     /// [`CommandError`].
     pub fn parse(output: &str, object: &str) -> Result<Self, CommandError> {
         let joined = output.replace("\\\n", " ");
-        let (mut compile, mut after) = (None, Vec::new());
+        let (mut compile, mut after): (Option<Vec<String>>, _) = (None, Vec::new());
         for line in joined.lines().filter(|line| line.contains(object)) {
             for step in steps(line) {
                 // A step that does not name the object cannot change it.
@@ -94,11 +94,16 @@ impl UnitCommands {
                 }
                 let output_follows = words.windows(2).any(|pair| pair[0] == "-o" && pair[1] == object);
                 if output_follows && words.iter().any(|word| word == "-c") {
-                    // make reaches a folder by several ways sometimes (arch/x86/pci); it is the same object then.
-                    if compile.as_ref().is_some_and(|known| *known != words) {
-                        return Err(CommandError::Twice { object: object.to_owned() });
+                    // make reaches a folder by several ways sometimes (arch/x86/pci); it is the same object then. It also
+                    // says how it would compile a file of `arch/x86/lib` from `arch/x86`, which no full build does.
+                    match compile.as_ref().filter(|known| **known != words) {
+                        Some(known) => match (is_of_its_folder(known, object), is_of_its_folder(&words, object)) {
+                            (true, false) => {}
+                            (false, true) => compile = Some(words),
+                            _ => return Err(CommandError::Twice { object: object.to_owned() }),
+                        },
+                        None => compile = Some(words),
                     }
-                    compile = Some(words);
                 } else if matches!(program, "objtool" | "recordmcount") {
                     if !after.contains(&words) {
                         after.push(words);
@@ -130,6 +135,13 @@ impl UnitCommands {
         let all = |words: &Vec<String>| words.iter().map(|word| change(word)).collect::<Vec<_>>();
         Self { compile: all(&self.compile), after: self.after.iter().map(all).collect() }
     }
+}
+
+/// Whether a command was made by the rules of the folder that the object is in (`modfile` of `scripts/Makefile.lib`).
+fn is_of_its_folder(words: &[String], object: &str) -> bool {
+    let folder = |path: &str| path.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+    let file = words.iter().find_map(|word| word.strip_prefix("-DKBUILD_MODFILE="));
+    file.is_some_and(|file| folder(file.trim_matches('"')) == folder(object))
 }
 
 /// The simple commands of a shell line: cut at `;`, `&` and `|` outside quotes.
@@ -208,6 +220,10 @@ cc -c -o dir/unit.other.o /src/dir/unit.other.c
         assert!(matches!(UnitCommands::parse(&twice, "dir/unit.o"), Err(CommandError::Twice { .. })));
         let again = SAMPLE.repeat(2);
         assert_eq!(UnitCommands::parse(&again, "dir/unit.o"), UnitCommands::parse(SAMPLE, "dir/unit.o"));
+        let from = |folder: &str| format!("cc -DKBUILD_MODFILE='\"{folder}unit\"' -c -o dir/unit.o /src/dir/unit.c\n");
+        let both = format!("{}{}", from(""), from("dir/"));
+        let commands = UnitCommands::parse(&both, "dir/unit.o").expect("the one of its folder");
+        assert_eq!(commands.compile[1], "-DKBUILD_MODFILE=\"dir/unit\"");
         let open = "cc -c -o dir/unit.o 'x\n";
         assert!(matches!(UnitCommands::parse(open, "dir/unit.o"), Err(CommandError::Shell { .. })));
     }

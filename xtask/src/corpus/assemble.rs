@@ -14,8 +14,6 @@ use std::collections::BTreeSet;
 
 /// Turns until a unit has to compile.
 const TURNS: usize = 24;
-/// More hunks than these are not tried one by one.
-const PRUNED: usize = 24;
 
 /// Everything an assembly looks at.
 #[derive(Debug, Clone, Copy)]
@@ -34,16 +32,34 @@ impl Workbench<'_> {
             self.satisfy(unit, plan)?;
         }
         let added: Vec<_> = plan.hunks().into_iter().filter(|hunk| !before.contains(hunk)).collect();
-        if (2..=PRUNED).contains(&added.len()) && self.compile(&units, plan)? {
-            for (file, hunk) in added {
-                let mut smaller = plan.clone();
-                smaller.remove_hunk(&file, hunk);
-                if self.compile(&units, &smaller)? {
-                    *plan = smaller;
-                }
-            }
+        if added.len() > 1 && self.compile(&units, plan)? {
+            self.prune(&units, added, plan)?;
         }
         Ok(())
+    }
+
+    /// Leaves out again what is not needed: headers first, because hunks of one often need each other, then hunks; and
+    /// again, because what is needed only by something left out can go as well.
+    fn prune(&self, units: &[String], mut added: Vec<(String, usize)>, plan: &mut Plan) -> Result<(), JobError> {
+        loop {
+            let mut groups: Vec<Vec<(String, usize)>> =
+                added.chunk_by(|one, two| one.0 == two.0).map(<[_]>::to_vec).collect();
+            groups.extend(added.iter().map(|hunk| vec![hunk.clone()]));
+            let before = added.len();
+            for group in groups {
+                let mut smaller = plan.clone();
+                for (file, hunk) in &group {
+                    smaller.remove_hunk(file, *hunk);
+                }
+                if smaller != *plan && self.compile(units, &smaller)? {
+                    *plan = smaller;
+                    added.retain(|hunk| !group.contains(hunk));
+                }
+            }
+            if added.len() == before {
+                return Ok(());
+            }
+        }
     }
 
     /// Units of the plan's sources; a source that is not built in (of a module) is its own.

@@ -4,7 +4,7 @@
 //! [`Entry`]; its folder has the diff, the report and the bundle.
 
 use super::assemble::Workbench;
-use super::entry::{Entry, Place};
+use super::entry::{Entry, Place, Why};
 use super::plan::Plan;
 use crate::JobError;
 use lucos_tests::commands;
@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 /// Changes when the same inputs are to be put together otherwise.
-const RECIPE: &str = "1";
+const RECIPE: &str = "3";
 /// How often a refusal may ask for more.
 const ROUNDS: usize = 8;
 /// A diff of more files than these is not what a person would call a change of one file.
@@ -62,12 +62,7 @@ impl Evaluator<'_> {
         self.try_run(file, place).unwrap_or_else(|error| {
             let mut entry = self.entry(file, place);
             entry.verdict = "failed".to_owned();
-            entry.reasons.push(super::entry::Why {
-                rule: "failed".to_owned(),
-                message: error.to_string(),
-                file: None,
-                line: None,
-            });
+            entry.reasons.push(Why { rule: "failed".to_owned(), message: error.to_string(), file: None, line: None });
             entry
         })
     }
@@ -113,7 +108,7 @@ impl Evaluator<'_> {
         let mut flags = Vec::new();
         let mut best = self.build(file, place, &plan, &flags)?;
         for _ in 0..ROUNDS {
-            if best.rule() == MODULES_AFFECTED && flags.is_empty() {
+            if place == Place::BuiltIn && flags.is_empty() && self.is_about_modules(&best) {
                 // What is measured is the image; the report names the modules.
                 flags.push(BUILT_IN_ONLY.to_owned());
                 best = self.build(file, place, &plan, &flags)?;
@@ -145,6 +140,15 @@ impl Evaluator<'_> {
         }
         self.keep(&folder, &mut best, key)?;
         Ok(best)
+    }
+
+    /// Whether all that is in the way is in modules.
+    fn is_about_modules(&self, entry: &Entry) -> bool {
+        let in_module = |why: &Why| {
+            let unit = why.file.as_deref().filter(|file| file.ends_with(".c"));
+            why.rule == MODULES_AFFECTED || unit.is_some_and(|file| self.workbench.built_in.units_of(file).is_empty())
+        };
+        entry.verdict == "refused" && entry.reasons.iter().all(in_module)
     }
 
     /// The plan around one file, from an earlier run if it was made from the same.
