@@ -61,11 +61,14 @@ impl Faults {
         }
     }
 
-    /// The end of all phases.
+    /// The end of all phases; `some` of the diff is in the bundle.
     ///
     /// # Errors
-    /// All reasons, if there are some.
-    pub fn end(&mut self) -> Result<(), Stop> {
+    /// All reasons, if there are some; also those for what was left out, when nothing else is left.
+    pub fn end(&mut self, some: bool, report: &mut Report) -> Result<(), Stop> {
+        if !some {
+            self.reasons.append(&mut report.omitted);
+        }
         if self.reasons.is_empty() { Ok(()) } else { Err(Stop::Refused(std::mem::take(&mut self.reasons))) }
     }
 
@@ -90,12 +93,6 @@ impl Faults {
             compiled.retain(|unit| !at_fault.contains(&unit.unit.display().to_string()));
             if compiled.len() == before {
                 // It is about all of them together.
-                self.reasons.extend(reasons);
-                return Ok(None);
-            }
-            if compiled.is_empty() && self.reasons.is_empty() && self.partial {
-                // Nothing is left that could be done.
-                self.reasons.append(&mut report.omitted);
                 self.reasons.extend(reasons);
                 return Ok(None);
             }

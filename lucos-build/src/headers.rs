@@ -151,7 +151,7 @@ impl Sources<'_, '_> {
             let users = graph.users([id]);
             // One unit of those that take it in is enough: they all need the same parts.
             let listed = |id: &FileId| by_id.get(id).filter(|unit| self.listing.units.contains_key(**unit));
-            if let Some(unit) = users.intersection(&see).find_map(|id| listed(id)) {
+            if let Some(unit) = users.intersection(&see).find_map(listed) {
                 wanted.insert((*unit).clone());
                 news.insert(file.path.clone());
             }

@@ -124,19 +124,19 @@ impl Judge<'_, '_> {
         for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
-        if judged.iter().all(|unit| unit.diff.is_empty()) {
-            return Ok(None);
-        }
-        self.refuse_type2(&read, &judged, report)?;
         let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
             let in_module = self.image_of(unit).module().is_some();
-            (judged.diff.changed_boot_functions().filter(move |_| in_module))
-                .filter_map(|at| exit_code(&unit.unit, patched, at))
+            let functions = judged.diff.changed_boot_functions().filter(move |_| in_module);
+            functions.filter_map(|function| exit_code(&unit.unit, patched, function))
         });
         let exits: Vec<Reason> = exits.collect();
         if !exits.is_empty() {
             return Err(Stop::Refused(exits));
         }
+        if judged.iter().all(|unit| unit.diff.is_empty()) {
+            return Ok(None);
+        }
+        self.refuse_type2(&read, &judged, report)?;
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();

@@ -42,6 +42,13 @@ pub enum ModuleFileError {
     },
 }
 
+/// A module's file, unpacked.
+struct ModuleFile {
+    path: PathBuf,
+    how: &'static str,
+    bytes: Vec<u8>,
+}
+
 /// The modules of a diff.
 #[derive(Default)]
 pub struct Modules {
@@ -78,10 +85,10 @@ impl Modules {
             }
             let known = given.iter().flatten().find(|(known, ..)| known == name);
             let found = match known {
-                Some((_, path, bytes)) => Some((path.clone(), "given", bytes.clone())),
+                Some((_, path, bytes)) => Some(ModuleFile { path: path.clone(), how: "given", bytes: bytes.clone() }),
                 None => search(args, kernel.release(), name).map_err(Stop::failed)?,
             };
-            let Some((path, how, bytes)) = found else {
+            let Some(ModuleFile { path, how, bytes }) = found else {
                 let folders: Vec<String> =
                     folders(args, kernel.release()).iter().map(|(path, _)| path.display().to_string()).collect();
                 let message = format!("it belongs to module {name}, whose file is in none of {}", folders.join(", "));
@@ -154,11 +161,7 @@ fn folders(args: &BuildArgs, release: &str) -> Vec<(PathBuf, &'static str)> {
 }
 
 /// The file of a module in the folders: those that the build lists, or else all that lie there.
-fn search(
-    args: &BuildArgs,
-    release: &str,
-    name: &str,
-) -> Result<Option<(PathBuf, &'static str, Vec<u8>)>, ModuleFileError> {
+fn search(args: &BuildArgs, release: &str, name: &str) -> Result<Option<ModuleFile>, ModuleFileError> {
     let packed = PACKED.iter().map(|(ending, ..)| format!(".{ending}"));
     let endings: Vec<String> = std::iter::once(String::new()).chain(packed).collect();
     for (folder, how) in folders(args, release) {
@@ -175,7 +178,7 @@ fn search(
                 file.push(ending);
                 let file = PathBuf::from(file);
                 if file.is_file() {
-                    return read(&file).map(|bytes| Some((file, how, bytes)));
+                    return read(&file).map(|bytes| Some(ModuleFile { path: file, how, bytes }));
                 }
             }
         }

@@ -151,7 +151,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let mut faults = Faults::new(args);
     faults.take(std::mem::take(&mut scope.reasons), report)?;
     if scope.is_empty() {
-        return faults.end();
+        return faults.end(false, report);
     }
     let clock = Instant::now();
     let folder = BuildFolder::prepare(&request, progress).map_err(Stop::failed)?;
@@ -177,7 +177,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
     let bundle = faults.judge(&judge, compiled, report, progress)?;
-    faults.end()?;
+    faults.end(bundle.is_some(), report)?;
     let Some(bundle) = bundle else { return Ok(()) };
 
     // 10. Write, and read back

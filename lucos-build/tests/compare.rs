@@ -77,7 +77,11 @@ fn every_pair_has_the_verdict_and_status_of_its_folder() -> Outcome {
         let rules = names_of_rules(&report);
         let type2 = ["type-layout", "data-changed", "data-retyped"].iter().any(|rule| rules.contains(*rule));
         let expected = match case.split('-').next().unwrap_or_default() {
-            "same" => verdict == "equal",
+            // Data that only comes or goes changes nothing that runs, but the objects differ in it.
+            "same" => {
+                let changed = names(&report, "data").into_iter().any(|(_, change)| change == "changed");
+                verdict == "equal" || (names(&report, "functions").is_empty() && !changed)
+            }
             "type1" => verdict == "differ" || (verdict == "refused" && !type2),
             "type2" => verdict == "refused" && type2,
             _ => verdict == "refused",

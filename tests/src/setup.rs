@@ -130,10 +130,18 @@ pub struct Step {
 pub fn step(wanted: &Wanted, say: &dyn Fn(&str)) -> Result<Step, SetupError> {
     let cache = cache_dir()?;
     std::fs::create_dir_all(&cache).map_err(SetupError::io(&cache))?;
-    let _lock = fetch::lock(&cache, say)?;
+    let (from, to) = (wanted.from.as_deref(), wanted.to.as_deref());
     let mut apt = apt::Apt::new(&cache);
     packages::install_missing(packages::BASE, &mut apt, say)?;
-    let (from, to) = (wanted.from.as_deref(), wanted.to.as_deref());
+    // Both versions are named, and there: no need to wait for a set-up that fetches or builds others.
+    if from.is_some()
+        && to.is_some()
+        && let Some(step) = cached_step(&cache, wanted)
+    {
+        install_compiler(&step.older, &mut apt, say)?;
+        return Ok(step);
+    }
+    let _lock = fetch::lock(&cache, say)?;
     let series = match wanted.series.as_deref().or_else(|| from.or(to).and_then(discover::series)) {
         Some(series) => Ok(series.to_owned()),
         None => discover::default_series(&mut apt, say),

@@ -88,7 +88,7 @@ fn same_enumerators<'t>(old: &Items<'t>, new: &Items<'t>, change: &Change<'t>) -
     // A name that another changed item introduces as well stays.
     let twice = |name: &[u8]| {
         let named = |items: &Items<'_>, indices: &BTreeSet<usize>| {
-            indices.iter().filter(|&&index| items.list[index].names.iter().any(|other| *other == name)).count()
+            indices.iter().filter(|&&index| items.list[index].names.contains(&name)).count()
         };
         named(old, &change.old) > 1 || named(new, &change.new) > 1
     };

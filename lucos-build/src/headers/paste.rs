@@ -234,6 +234,9 @@ impl<'t> Pasting<'t> {
         parameter: &dyn Fn(&[u8]) -> Option<usize>,
         depth: usize,
     ) -> Vec<Pattern> {
+        if argument.iter().any(|token| token.is(b'#')) {
+            return vec![pasted(argument, parameter).unwrap_or_else(|| vec![Part::Any])];
+        }
         let token = match argument {
             [] => return vec![Vec::new()],
             [one] => one,
@@ -292,6 +295,22 @@ impl<'t> Pasting<'t> {
             _ => {}
         }
     }
+}
+
+/// An argument that is pasted together itself: `_##name`.
+fn pasted(argument: &[Token<'_>], parameter: &dyn Fn(&[u8]) -> Option<usize>) -> Option<Pattern> {
+    let mut pattern = Vec::new();
+    for (at, token) in argument.iter().enumerate() {
+        match (at % 3, token.kind) {
+            (0, TokenKind::Word | TokenKind::Number) => {
+                let part = parameter(token.text).map_or_else(|| Part::Fixed(token.text.to_owned()), Part::Parameter);
+                push(&mut pattern, part);
+            }
+            (1 | 2, _) if token.is(b'#') => {}
+            _ => return None,
+        }
+    }
+    (argument.len() % 3 == 1).then_some(pattern)
 }
 
 fn push(pattern: &mut Pattern, part: Part) {
@@ -389,7 +408,9 @@ mod tests {
         let flag = ["FLAG(u, l) int Page##u(void) { return test_##l##_bit; }"];
         assert_eq!(made(&flag, "FLAG(Dirty, dirty)"), ["PageDirty", "test_dirty_bit"]);
         let paste = ["___P(a, b) a##b", "__P(a, b) ___P(a, b)", "ID(x) __P(__P(id_, x), __COUNTER__)", "USE(y) ID(y_)"];
-        assert_eq!(made(&paste, "__P(f, g); ID(z);"), ["USE=id_y___COUNTER__", "fg", "id_z__COUNTER__"]);
+        // What an inner call makes counts as a name of its own: one too many does no harm.
+        let names = ["USE=id_y_", "USE=id_y___COUNTER__", "fg", "id_z", "id_z__COUNTER__"];
+        assert_eq!(made(&paste, "__P(f, g); ID(z);"), names);
         let calls = ["D1(name, ...) DX(1, _##name, __VA_ARGS__)", "DX(n, s, ...) sys##s"];
         assert!(
             made(&calls, "D1(read, int, a)").contains(&"sys_read".to_owned()),

@@ -133,6 +133,9 @@ impl Side {
     }
 }
 
+/// What became of a unit: the original object, the patched one, and the error that explains most.
+type Sides = (Option<PathBuf>, Option<PathBuf>, Option<CompileError>);
+
 impl Compile<'_> {
     /// Makes both trees, with the folders of all units that will be asked for.
     ///
@@ -234,8 +237,7 @@ impl Compile<'_> {
             };
             jobs.par_iter().map(compile).collect()
         })?;
-        let mut objects: Vec<(Option<PathBuf>, Option<PathBuf>, Option<CompileError>)> =
-            units.iter().map(|_| (None, None, None)).collect();
+        let mut objects: Vec<Sides> = units.iter().map(|_| (None, None, None)).collect();
         for ((index, side), result) in jobs.into_iter().zip(results) {
             let (original, patched, failed) = &mut objects[index];
             match (result, side) {
@@ -250,17 +252,16 @@ impl Compile<'_> {
         } else {
             false
         };
-        let finish =
-            |(unit, (original, patched, failed)): (&Unit, (Option<PathBuf>, Option<PathBuf>, Option<CompileError>))| {
-                let patched = match (failed, patched) {
-                    // Compiled again without `#line`, the compiler shows the lines that are there; if it compiles so, that
-                    // object is as good.
-                    (Some(CompileError::Patched { .. }), _) if shown => self.unit(unit, Side::Patched)?,
-                    (Some(error), _) => return Err(error),
-                    (None, patched) => patched.unwrap_or_else(|| self.object(unit, Side::Patched)),
-                };
-                Ok(CompiledUnit { unit: unit.name.clone(), original, patched })
+        let finish = |(unit, (original, patched, failed)): (&Unit, Sides)| {
+            let patched = match (failed, patched) {
+                // Compiled again without `#line`, the compiler shows the lines that are there; if it compiles so, that
+                // object is as good.
+                (Some(CompileError::Patched { .. }), _) if shown => self.unit(unit, Side::Patched)?,
+                (Some(error), _) => return Err(error),
+                (None, patched) => patched.unwrap_or_else(|| self.object(unit, Side::Patched)),
             };
+            Ok(CompiledUnit { unit: unit.name.clone(), original, patched })
+        };
         self.parallel(|| units.par_iter().zip(objects).map(finish).collect())
     }
 

@@ -5,8 +5,9 @@
 
 use super::paging::{LARGE, Root, WalkError, translate};
 use super::{GuestError, Kernel};
-use crate::engine::{ReadMemory, Registers, Va};
+use crate::engine::{Engine, EngineError, ReadMemory, Registers, Va};
 use lpk_format::{GuestProfile, KernelId, hex};
+use std::time::Duration;
 
 /// First address of the kernel's half, for 4 and for 5 levels.
 pub const KERNEL_HALF: u64 = 0xff00_0000_0000_0000;
@@ -14,6 +15,34 @@ pub const KERNEL_HALF: u64 = 0xff00_0000_0000_0000;
 const IMAGE_SIZE: u64 = 1 << 30;
 /// More notes than any kernel has.
 const NOTES_LIMIT: u64 = 64 << 10;
+
+/// How often a running guest is looked at before it counts as another one, and how long it runs in between.
+const ATTEMPTS: usize = 8;
+const WAIT: Duration = Duration::from_millis(2);
+
+/// [`locate`] on a guest that runs. The page table that a processor used a moment ago may be that of a process which has
+/// ended since, and hold anything: only what stays is true.
+///
+/// # Errors
+/// [`GuestError`].
+pub fn find<E: Engine>(engine: &mut E, id: &KernelId, profile: &GuestProfile) -> Result<Kernel, GuestError> {
+    let mut attempt = 1;
+    loop {
+        let registers = engine.registers()?;
+        match locate(engine, &registers, id, profile) {
+            Err(
+                GuestError::NotBooted(_)
+                | GuestError::Slide { .. }
+                | GuestError::BuildId { .. }
+                | GuestError::Engine(EngineError::Memory { .. }),
+            ) if attempt < ATTEMPTS => {
+                attempt += 1;
+                std::thread::sleep(WAIT);
+            }
+            result => return result,
+        }
+    }
+}
 
 /// Finds the kernel behind the interrupt tables of the processors and compares its build id.
 ///

@@ -61,9 +61,8 @@ pub fn admit<E: Engine>(
             "this version applies Type 1 updates only; the bundle is of Type 2".into(),
         ));
     }
-    let registers = engine.registers()?;
+    let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
-    let kernel = identity::locate(engine, &registers, &bundle.kernel, &bundle.profile)?;
     tasks::has_started(engine, &kernel)?;
     let kernel = match &bundle.module {
         Some(module) => with_module(engine, kernel, module)?,

@@ -184,6 +184,18 @@ fn refusals_leave_the_guest_untouched() {
     assert_eq!(setup.updater.apply(&damaged, false).expect_err("damaged").problem().reason, "corrupted-bundle");
 }
 
+/// The process that a processor ran a moment ago may be gone, and its page table with it.
+#[test]
+fn a_page_table_that_is_gone_is_no_other_kernel() {
+    for cr3 in [0x5000, fake::IMAGE + OLD, 0x7fff_ffff_f000] {
+        let mut engine = guest();
+        engine.set_registers(vec![crate::engine::Registers { cr3, ..fake::user() }]);
+        engine.then_registers(vec![fake::user()]);
+        let mut setup = setup(engine);
+        setup.updater.apply(&bytes(&bundle()), false).expect("applied at the second look");
+    }
+}
+
 /// Numbers of calls to fail at: all but reads, and every seventh read (page walks read thousands of words).
 fn interesting(engine: &MockEngine) -> Vec<usize> {
     let calls = engine.calls();

@@ -304,8 +304,7 @@ impl<E: Engine> Updater<E> {
 
     /// Locates the kernel and proves that it is the boot that the journal is about.
     pub(super) fn same_boot(&mut self, bundle: &Bundle) -> Result<(Kernel, Boot), UpdateError> {
-        let registers = self.engine.registers()?;
-        let kernel = identity::locate(&self.engine, &registers, &bundle.kernel, &bundle.profile)?;
+        let kernel = identity::find(&mut self.engine, &bundle.kernel, &bundle.profile)?;
         let boot =
             Boot { build_id: bundle.kernel.build_id.clone(), slide: kernel.slide(), image_delta: kernel.image_delta() };
         if self.document.boot.as_ref() != Some(&boot) {

@@ -41,7 +41,7 @@ impl<'a> Evaluator<'a> {
                     for file in self.built_in_sources() {
                         let versions = trees.versions(file)?;
                         let calls = |name: &&str| versions.roles(name).any(|(_, role)| role == Role::Introduces);
-                        if names.iter().any(|name| calls(name)) {
+                        if names.iter().any(calls) {
                             more |= plan.add_whole(file);
                         }
                     }

@@ -11,6 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+/// The text of a file before and after; `None` where there is no file.
+pub(crate) type Texts = (Option<String>, Option<String>);
+
 /// The two source trees and what differs between them.
 #[derive(Debug)]
 pub(crate) struct Trees {
@@ -55,7 +58,7 @@ impl Trees {
         Ok(versions)
     }
 
-    fn texts(&self, file: &str) -> Result<(Option<String>, Option<String>), JobError> {
+    fn texts(&self, file: &str) -> Result<Texts, JobError> {
         Ok((official::text(&self.old, file)?, official::text(&self.new, file)?))
     }
 
@@ -110,7 +113,7 @@ impl Plan {
     }
 
     /// The text of each file before and after; `None` where there is no file.
-    pub(crate) fn texts(&self, trees: &Trees) -> Result<BTreeMap<String, (Option<String>, Option<String>)>, JobError> {
+    pub(crate) fn texts(&self, trees: &Trees) -> Result<BTreeMap<String, Texts>, JobError> {
         let mut texts = BTreeMap::new();
         for (file, part) in &self.parts {
             let (old, new) = trees.texts(file)?;
