@@ -138,8 +138,10 @@ static void lucos_tables(struct module *mod, const struct lucos_request *request
 		mod->num_exentries = table->size / sizeof(*mod->extable);
 		sort_extable(mod->extable, mod->extable + mod->num_exentries);
 	}
+#ifdef CONFIG_MODULE_UNLOAD
 	INIT_LIST_HEAD(&mod->source_list);
 	INIT_LIST_HEAD(&mod->target_list);
+#endif
 #ifdef CONFIG_GENERIC_BUG
 	table = lucos_table(request, LUCOS_BUGS);
 	INIT_LIST_HEAD(&mod->bug_list);

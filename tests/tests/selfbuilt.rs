@@ -43,14 +43,44 @@ fn listing(folder: &Path) -> BTreeMap<PathBuf, (u64, SystemTime)> {
     files
 }
 
-/// The visible patch on one kernel, from the build to the end.
-fn on(kernel: &SelfBuilt) {
+/// The visible patch, with a warning in it that has an entry in a table.
+fn warning() -> Edit {
+    let mut edit = patches::visible();
+    edit.replace = format!("\tWARN_ON_ONCE(!m->private && !m->op);\n{}", edit.replace);
+    edit
+}
+
+/// An inline function of a header that several units take in.
+fn header() -> Edit {
+    Edit {
+        file: "fs/proc/internal.h".to_owned(),
+        find: "\treturn get_pid_task(proc_pid(inode), PIDTYPE_PID);".to_owned(),
+        replace: "\tif (!inode)\n\t\treturn NULL;\n\treturn get_pid_task(proc_pid(inode), PIDTYPE_PID);".to_owned(),
+    }
+}
+
+/// The visible patch on one kernel, from the build to the end. `modules`: its guest can be told of new code.
+fn on(kernel: &SelfBuilt, modules: bool) {
     let what = kernel.name;
     let work = tempfile::tempdir().expect("a folder");
     let before = listing(&kernel.folder);
     let (outcome, bundle) = build(work.path(), kernel, &[patches::visible()], &[]);
     assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{what}: {}", outcome.describe());
     assert!(before == listing(&kernel.folder), "{what}: the build folder was written to");
+    // Both have entries in a table that the guest has to know of.
+    let rule = if modules { "" } else { "no-support-object" };
+    let folder = |name: &str| {
+        let path = work.path().join(name);
+        std::fs::create_dir(&path).expect("a folder");
+        path
+    };
+    let (outcome, of_header) = build(&folder("header"), kernel, &[header()], &[]);
+    assert_eq!(outcome.text("/reasons/0/rule"), rule, "{what}: {}", outcome.describe());
+    let functions = outcome.items("/functions").len();
+    assert!(!modules || functions > 10, "{what}: {functions} functions, {}", outcome.describe());
+    let (outcome, of_warning) = build(&folder("warning"), kernel, &[warning()], &[]);
+    assert_eq!(outcome.text("/reasons/0/rule"), rule, "{what}: {}", outcome.describe());
+    assert_eq!((of_header.exists(), of_warning.exists()), (modules, modules), "{what}");
     let mut guest = Guest::under_plain_qemu(&Config::new(&format!("selfbuilt-{what}"), &kernel.image()))
         .unwrap_or_else(|error| panic!("{what}: {error}"));
     let said_at_boot = guest.kernel_warnings().expect("answers");
@@ -64,6 +94,15 @@ fn on(kernel: &SelfBuilt) {
         undo(&hv, NAME);
         assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "{what}: taken back");
     }
+    if modules {
+        apply(&hv, &of_warning);
+        assert_eq!(first_word(&mut guest), VISIBLE_WORDS[1], "{what}: with a table, applied");
+        undo(&hv, NAME);
+        assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "{what}: with a table, taken back");
+        apply(&hv, &of_header);
+        guest.run_ok("cat /proc/self/status /proc/1/stat && ls -l /proc/self/fd").expect("the new code runs");
+        undo(&hv, NAME);
+    }
     service.detach().expect("ends");
     let progress = guest.load_progress(&load).expect("answers");
     assert!(progress.fewest > 0 && progress.wrong == 0, "{what}: {progress:?}");
@@ -73,19 +112,19 @@ fn on(kernel: &SelfBuilt) {
 #[test]
 fn gcc_in_its_tree_with_frame_pointers_and_little_else() {
     let Some(kernel) = require::selfbuilt("plain") else { return };
-    on(&kernel);
+    on(&kernel, false);
 }
 
 #[test]
 fn gcc_with_indirect_branch_tracking_and_tracers() {
     let Some(kernel) = require::selfbuilt("traced") else { return };
-    on(&kernel);
+    on(&kernel, true);
 }
 
 #[test]
 fn clang_with_retpolines() {
     let Some(kernel) = require::selfbuilt("clang") else { return };
-    on(&kernel);
+    on(&kernel, true);
 }
 
 /// A tree that has changed since the kernel was built from it is noticed, and the difference is shown.

@@ -443,9 +443,15 @@ mod tests {
     }
 
     fn compile_with(touched: &str, new: &str) -> Result<Done, CompileError> {
+        compile_at(touched, new, None)
+    }
+
+    /// `below`: the build folder, in the source tree, and what its commands call that.
+    fn compile_at(touched: &str, new: &str, below: Option<(&str, &str)>) -> Result<Done, CompileError> {
         let root = tempfile::tempdir().expect("a temporary folder");
         let root = root.path().canonicalize().expect("there");
-        let (source, build, work) = (root.join("src"), root.join("build"), root.join("work"));
+        let (source, work) = (root.join("src"), root.join("work"));
+        let build = below.map_or_else(|| root.join("build"), |(below, _)| source.join(below));
         for folder in [source.join("d"), source.join("e"), build.clone(), work.clone()] {
             fs::create_dir_all(folder).expect("made");
         }
@@ -454,21 +460,25 @@ mod tests {
         fs::write(source.join("d/h.h"), "#define H 0\n#include \"../e/part.c\"\n").expect("written");
         fs::write(source.join("e/part.c"), "int part = 1;\n").expect("written");
         fs::write(source.join("e/other.c"), "int other = 1;\n").expect("written");
+        if below.is_some() {
+            fs::write(build.join("Makefile"), "").expect("written");
+        }
+        let listing = |folder: &Path| fs::read_dir(folder).expect("there").count();
+        let before = listing(&build);
+        let named = below.map_or_else(|| format!("{}/", source.display()), |(_, named)| named.to_owned());
         let old = fs::read_to_string(source.join(touched)).expect("there");
         let diff = similar::TextDiff::from_lines(old.as_str(), new)
             .unified_diff()
             .header(&format!("a/{touched}"), &format!("b/{touched}"))
             .to_string();
         let changes = diff_analyzer::source_diff::read(diff.as_bytes(), &source).expect("applies");
-        let line = format!(
-            "cc -Wp,-MMD,d/.u.o.d -fmacro-prefix-map={0}/= -I{0} -S -c -o d/u.o {0}/d/u.c ; true",
-            source.display()
-        );
+        let line =
+            format!("cc -Wp,-MMD,d/.u.o.d -fmacro-prefix-map={named}= -I{named}d -S -c -o d/u.o {named}d/u.c ; true");
         let commands = UnitCommands::parse(&line, "d/u.o").expect("a command");
         let compile = Compile {
             source: &source,
             build: &build,
-            below: None,
+            below: below.map(|(below, _)| Path::new(below)),
             work: &work,
             jobs: 2,
             changes: &changes,
@@ -479,7 +489,7 @@ mod tests {
         compile.prepare(std::slice::from_ref(&unit))?;
         let mut done = compile.run(&[unit], &|| {})?;
         let done = done.pop().expect("one unit")?;
-        assert_eq!(fs::read_dir(&build).expect("there").count(), 0, "nothing is written to the build folder");
+        assert_eq!(listing(&build), before, "nothing is written to the build folder");
         let touched = BTreeSet::from([PathBuf::from(touched)]);
         let unused = !compile.unused(std::slice::from_ref(&done), &touched)?.is_empty();
         let read = |path: &Path| fs::read_to_string(path).expect("compiled");
@@ -495,6 +505,19 @@ mod tests {
             assert!(text.contains("\"d/u.c\""), "{text}");
         }
         assert!(patched.contains(".long\t7\n") && !original.contains(".long\t7\n"));
+    }
+
+    #[test]
+    fn builds_in_the_tree_are_compiled_in_the_overlay() {
+        for below in [("", ""), ("out", "../")] {
+            let new = "#include \"h.h\"\nint a = 7;\nint added;\n\nint b = __LINE__ + H;\nconst char *f = __FILE__;\n";
+            let Done { original, patched, unused } = compile_at("d/u.c", new, Some(below)).expect("both compile");
+            assert!(patched.contains(".long\t7\n") && !original.contains(".long\t7\n") && !unused, "{below:?}");
+            assert!(patched.contains("\"d/u.c\"") && original.contains("\"d/u.c\""), "{below:?}\n{patched}");
+            let done = compile_at("e/part.c", "int part = 77;\n", Some(below)).expect("both compile");
+            assert!(done.patched.contains(".long\t77\n") && !done.original.contains(".long\t77\n"), "{below:?}");
+            assert!(!done.unused, "{below:?}");
+        }
     }
 
     #[test]

@@ -118,7 +118,10 @@ impl Given {
             }
         }
         lines.sort();
-        Ok(Listing::parse(&lines.join("\n"), &self.source, |_, _| ()))
+        // In a folder of the tree the commands name it `..` (Makefile, `srctree`).
+        let inside = self.below.as_ref().is_some_and(|below| !below.as_os_str().is_empty());
+        let source = if inside { Path::new("..") } else { &self.source };
+        Ok(Listing::parse(&lines.join("\n"), source, |_, _| ()))
     }
 
     /// How the build made a unit.
