@@ -11,7 +11,7 @@
 #include <linux/types.h>
 
 /* Raised with every change of struct lucos_request or of the meaning of a field. */
-#define LUCOS_ABI 1
+#define LUCOS_ABI 2
 
 enum lucos_operation {
 	LUCOS_ALLOCATE = 1,	/* size -> base: zeroed module memory, writable and not executable */
@@ -32,6 +32,7 @@ enum lucos_table {
 	LUCOS_ORC_IP,		/* .orc_unwind_ip */
 	LUCOS_ORC,		/* .orc_unwind */
 	LUCOS_DYNAMIC_DEBUG,	/* __dyndbg */
+	LUCOS_UNPROBED,		/* _kprobe_blacklist */
 	LUCOS_TABLES
 };
 

@@ -157,6 +157,13 @@ static void lucos_tables(struct module *mod, const struct lucos_request *request
 		mod->num_jump_entries = table->size / sizeof(*mod->jump_entries);
 	}
 #endif
+#ifdef CONFIG_KPROBES
+	table = lucos_table(request, LUCOS_UNPROBED);
+	if (table->size) {
+		mod->kprobe_blacklist = (void *)(unsigned long)table->address;
+		mod->num_kprobe_blacklist = table->size / sizeof(*mod->kprobe_blacklist);
+	}
+#endif
 #ifdef CONFIG_UNWINDER_ORC
 	table = lucos_table(request, LUCOS_ORC_IP);
 	if (table->size) {

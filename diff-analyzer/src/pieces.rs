@@ -174,7 +174,11 @@ impl<'o> Pieces<'o> {
         let role = role(&section.name, section.is_code());
         if matches!(
             role,
-            SectionRole::Unwind | SectionRole::NotLoaded | SectionRole::Table(_) | SectionRole::LeftOut(_)
+            SectionRole::Unwind
+                | SectionRole::NotLoaded
+                | SectionRole::Table(_)
+                | SectionRole::LeftOut(_)
+                | SectionRole::Unprobed
         ) {
             return Vec::new();
         }

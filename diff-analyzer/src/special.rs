@@ -35,6 +35,8 @@ pub enum SectionRole {
     Unwind,
     /// A table of places in code that new code cannot do without, and that is not supported: (what it is for).
     Unsupported(&'static str),
+    /// A list of functions in which no kprobe may be (`NOKPROBE_SYMBOL`).
+    Unprobed,
     /// Never loaded, or only of use to the build (`.debug_*`, `.discard.*`).
     NotLoaded,
     /// Loaded, and no part of what a function means: (what a guest goes without).
@@ -166,11 +168,12 @@ const CODE: [(&str, SectionRole); 13] = [
     ),
     // cpu_in_idle, kernel/sched/idle.c; prelink refuses it where the kernel has the section among .noinstr.text
     (".cpuidle.text", SectionRole::MarkedCode("backtraces of all processors show those that idle in the new code")),
-    // within_kprobe_blacklist, kernel/kprobes.c
-    (".kprobes.text", SectionRole::MarkedCode(PROBED)),
+    // Told from the rest by is_unprobed.
+    (UNPROBED_CODE, SectionRole::Code),
 ];
 
-const PROBED: &str = "the guest would allow a kprobe inside of the new code, which must not be probed";
+/// Section of functions in which no kprobe may be (`within_kprobe_blacklist`, kernel/kprobes.c).
+const UNPROBED_CODE: &str = ".kprobes.text";
 
 /// Sections of data, tables and lists by prefix: the first that fits counts.
 const DATA: [(&str, SectionRole); 24] = [
@@ -179,7 +182,7 @@ const DATA: [(&str, SectionRole); 24] = [
     // A hash of the layout of ORC entries, which the module loader compares with the kernel's.
     (".orc_header", SectionRole::NotLoaded),
     (".printk_index", SectionRole::LeftOut("messages of the new code are not in the guest's printk index")),
-    ("_kprobe_blacklist", SectionRole::LeftOut(PROBED)),
+    ("_kprobe_blacklist", SectionRole::Unprobed),
     ("_error_injection_whitelist", SectionRole::LeftOut("errors cannot be injected into the new code")),
     (".ibt_endbr_seal", SectionRole::LeftOut("the new code stays a valid target of indirect calls")),
     (
@@ -268,6 +271,11 @@ fn is_strings(name: &str) -> bool {
     let alignment = parts.next().is_some_and(|part| part.parse::<u64>().is_ok());
     alignment
         && parts.next().and_then(|part| part.strip_prefix("str")).is_some_and(|width| width.parse::<u64>().is_ok())
+}
+
+/// Whether functions of a section must not be probed.
+pub fn is_unprobed(name: &str) -> bool {
+    in_family(name, UNPROBED_CODE)
 }
 
 /// `name` is `family` itself or `family.something`.

@@ -285,12 +285,14 @@ pub enum TableKind {
     Orc,
     /// `__dyndbg`: descriptors of `pr_debug`.
     DynamicDebug,
+    /// `_kprobe_blacklist`: functions in which no kprobe may be.
+    Unprobed,
 }
 
 impl TableKind {
     /// Every kind, in order.
-    pub const ALL: [Self; 6] =
-        [Self::Exceptions, Self::Bugs, Self::JumpLabels, Self::OrcIp, Self::Orc, Self::DynamicDebug];
+    pub const ALL: [Self; 7] =
+        [Self::Exceptions, Self::Bugs, Self::JumpLabels, Self::OrcIp, Self::Orc, Self::DynamicDebug, Self::Unprobed];
 
     /// The section of an object that holds such entries.
     pub fn section(self) -> &'static str {
@@ -301,26 +303,29 @@ impl TableKind {
             Self::OrcIp => ".orc_unwind_ip",
             Self::Orc => ".orc_unwind",
             Self::DynamicDebug => "__dyndbg",
+            Self::Unprobed => "_kprobe_blacklist",
         }
     }
 
-    /// The kernel's type of an entry, whose size the guest profile gives; none where an entry is a plain `int`.
+    /// The kernel's type of an entry, whose size the guest profile gives; none where an entry is one number, as wide as it is
+    /// aligned.
     pub fn entry_type(self) -> Option<&'static str> {
         match self {
             Self::Exceptions => Some("exception_table_entry"),
             Self::Bugs => Some("bug_entry"),
             Self::JumpLabels => Some("jump_entry"),
-            Self::OrcIp => None,
+            Self::OrcIp | Self::Unprobed => None,
             Self::Orc => Some("orc_entry"),
             Self::DynamicDebug => Some("_ddebug"),
         }
     }
 
-    /// Whether new code must not run before the kernel knows the table. Without the others it is traced less well.
+    /// Whether new code must not run before the kernel knows the table. Without the others it is traced less well, or, where
+    /// the kernel does not know the code either, not probed at all.
     pub fn is_required(self) -> bool {
         match self {
             Self::Exceptions | Self::Bugs | Self::JumpLabels | Self::DynamicDebug => true,
-            Self::OrcIp | Self::Orc => false,
+            Self::OrcIp | Self::Orc | Self::Unprobed => false,
         }
     }
 
@@ -328,7 +333,7 @@ impl TableKind {
     pub fn align(self) -> u32 {
         match self {
             Self::Exceptions | Self::Bugs | Self::OrcIp => 4,
-            Self::JumpLabels | Self::DynamicDebug => 8,
+            Self::JumpLabels | Self::DynamicDebug | Self::Unprobed => 8,
             Self::Orc => 2,
         }
     }

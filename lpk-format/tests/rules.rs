@@ -78,7 +78,7 @@ refused! {
     function_in_data: |b| b.payload.symbols[4].function = true => Problem::FunctionNotInText { .. },
 
     reloc_in_bss: |b| b.payload.relocs[7].section = SectionKind::Bss => Problem::RelocInBss { index: 7, .. },
-    reloc_behind_section: |b| b.payload.relocs[9].offset = 153 => Problem::RelocRange { index: 9, offset: 153, .. },
+    reloc_behind_section: |b| b.payload.relocs[9].offset = 161 => Problem::RelocRange { index: 9, offset: 161, .. },
     reloc_offset_overflows: |b| b.payload.relocs[9].offset = u32::MAX => Problem::RelocRange { .. },
     reloc_without_symbol: |b| b.payload.relocs[0].symbol = 11 => Problem::RelocSymbol { symbol: 11, count: 11, .. },
     relocs_out_of_order: |b| b.payload.relocs.swap(0, 1) => Problem::RelocOrder { index: 1, .. },
@@ -105,7 +105,7 @@ refused! {
     table_twice: |b| { let t = b.payload.tables[5]; b.payload.tables.push(t) } => Problem::TableOrder { .. },
     table_empty: |b| b.payload.tables[0].size = 0 => Problem::TableRange { size: 0, .. },
     table_unaligned: |b| b.payload.tables[2].offset = 60 => Problem::TableRange { offset: 60, align: 8, .. },
-    table_behind_data: |b| b.payload.tables[5].offset = 112 => Problem::TableRange { offset: 112, .. },
+    table_behind_data: |b| b.payload.tables[6].offset = 168 => Problem::TableRange { offset: 168, .. },
     table_offset_overflows: |b| b.payload.tables[5].offset = u32::MAX - 7 => Problem::TableRange { .. },
     table_ends_inside_an_entry: |b| b.payload.tables[0].size = 13 => Problem::TableEntries { size: 13, entry: 12, .. },
     table_of_unknown_entries: |b| b.profile.sizes.remove("bug_entry") => Problem::NoEntrySize { name: "bug_entry", .. },

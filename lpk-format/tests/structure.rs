@@ -70,7 +70,7 @@ refused! {
     fixup_reserved: ".lucos.fixups" [4 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
 
     // .lucos.tables: records of 12 bytes.
-    table_kind: ".lucos.tables" [0] = [7] => Record { cause: R::Kind { index: 0, kind: 7 }, section: ".lucos.tables" },
+    table_kind: ".lucos.tables" [0] = [8] => Record { cause: R::Kind { index: 0, kind: 8 }, section: ".lucos.tables" },
     table_kind_zero: ".lucos.tables" [12] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
     table_reserved: ".lucos.tables" [3] = [1] => ReadError::NotCanonical { .. },
     table_offset: ".lucos.tables" [4] = [0xff; 4] => Unsound(Problem::TableRange { .. }),
@@ -131,12 +131,12 @@ refused! {
 #[test]
 fn version_and_algorithm_are_told_before_the_digest() {
     for (at, right) in [
-        (0, (|error| matches!(error, Seal(SealError::Version(3)))) as fn(&ReadError) -> bool),
+        (0, (|error| matches!(error, Seal(SealError::Version(4)))) as fn(&ReadError) -> bool),
         (4, |error| matches!(error, Seal(SealError::Algorithm(2)))),
     ] {
         let mut bytes = file();
         let start = section(&bytes, ".lucos.digest").start;
-        bytes[start + at] = if at == 0 { 3 } else { 2 };
+        bytes[start + at] = if at == 0 { 4 } else { 2 };
         expect(&bytes, right, "Version or Algorithm");
     }
 }

@@ -111,7 +111,7 @@ fn drive(args: &CompareArgs, comparison: &mut Comparison) -> Result<(), Stop> {
         (Some(kernel), Some(proof)) if reasons.is_empty() && !diff.is_empty() => {
             let tables = BootTables::read(kernel.image, &kernel.sizes).map_err(unknown_kernel)?;
             let unit = link::Unit { name: &name, original: &old, patched: &new, diff: &diff, proof };
-            if let Err(refusals) = link::link(kernel.image, &tables, &[unit]) {
+            if let Err(refusals) = link::link(kernel.image, &tables, &[unit], &BTreeSet::new()) {
                 reasons.extend(refusals.into_iter().map(Reason::from));
             }
         }

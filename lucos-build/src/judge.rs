@@ -201,9 +201,11 @@ impl Judge<'_, '_> {
             groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
         }
         let (mut parts, mut refusals) = (Vec::new(), Vec::new());
-        for (image, units) in groups.values() {
+        for (&part, (image, units)) in &groups {
+            let others = groups.iter().filter(|&(&other, _)| other != part).flat_map(|(_, (_, units))| units);
+            let elsewhere: BTreeSet<String> = others.flat_map(global_names).collect();
             let tables = BootTables::read(image, sizes).map_err(of_sites)?;
-            match link::link(image, &tables, units) {
+            match link::link(image, &tables, units, &elsewhere) {
                 Ok(linked) => parts.push((image.module().cloned(), linked)),
                 Err(more) => refusals.extend(more),
             }
@@ -459,6 +461,13 @@ impl Judge<'_, '_> {
         }
         bundle
     }
+}
+
+/// Functions and data of a patched unit that other units can see.
+fn global_names<'p>(unit: &link::Unit<'p, 'p>) -> impl Iterator<Item = String> + use<'p> {
+    let patched = unit.patched;
+    let global = patched.iter().filter(|(_, piece)| piece.global);
+    global.flat_map(move |(_, piece)| piece.symbols.iter().map(move |&symbol| patched.object.symbol(symbol).name.clone()))
 }
 
 /// Code that only a module has and runs: when it is unloaded.

@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 50] = [
+const SYMBOLS: [&str; 52] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -61,7 +61,10 @@ const SYMBOLS: [&str; 50] = [
     "__cpu_possible_mask",
     // locks that say that the kernel is changing its own code
     "text_mutex",
+    "kprobe_mutex",
     "module_mutex",
+    // registered probes: kernel/kprobes.c
+    "kprobe_table",
     // low memory: arch/x86/realmode/init.c
     "real_mode_header",
     "real_mode_blob",
@@ -84,6 +87,9 @@ pub fn profile(image: &KernelImage, units: &UnitIndex<'_>, cpu_features: &str) -
         if let Some(address) = image.symbols().address_of(name) {
             profile.symbols.insert(name.to_owned(), address);
         }
+    }
+    if let Some(table) = image.symbols().lookup("kprobe_table").next() {
+        profile.constants.insert("KPROBE_TABLE_SIZE".to_owned(), table.size / 8);
     }
     place_page_array(image, &mut profile);
     for name in FEATURES {

@@ -61,18 +61,24 @@ pub struct Linked {
     pub left_out: Vec<LeftOut>,
 }
 
-/// Links units.
+/// Links units. `elsewhere` names what another part of the same change defines; it cannot be referred to, and is said.
 ///
 /// # Errors
 /// All [`Refusal`]s found, sorted; never a part of the change.
-pub fn link(image: &KernelImage, tables: &BootTables<'_>, units: &[Unit<'_, '_>]) -> Result<Linked, Vec<Refusal>> {
-    let mut linker = Linker::new(image, units);
+pub fn link<'a>(
+    image: &'a KernelImage,
+    tables: &BootTables<'_>,
+    units: &'a [Unit<'a, '_>],
+    elsewhere: &'a BTreeSet<String>,
+) -> Result<Linked, Vec<Refusal>> {
+    let mut linker = Linker { elsewhere: Some(elsewhere), ..Linker::new(image, units) };
     linker.select();
     linker.place_functions();
     linker.place_descriptors();
     linker.relocate_functions();
     linker.relocate_descriptors();
     linker.refuse_boot_setup();
+    linker.register_unprobed();
     linker.place_tables();
     linker.replace(tables);
     linker.finish()
@@ -107,6 +113,8 @@ struct Carried {
 struct Linker<'a, 'o> {
     image: &'a KernelImage,
     units: &'a [Unit<'a, 'o>],
+    /// What another part of the same change defines.
+    elsewhere: Option<&'a BTreeSet<String>>,
     carried: Vec<Carried>,
     /// Carried functions that have an old version, whose entry will lead to the new one.
     replacing: BTreeSet<Key>,
@@ -133,6 +141,7 @@ impl<'a, 'o> Linker<'a, 'o> {
         Self {
             image,
             units,
+            elsewhere: None,
             carried: Vec::new(),
             replacing: BTreeSet::new(),
             refused: BTreeSet::new(),

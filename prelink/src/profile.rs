@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 27] = [
+const FACTS: [Fact; 28] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -73,6 +73,7 @@ const FACTS: [Fact; 27] = [
     maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret"]),
     maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr"]),
     maybe("struct kretprobe_instance", "kernel/kprobes.c", &["llist", "ret_addr"]),
+    maybe("struct kprobe", "kernel/kprobes.c", &["hlist", "addr", "flags"]),
     some("struct signal_struct", "kernel/fork.c", false, &["thread_head"]),
     some("struct thread_struct", "kernel/fork.c", true, &["sp"]),
     some("struct list_head", "kernel/fork.c", true, &["next", "prev"]),

@@ -337,7 +337,7 @@ fn examine(case: &Path) -> Outcome<(String, BTreeSet<String>)> {
     let units: Vec<Unit<'_, '_>> = (judged.iter())
         .map(|(name, original, patched, diff, proof)| Unit { name, original, patched, diff, proof })
         .collect();
-    match link(&image, &tables, &units) {
+    match link(&image, &tables, &units, &BTreeSet::new()) {
         Ok(result) => {
             text.push_str(&linked(&image, &result)?);
             Ok((text, BTreeSet::from(["linked".to_owned()])))

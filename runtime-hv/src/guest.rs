@@ -10,6 +10,7 @@ pub mod identity;
 pub mod irq_work;
 pub mod modules;
 pub mod paging;
+pub mod probes;
 pub mod snapshot;
 pub mod stacks;
 pub mod support;

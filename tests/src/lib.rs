@@ -11,6 +11,7 @@ pub mod initramfs;
 pub mod kernels;
 pub mod official;
 pub mod patches;
+pub mod programs;
 pub mod require;
 pub mod selfbuilt;
 pub mod setup;

@@ -65,6 +65,9 @@ pub fn visible() -> Edit {
 /// | p | `pr_debug` |
 /// | s, L | 3 s asleep, 2 s busy |
 /// | t | a tracepoint of the scheduler |
+/// | c | a point where it lets others run, which is a static call where preemption can be chosen at run time |
+/// | i | an indirect call; whether the clock runs is shown |
+/// | o | a write to where nothing is: an oops |
 /// | any | `enabled` is shown while the static key `sched_schedstats` is on |
 pub fn citizen() -> Vec<Edit> {
     let edit = |find: &str, replace: &str| Edit {
@@ -77,8 +80,10 @@ pub fn citizen() -> Vec<Edit> {
             "#include <linux/seq_file.h>\n",
             r#"#include <linux/seq_file.h>
 #include <linux/delay.h>
+#include <linux/kprobes.h>
 #include <linux/sched/debug.h>
 #include <linux/static_key.h>
+#include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <trace/events/sched.h>
 
@@ -97,6 +102,7 @@ fault:
 	user_access_end();
 	return -EFAULT;
 }
+NOKPROBE_SYMBOL(faulting_access);
 "#,
         ),
         edit(
@@ -118,6 +124,15 @@ fault:
 			mdelay(2000);
 		if (request == 't')
 			trace_sched_process_wait(NULL);
+		if (request == 'c')
+			cond_resched();
+		if (request == 'i') {
+			u64 (*volatile clock)(void) = ktime_get_mono_fast_ns;
+
+			seq_printf(m, "clock %d ", clock() != 0);
+		}
+		if (request == 'o')
+			WRITE_ONCE(*(int *)8, request);
 		if (static_branch_unlikely(&sched_schedstats))
 			seq_puts(m, "enabled ");
 	}

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{NAME, applied, apply, first_word, undo, visible_bundle};
+use common::{CITIZEN, NAME, applied, apply, ask, can_ask, citizen_bundle, first_word, undo, visible_bundle};
 use lucos_tests::commands::Hv;
 use lucos_tests::digest::{Monitor, Snapshot};
 use lucos_tests::guest::{Config, Guest};
@@ -135,7 +135,7 @@ fn a_redirected_function_can_be_traced_and_probed() {
 fn on_other_processors_and_mitigations() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let bundle = visible_bundle(work.path(), &kernel);
+    let (bundle, citizen) = (visible_bundle(work.path(), &kernel), citizen_bundle(work.path(), &kernel));
     for (model, append, cpus) in [
         ("max", "", 2),          // 5-level page tables
         ("qemu64", "pti=on", 2), // page-table isolation
@@ -158,6 +158,16 @@ fn on_other_processors_and_mitigations() {
             undo(&hv, NAME);
             assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "{what}");
         }
+        // Tables, alternatives and indirect calls, as this processor and these mitigations want them.
+        can_ask(&mut guest);
+        let outcome = apply(&hv, &citizen);
+        assert_eq!(outcome.text("/memory"), "module", "{what}");
+        for (request, answer) in [('f', "result -14 "), ('i', "clock 1 "), ('c', "console="), ('t', "console=")] {
+            let said = ask(&mut guest, request);
+            assert!(said.starts_with(answer), "{what}: {request}: {said}");
+        }
+        let outcome = undo(&hv, CITIZEN);
+        assert_eq!(outcome.text("/reason"), "", "{what}: {}", outcome.describe());
         service.detach().expect("ends");
         let after = Snapshot::take(&mut guest).expect("memory");
         assert_eq!(before.difference(&after), None, "{what}: after undo the memory is as it was");

@@ -2,42 +2,31 @@
 
 mod common;
 
-use common::{NAME, applied, apply, edited_bundle, first_word, undo, visible_bundle};
+use common::{CITIZEN, NAME, applied, apply, ask, can_ask, citizen_bundle, first_word, undo, visible_bundle};
 use lucos_tests::commands::Hv;
 use lucos_tests::digest::Snapshot;
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
-use lucos_tests::patches::{self, VISIBLE_FILE, VISIBLE_WORDS};
-use lucos_tests::require;
-use std::path::{Path, PathBuf};
+use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
+use lucos_tests::{programs, require};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Name of the bundle that does things on request, and of the module that the guest knows it as.
-const CITIZEN: &str = "citizen";
+/// The module that the guest knows the bundle as that does things on request.
 const MODULE: &str = "lucos_citizen";
-/// The script by which a process asks ([`patches::citizen`]).
-const ASK: &str = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
-
-fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
-    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
-}
 
 /// A guest in which processes can ask.
-fn guest(name: &str, kernel: &Kernel) -> (Guest, Hv) {
+fn guest(name: &str, kernel: &Kernel, counter: Option<&Path>) -> (Guest, Hv) {
     let mut config = Config::new(name, &kernel.vmlinuz());
     config.files = vec![kernel.module("kernel/fs/nls/nls_utf8.ko")];
+    config.files.extend(counter.map(Path::to_owned));
     let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{ASK}\nEOF")).expect("a script");
+    can_ask(&mut guest);
     guest
         .run_ok("mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing")
         .expect("mounts");
     let hv = Hv::new(guest.api());
     (guest, hv)
-}
-
-/// What a reader of /proc/cmdline sees that asks for something.
-fn ask(guest: &mut Guest, request: char) -> String {
-    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
 }
 
 /// What the kernel says meanwhile.
@@ -62,7 +51,7 @@ fn new_code_is_a_good_citizen() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("citizen", &kernel);
+    let (mut guest, hv) = guest("citizen", &kernel, None);
     // A key that is on already when the code comes.
     set_schedstats(&mut guest, true);
     let outcome = apply(&hv, &bundle);
@@ -137,6 +126,129 @@ fn new_code_is_a_good_citizen() {
     assert_eq!(guest.run_ok("dmesg -c").expect("the kernel's messages"), "");
 }
 
+/// Static calls in new code lead where the guest turns them: those of a tracepoint, to nothing, to its one probe, to all of
+/// its probes; those of preemption, which can be chosen at run time.
+#[test]
+fn static_calls_are_turned_while_it_is_applied_and_afterwards() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let Some(counter) = require::or_skip(programs::compile("count", work.path())) else { return };
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("calls", &kernel, Some(&counter));
+    let event = "sched_process_wait";
+    let enable = format!("/sys/kernel/tracing/events/sched/{event}/enable");
+    let trace = "/sys/kernel/tracing/trace";
+    let switch = |guest: &mut Guest, on: bool| {
+        guest.run_ok(&format!("echo {} > {enable}", u8::from(on))).expect("switches");
+    };
+    let attach = format!(
+        "(setsid /files/count tracepoint {event} /tmp/calls > /tmp/said 2>&1 & echo $! > /tmp/counter)
+         for i in $(seq 100); do [ -s /tmp/calls ] && exit 0; usleep 20000; done; cat /tmp/said; exit 1"
+    );
+    let detach = "kill $(cat /tmp/counter); while kill -0 $(cat /tmp/counter) 2> /dev/null; do usleep 10000; done; rm /tmp/calls";
+    let calls = |guest: &mut Guest| -> u64 {
+        let text = guest.run_ok("usleep 50000; cat /tmp/calls").expect("the count");
+        text.trim().parse().expect("a number")
+    };
+    let traced = |guest: &mut Guest| {
+        let text = guest.run_ok(&format!("echo > {trace}; sh /tmp/ask t > /dev/null; cat {trace}")).expect("the trace");
+        text.lines().any(|line| line.contains(&format!("{event}: comm=@t")))
+    };
+    // On when the code comes; turned while it is there.
+    switch(&mut guest, true);
+    apply(&hv, &bundle);
+    assert!(traced(&mut guest), "one probe, as it was before");
+    guest.run_ok(&attach).expect("attaches");
+    let before = calls(&mut guest);
+    assert!(traced(&mut guest), "two probes");
+    assert!(calls(&mut guest) > before, "two probes");
+    switch(&mut guest, false);
+    let before = calls(&mut guest);
+    assert!(!traced(&mut guest), "the other probe");
+    assert!(calls(&mut guest) > before, "the other probe");
+    guest.run_ok(detach).expect("detaches");
+    assert!(!traced(&mut guest), "no probe");
+    switch(&mut guest, true);
+    assert!(traced(&mut guest), "one probe again");
+
+    let preempt = "/sys/kernel/debug/sched/preempt";
+    let modes = ["none", "voluntary", "full"];
+    let choose = |guest: &mut Guest, mode: &str| {
+        let chosen = guest.run_ok(&format!("echo {mode} > {preempt}; cat {preempt}")).expect("chooses");
+        assert!(chosen.contains(&format!("({mode})")), "{chosen}");
+    };
+    for mode in modes {
+        choose(&mut guest, mode);
+        assert!(ask(&mut guest, 'c').starts_with("console="), "{mode}");
+    }
+    undo(&hv, CITIZEN);
+    // The guest does not look for what is gone.
+    guest.run_ok(&attach).expect("attaches");
+    switch(&mut guest, false);
+    switch(&mut guest, true);
+    guest.run_ok(detach).expect("detaches");
+    switch(&mut guest, false);
+    modes.iter().rev().for_each(|mode| choose(&mut guest, mode));
+    assert!(ask(&mut guest, 'c').starts_with("console="));
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+/// A bug in new code ends the process that meets it, is reported as one of the new code, and the rest of the guest lives on.
+#[test]
+fn an_oops_in_new_code_names_it() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("oops", &kernel, None);
+    apply(&hv, &bundle);
+    guest.run_ok("dmesg -c > /dev/null").expect("clears");
+    assert_ne!(guest.run("sh /tmp/ask o").expect("answers").status, 0, "the process is gone");
+    let oops = guest.run_ok("dmesg -c").expect("the kernel's messages");
+    for part in
+        ["BUG: kernel NULL pointer dereference", "RIP: 0010:cmdline_proc_show.lucos+", "[lucos_citizen]", " vfs_read+"]
+    {
+        assert!(oops.contains(part), "{part}: {oops}");
+    }
+    assert!(ask(&mut guest, 'f').contains("result -14 "), "the next process can use it");
+    let outcome = undo(&hv, CITIZEN);
+    assert_eq!((outcome.number("/kept_pages"), outcome.text("/reason")), (0.0, ""), "{}", outcome.describe());
+    assert!(ask(&mut guest, 'o').starts_with("console="), "the old code");
+    assert_eq!(guest.run_ok("dmesg -c").expect("the kernel's messages"), "");
+}
+
+/// What must not be probed must not be probed in its new version either.
+#[test]
+fn probes_of_new_code_are_allowed_where_the_kernel_allows_them() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("noprobe", &kernel, None);
+    let blacklist = "/sys/kernel/debug/kprobes/blacklist";
+    let events = "/sys/kernel/tracing/kprobe_events";
+    let before = guest.run_ok(&format!("cat {blacklist}")).expect("the list");
+    for _ in 0..2 {
+        apply(&hv, &bundle);
+        let listed =
+            guest.run_ok(&format!("grep lucos /proc/kallsyms; grep faulting_access {blacklist}")).expect("is listed");
+        let name =
+            listed.lines().find_map(|line| line.split_whitespace().find(|word| word.starts_with("faulting_access")));
+        let name = name.unwrap_or_else(|| panic!("{listed}"));
+        for (function, allowed) in [(name, false), ("cmdline_proc_show.lucos", true)] {
+            let probe = guest.run(&format!("echo 'p:lucos/hit {function}' > {events}")).expect("answers");
+            assert_eq!(probe.status == 0, allowed, "{function}: {}", probe.output);
+        }
+        let hit = "/sys/kernel/tracing/events/lucos/enable";
+        let trace = guest.run_ok(&format!(
+            "echo 1 > {hit}; sh /tmp/ask f > /tmp/asked; echo 0 > {hit}; echo > {events}; cat /tmp/asked; cat /sys/kernel/tracing/trace"
+        ));
+        let trace = trace.expect("the trace");
+        assert!(trace.contains("result -14 ") && trace.contains(" hit: (cmdline_proc_show.lucos"), "{trace}");
+        undo(&hv, CITIZEN);
+        assert_eq!(guest.run_ok(&format!("cat {blacklist}")).expect("the list"), before, "taken back");
+    }
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
 /// A thread that sleeps inside keeps the code where it is; when it has left, the next undo gives everything back. Tracers
 /// take its return address off the stack: it is found all the same.
 #[test]
@@ -144,7 +256,7 @@ fn code_stays_while_somebody_is_inside() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("inside", &kernel);
+    let (mut guest, hv) = guest("inside", &kernel, None);
     let tracing = "/sys/kernel/tracing";
     let graph = format!("echo msleep > {tracing}/set_ftrace_filter; echo function_graph > {tracing}/current_tracer");
     let probe =
@@ -184,7 +296,7 @@ fn many_rounds_while_other_modules_come_and_go() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("rounds", &kernel);
+    let (mut guest, hv) = guest("rounds", &kernel, None);
     let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
     let others = "while :; do insmod /files/nls_utf8.ko && rmmod nls_utf8 && echo >> /tmp/others; done";
     let asking = "while :; do sh /tmp/ask f; done > /dev/null";

@@ -19,7 +19,7 @@ pub(super) fn check(payload: &Payload, profile: &GuestProfile) -> Result<(), Pro
             return Err(Problem::TableRange { kind, offset, size, align: kind.align(), len: data });
         }
         let entry = match kind.entry_type() {
-            None => 4,
+            None => u64::from(kind.align()),
             Some(name) => *profile.sizes.get(name).ok_or(Problem::NoEntrySize { kind, name })?,
         };
         if entry == 0 || !u64::from(size).is_multiple_of(entry) {

@@ -189,7 +189,7 @@ pub fn image_only() -> Bundle {
         payload: Payload {
             text: text(),
             rodata: b"<6>shown \xc2\xb5\n\0\0\0\0\0\0\0\0\0\0\0\0\0".to_vec(),
-            data: vec![7; 160],
+            data: vec![7; 168],
             bss_size: 4096,
             symbols: vec![
                 symbol("show", payload(SectionKind::Text, 0), 21, true),
@@ -231,6 +231,7 @@ pub fn image_only() -> Bundle {
                 table(TableKind::OrcIp, 80, 8),
                 table(TableKind::Orc, 88, 12),
                 table(TableKind::DynamicDebug, 104, 56),
+                table(TableKind::Unprobed, 160, 8),
             ],
         },
         functions,

@@ -111,6 +111,15 @@ impl Linker<'_, '_> {
                 None
             }
             Err(false) => {
+                if self.elsewhere.is_some_and(|names| names.contains(&name)) {
+                    let message = format!(
+                        "`{name}` is new in another part of the diff: a part for a module is linked by itself and can refer to \
+                         nothing that the kernel, or another module, does not have yet"
+                    );
+                    let help = "give each module that uses it a copy of its own (`static`, or `static inline` in a header)";
+                    self.refuse("unresolved-symbol", from, message, help);
+                    return None;
+                }
                 let message = format!("`{name}` is neither in the kernel image nor in the diff");
                 self.refuse(
                     "unresolved-symbol",

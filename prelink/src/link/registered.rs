@@ -1,18 +1,19 @@
 //! Tables about new code that the guest's kernel has to know.
 //!
-//! Comes in: carried code with its entries in `__ex_table`, `__bug_table`, `__jump_table`, `.orc_unwind` and its descriptors
-//! in `__dyndbg`. Decided: that every place an entry names is a place of new code, and that the kernel can follow the
+//! Comes in: carried code with its entries in `__ex_table`, `__bug_table`, `__jump_table`, `.orc_unwind`,
+//! `_kprobe_blacklist` and its descriptors in `__dyndbg`. Decided: that every place an entry names is a place of new code, and that the kernel can follow the
 //! entry from where new code lives. Goes out: one contiguous range of `.data` per table, with relocations.
 //!
 //! Entries are in the order of the code that they are about, so that the same units give the same bytes; the kernel sorts
 //! them again when it is told of them.
 
 use super::{Key, Linker, append};
+use diff_analyzer::correlate::without_number;
 use diff_analyzer::object::Reloc;
 use diff_analyzer::pieces::{Entry, PieceIndex, PieceKind, Target, field_width};
-use diff_analyzer::special::{DYNAMIC_DEBUG, SectionRole, Table};
+use diff_analyzer::special::{DYNAMIC_DEBUG, SectionRole, Table, is_unprobed, role};
 use lpk_format::{Place, RelocKind, SectionKind, TableKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// A piece of code, or a part of it, in the bundle.
@@ -194,6 +195,36 @@ impl Linker<'_, '_> {
             let Some(&(section, offset)) = self.placed.get(&key) else { continue };
             for reloc in pieces.relocs(key.1) {
                 self.relocate(key, reloc, section, offset + (reloc.offset - piece.range.start) as u32);
+            }
+        }
+    }
+
+    /// Lists the carried functions in which no kprobe may be, with their unlikely parts: the kernel looks at the symbol that an
+    /// address lies in (`kprobe_add_ksym_blacklist`, kernel/kprobes.c).
+    pub(super) fn register_unprobed(&mut self) {
+        let mut listed = BTreeSet::new();
+        for (unit, pieces) in self.units.iter().map(|unit| unit.patched).enumerate() {
+            let lists = pieces.object.sections.iter();
+            let lists = lists.filter(|section| role(&section.name, section.is_code()) == SectionRole::Unprobed);
+            for reloc in lists.flat_map(|section| &section.relocs) {
+                if let Target::Piece(piece, _) = pieces.resolve(reloc.symbol, reloc.addend) {
+                    listed.insert((unit, pieces.piece(piece).name.clone()));
+                }
+            }
+        }
+        let text = self.section_symbol(SectionKind::Text);
+        for index in 0..self.carried.len() {
+            let key = self.carried[index].key;
+            let (pieces, piece) = self.piece(key);
+            let whole = without_number(&piece.name);
+            let whole = whole.strip_suffix(".cold").unwrap_or(&piece.name);
+            let by_name = [whole, &piece.name].iter().any(|name| listed.contains(&(key.0, (*name).to_owned())));
+            if !by_name && !is_unprobed(&pieces.object.section(piece.section).name) {
+                continue;
+            }
+            if let Some(&(_, offset)) = self.placed.get(&key) {
+                let fields = vec![(0, RelocKind::Abs64, text, i64::from(offset))];
+                self.rows.entry(TableKind::Unprobed).or_default().push((offset, Row { bytes: vec![0; 8], fields }));
             }
         }
     }

@@ -56,6 +56,7 @@ pub(crate) fn variable(name: &str) -> u64 {
         "__per_cpu_offset",
         "nr_cpu_ids",
         "text_mutex",
+        "kprobe_table",
         "pv_slot",
         "static_key",
         "__cpu_online_mask",
@@ -96,6 +97,7 @@ pub(crate) fn profile() -> GuestProfile {
         "__per_cpu_offset",
         "nr_cpu_ids",
         "text_mutex",
+        "kprobe_table",
         "__cpu_online_mask",
     ] {
         symbols.insert(name.to_owned(), TEXT + variable(name));
@@ -130,6 +132,9 @@ pub(crate) fn profile() -> GuestProfile {
             ("signal_struct.thread_head", 0),
             ("page.flags", 0),
             ("mutex.owner", 0),
+            ("kprobe.hlist", 0),
+            ("kprobe.addr", 32),
+            ("kprobe.flags", 112),
             ("cpuinfo_x86.x86_capability", 0),
         ]),
         sizes: map(&[
@@ -138,7 +143,12 @@ pub(crate) fn profile() -> GuestProfile {
             ("ftrace_ret_stack", 24),
             ("exception_table_entry", 12),
         ]),
-        constants: map(&[("THREAD_SIZE", 0x4000), ("PG_reserved", 12), ("X86_FEATURE_RETHUNK", 11 * 32 + 14)]),
+        constants: map(&[
+            ("KPROBE_TABLE_SIZE", 2),
+            ("THREAD_SIZE", 0x4000),
+            ("PG_reserved", 12),
+            ("X86_FEATURE_RETHUNK", 11 * 32 + 14),
+        ]),
     }
 }
 

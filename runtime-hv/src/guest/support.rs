@@ -9,9 +9,9 @@ use lpk_format::{Payload, Place, SectionKind, TableKind};
 use serde::{Deserialize, Serialize};
 
 /// `LUCOS_ABI`.
-const ABI: u32 = 1;
+const ABI: u32 = 2;
 /// `sizeof(struct lucos_request)`.
-pub const REQUEST_SIZE: usize = 240;
+pub const REQUEST_SIZE: usize = 256;
 /// Bytes of a module's name with its final zero (`MODULE_NAME_LEN`, `include/linux/module.h`).
 pub const NAME_SIZE: usize = 56;
 

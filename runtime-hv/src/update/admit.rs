@@ -5,11 +5,11 @@
 
 use super::UpdateError;
 use super::code::{NOP5, first_length};
-use super::sites;
+use super::sites::{self, SiteError};
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
-use crate::guest::{Kernel, identity, tasks};
+use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
 use crate::protocol::{BundleState, ModuleFunction};
 use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, UpdateType, hex};
@@ -29,6 +29,8 @@ pub struct Admitted {
     /// Link addresses between which no saved instruction pointer may lie (start and end excluded), one per function
     /// whose entry is not a single instruction of the jump's length.
     pub inside: Vec<std::ops::Range<u64>>,
+    /// Link addresses of the bytes that the jumps take.
+    pub jumps: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
     pub starts: Vec<u64>,
     /// Resets of the guest before it was looked at.
@@ -75,6 +77,7 @@ pub fn admit<E: Engine>(
         facts,
         live: Vec::new(),
         inside: Vec::new(),
+        jumps: Vec::new(),
         starts: Vec::new(),
         resets,
         kernel,
@@ -85,6 +88,11 @@ pub fn admit<E: Engine>(
         return Err(UpdateError::OtherBoot);
     }
     applied_before(document, bundle, id)?;
+    let probes = match probes::registered(engine, &admitted.kernel) {
+        // The guest runs and may be at it; the check that follows stops it.
+        Err(GuestError::Damaged { .. } | GuestError::NotMapped { .. }) => Vec::new(),
+        other => other?,
+    };
     for function in &bundle.functions {
         let mut live = vec![0; function.expected.len()];
         admitted.kernel.read_image(engine, function.old_address, &mut live)?;
@@ -98,11 +106,17 @@ pub fn admit<E: Engine>(
         let entry = live.get(jump..jump + JUMP).ok_or_else(|| {
             UpdateError::Bundle(format!("`{}` has {} bytes, too few for the jump", function.name, live.len()))
         })?;
+        let start = function.old_address + jump as u64;
+        let taken = admitted.kernel.live(start).0..admitted.kernel.live(start).0 + JUMP as u64;
+        if let Some(at) = probes::first_in(&probes, std::slice::from_ref(&taken)) {
+            let offset = jump + (at - taken.start) as usize;
+            return Err(SiteError::Registered { function: function.name.clone(), offset }.into());
+        }
         // One instruction of exactly this length has no inside; ftrace's no-op is one.
         if entry != NOP5 && first_length(entry) != Some(JUMP) {
-            let start = function.old_address + jump as u64;
             admitted.inside.push(start + 1..start + JUMP as u64);
         }
+        admitted.jumps.push(start..start + JUMP as u64);
         admitted.starts.push(function.old_address);
         admitted.live.push(live);
     }

@@ -152,6 +152,14 @@ pub enum UpdateError {
         /// Bytes found.
         found: String,
     },
+    /// The guest has put a probe on the jump.
+    #[error("the entry of a function redirected by `{name}` has a kprobe of the guest at {at:#x}, on or off")]
+    ProbedSince {
+        /// Name.
+        name: String,
+        /// Where.
+        at: u64,
+    },
     /// The right moment did not come.
     #[error("no moment to switch in {attempts} attempts: {who}")]
     Busy {
@@ -205,7 +213,7 @@ impl UpdateError {
             UpdateError::Site(SiteError::Traced { .. }) => {
                 refused("traced").help("stop tracing or probing this function in the guest, then apply again")
             }
-            UpdateError::Site(SiteError::Breakpoint { .. }) => {
+            UpdateError::Site(SiteError::Breakpoint { .. } | SiteError::Registered { .. }) => {
                 refused("probed").help("remove the kprobe in the guest, then apply again")
             }
             UpdateError::Site(SiteError::Differs { .. }) => refused("code-differs")
@@ -229,6 +237,7 @@ impl UpdateError {
             UpdateError::ChangedSince { .. } => {
                 refused("changed-since").help("stop tracing or probing this function in the guest, then undo again")
             }
+            UpdateError::ProbedSince { .. } => refused("probed").help("remove the kprobe in the guest, then undo again"),
             UpdateError::Busy { .. } => refused("busy").help("try again later"),
             UpdateError::Transaction(TransactionError::Stuck { .. }) => failed("guest-half-changed")
                 .help("restart the service with `lucos-hv attach`: it finishes taking back from its journal"),

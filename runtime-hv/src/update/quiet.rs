@@ -10,7 +10,7 @@ use super::transaction::unchanged;
 use crate::engine::{Engine, Va};
 use crate::guest::snapshot::Snapshot;
 use crate::guest::stacks::{self, Survey};
-use crate::guest::{GuestError, Kernel, modules, tasks};
+use crate::guest::{GuestError, Kernel, modules, probes, tasks};
 use std::ops::Range;
 
 /// Result of a look.
@@ -63,11 +63,24 @@ pub fn check<E: Engine>(engine: &mut E, parts: &[&Admitted], plan: &Plan) -> Res
             return Ok(Check::Busy("an interrupt that prepared it is not over".to_owned()));
         }
     }
-    let inside = parts.iter().flat_map(|part| {
-        part.inside.iter().map(|range| part.kernel.live(range.start).0..part.kernel.live(range.end).0)
-    });
+    let jumps = parts.iter().flat_map(|part| live(&part.kernel, &part.jumps)).collect::<Vec<_>>();
+    match probes::registered(engine, kernel) {
+        // Admitted again, it is refused with the reason.
+        Ok(probes) if probes::first_in(&probes, &jumps).is_some() => return Ok(Check::Changed),
+        Ok(_) => {}
+        Err(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. })) => {
+            return Ok(Check::Busy(error.to_string()));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let inside = parts.iter().flat_map(|part| live(&part.kernel, &part.inside));
     let ranges: Vec<Range<u64>> = inside.chain(plan.untouched.iter().cloned()).collect();
     Ok(nobody_in(engine, kernel, &ranges)?.map_or(Check::Ready, Check::Busy))
+}
+
+/// Live addresses of ranges of link addresses.
+fn live(kernel: &Kernel, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    ranges.iter().map(|range| kernel.live(range.start).0..kernel.live(range.end).0).collect()
 }
 
 /// Whether the code that a part of a bundle replaces is as it was admitted, in the same module if it is in one.
@@ -102,17 +115,22 @@ pub fn are_mapped<E: Engine>(engine: &E, kernel: &Kernel, mapped: &[(u64, u64)])
     Ok(true)
 }
 
-/// Whether the guest is changing its own code right now (`text_mutex`, `kernel/extable.c`).
+/// Whether the guest is changing its own code right now (`text_mutex`, `kernel/extable.c`), or is between copying an
+/// instruction and listing the probe that it is for (`kprobe_mutex`, `kernel/kprobes.c`).
 ///
 /// # Errors
 /// [`UpdateError`].
 pub fn patching<E: Engine>(engine: &E, kernel: &Kernel) -> Result<Option<String>, UpdateError> {
-    let (Ok(mutex), Ok(owner)) = (kernel.symbol("text_mutex"), kernel.offset("mutex.owner")) else {
-        return Ok(None); // a kernel that never changes its code has no such lock
-    };
-    // The three lowest bits are flags (`kernel/locking/mutex.c`, `MUTEX_FLAGS`).
-    let owner = kernel.image_u64(engine, mutex.wrapping_add(owner))? & !7;
-    Ok((owner != 0).then(|| "the guest is patching its own code (text_mutex is held)".to_owned()))
+    for (lock, doing) in [("text_mutex", "patching its own code"), ("kprobe_mutex", "registering a probe")] {
+        let (Ok(mutex), Ok(owner)) = (kernel.symbol(lock), kernel.offset("mutex.owner")) else {
+            continue; // a kernel that never does so has no such lock
+        };
+        // The three lowest bits are flags (`kernel/locking/mutex.c`, `MUTEX_FLAGS`).
+        if kernel.image_u64(engine, mutex.wrapping_add(owner))? & !7 != 0 {
+            return Ok(Some(format!("the guest is {doing} ({lock} is held)")));
+        }
+    }
+    Ok(None)
 }
 
 /// Who has a saved instruction pointer, or something that looks like one, in one of `ranges`.

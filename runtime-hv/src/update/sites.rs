@@ -30,6 +30,16 @@ pub enum SiteError {
         /// Byte offset.
         offset: usize,
     },
+    /// A kprobe that is switched off, where the jump would be.
+    #[error(
+        "`{function}`+{offset:#x} has a kprobe, which is switched off now; once on, it would run the old instruction"
+    )]
+    Registered {
+        /// Function.
+        function: String,
+        /// Byte offset.
+        offset: usize,
+    },
     /// Anything else.
     #[error(
         "`{function}`+{offset:#x} differs from the kernel that the bundle was made for: expected {expected}, found {found} ({place})"

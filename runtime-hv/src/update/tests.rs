@@ -131,11 +131,45 @@ fn apply_switches_and_undo_gives_everything_back() {
     }
 }
 
+/// The guest has a kprobe.
+fn probe(image: &mut Image, at: u64, flags: u64) {
+    const PROBE: u64 = fake::VARIABLES + 0xc00;
+    image.word(variable("kprobe_table") + 8, live(PROBE));
+    image.word(PROBE + 32, live(at));
+    image.word(PROBE + 112, flags);
+}
+
+#[test]
+fn a_probe_under_the_jump_is_in_the_way_and_no_other() {
+    for (at, flags) in [(OLD + 5, 0), (OLD, 1)] {
+        let mut image = fake::image(&LIVE);
+        probe(&mut image, at, flags);
+        let mut setup = setup(fake::engine(&image));
+        setup.updater.apply(&bytes(&bundle()), false).expect("behind the jump, or gone for good");
+        setup.updater.undo("fix").expect("undone");
+    }
+    let mut setup = setup(guest());
+    setup.updater.apply(&bytes(&bundle()), false).expect("applied");
+    let mut image = fake::image(&LIVE);
+    probe(&mut image, OLD, 2);
+    let of = |offset: u64| image.0[offset as usize..offset as usize + 0x400].to_vec();
+    let variables = of(fake::VARIABLES + 0xc00);
+    let table = image.0[variable("kprobe_table") as usize..][..16].to_vec();
+    let engine = std::mem::take(&mut setup.updater.engine);
+    setup.updater.engine = engine
+        .with_memory(Pa(fake::IMAGE + fake::VARIABLES + 0xc00), &variables)
+        .with_memory(Pa(fake::IMAGE + variable("kprobe_table")), &table);
+    let before = setup.updater.engine.memory();
+    let problem = setup.updater.undo("fix").expect_err("probed since").problem();
+    assert_eq!((problem.status, problem.reason.as_str()), (3, "probed"));
+    assert!(setup.updater.engine.memory() == before);
+}
+
 #[test]
 fn refusals_leave_the_guest_untouched() {
     type Change = (&'static str, fn(&mut Image), fn(&mut Bundle));
     let no: fn(&mut Image) = |_| {};
-    let changes: [Change; 17] = [
+    let changes: [Change; 18] = [
         ("wrong-kernel", no, |b| b.kernel.build_id = vec![8; 20]),
         ("wrong-kernel", |i| i.put(0x6000, &[1]), |_| {}),
         ("not-booted", |i| i.put(0x6008, &[0; 4]), |_| {}),
@@ -144,6 +178,7 @@ fn refusals_leave_the_guest_untouched() {
         ("traced", |i| i.put(OLD, &[0xe8, 1, 1, 1, 1]), |_| {}),
         ("traced", |i| i.put(OLD, &[0xcc]), |_| {}),
         ("probed", |i| i.put(OLD + 5, &[0xcc]), |_| {}),
+        ("probed", |i| probe(i, OLD + 4, 0), |_| {}),
         ("busy", |i| i.word(variable("text_mutex"), live(INIT_TASK) | 1), |_| {}),
         ("no-arena", |i| i.word(0xf000 + 8 * 5, 0), |_| {}),
         (

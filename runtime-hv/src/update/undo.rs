@@ -10,7 +10,7 @@ use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::arena::Write;
 use crate::guest::modules::{self, Entry};
-use crate::guest::{GuestError, Kernel, identity};
+use crate::guest::{GuestError, Kernel, identity, probes};
 use crate::journal::{Action, Boot, Document, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, ModuleState};
 use lpk_format::{Bundle, hex};
@@ -205,6 +205,11 @@ impl<E: Engine> Updater<E> {
                 if let Some(busy) = quiet::patching(engine, &action.kernel)? {
                     return Ok(Err(busy));
                 }
+                match probes::registered(engine, &action.kernel) {
+                    Ok(probes) if probes::first_in(&probes, &places(&action.kernel, jumps, &mapped)).is_none() => {}
+                    Ok(_) => return Ok(Err("the guest has registered a probe in the code in question".to_owned())),
+                    Err(error) => return Ok(Err(error.to_string())),
+                }
                 if !quiet::are_mapped(engine, &action.kernel, &mapped)? || !are_listed(engine, action)? {
                     return Ok(Err("a module in question is being removed".to_owned()));
                 }
@@ -353,7 +358,14 @@ impl<E: Engine> Updater<E> {
         for jump in record.jumps.iter().rev() {
             back.writes.extend(self.one_back(name, jump)?);
         }
-        Ok(Ok(back))
+        let places = places(kernel, &back.writes, &back.mapped);
+        match probes::registered(&self.engine, kernel) {
+            Err(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. })) => Ok(Err(error.to_string())),
+            probes => match probes::first_in(&probes?, &places) {
+                Some(at) => Err(UpdateError::ProbedSince { name: name.to_owned(), at }),
+                None => Ok(Ok(back)),
+            },
+        }
     }
 
     fn one_back(&self, name: &str, jump: &Write) -> Result<Option<Write>, UpdateError> {
@@ -378,6 +390,15 @@ impl<E: Engine> Updater<E> {
             change(&mut record.info);
         }
     }
+}
+
+/// Virtual addresses that writes of jumps take: in the image, or where `mapped` says.
+fn places(kernel: &Kernel, jumps: &[Write], mapped: &[(u64, u64)]) -> Vec<std::ops::Range<u64>> {
+    let start = |write: &Write| {
+        let in_module = mapped.iter().find(|(_, pa)| *pa == write.pa).map(|&(va, _)| va);
+        in_module.unwrap_or_else(|| write.pa.wrapping_add(kernel.image_delta()))
+    };
+    jumps.iter().map(|write| start(write)..start(write).wrapping_add(write.old.len() as u64)).collect()
 }
 
 /// Whether the modules that hold jumps are on the guest's list as they were.

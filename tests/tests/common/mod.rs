@@ -11,6 +11,25 @@ use std::path::{Path, PathBuf};
 /// Name of the visible bundle.
 pub(crate) const NAME: &str = "proc-version";
 
+/// Name of the bundle that does things on request ([`patches::citizen`]).
+pub(crate) const CITIZEN: &str = "citizen";
+
+/// Builds that bundle.
+pub(crate) fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
+}
+
+/// Gives a guest the script by which processes ask.
+pub(crate) fn can_ask(guest: &mut Guest) {
+    let script = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
+    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{script}\nEOF")).expect("a script");
+}
+
+/// What a reader of /proc/cmdline sees that asks for something.
+pub(crate) fn ask(guest: &mut Guest, request: char) -> String {
+    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
+}
+
 /// Builds the bundle that changes the first word of /proc/version.
 pub(crate) fn visible_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
     edited_bundle(dir, kernel, NAME, &[patches::visible()])

@@ -33,7 +33,7 @@ pub(crate) fn support() -> Payload {
     data[WORK as usize + 8] = 0x23;
     Payload {
         text: vec![0xc3; 16],
-        rodata: [1, REQUEST_SIZE as u32, 0, 8, 3, NAME as u32].iter().flat_map(|word| word.to_le_bytes()).collect(),
+        rodata: [2, REQUEST_SIZE as u32, 0, 8, 3, NAME as u32].iter().flat_map(|word| word.to_le_bytes()).collect(),
         data,
         symbols: vec![
             symbol("lucos_support_interrupt", SectionKind::Text, 0, 16, true),
@@ -103,7 +103,7 @@ pub(crate) fn interrupt(engine: &mut MockEngine, _: u8, vector: u8) {
         }
         2 => {
             let mut name = [0; NAME_SIZE];
-            engine.peek(Pa(request.0 + 184), &mut name);
+            engine.peek(Pa(request.0 + 200), &mut name);
             let known = |slot: u64| {
                 let mut other = [0; NAME_SIZE];
                 engine.peek(Pa(IMAGE + MODULES + slot * MODULE + NAME), &mut other);

@@ -1,0 +1,1 @@
+__attribute__((section(".entry.text"))) int f(int n) { return n * 3; }
