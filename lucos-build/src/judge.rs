@@ -467,7 +467,8 @@ impl Judge<'_, '_> {
 fn global_names<'p>(unit: &link::Unit<'p, 'p>) -> impl Iterator<Item = String> + use<'p> {
     let patched = unit.patched;
     let global = patched.iter().filter(|(_, piece)| piece.global);
-    global.flat_map(move |(_, piece)| piece.symbols.iter().map(move |&symbol| patched.object.symbol(symbol).name.clone()))
+    global
+        .flat_map(move |(_, piece)| piece.symbols.iter().map(move |&symbol| patched.object.symbol(symbol).name.clone()))
 }
 
 /// Code that only a module has and runs: when it is unloaded.

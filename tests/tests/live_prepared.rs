@@ -239,7 +239,7 @@ fn probes_of_new_code_are_allowed_where_the_kernel_allows_them() {
         }
         let hit = "/sys/kernel/tracing/events/lucos/enable";
         let trace = guest.run_ok(&format!(
-            "echo 1 > {hit}; sh /tmp/ask f > /tmp/asked; echo 0 > {hit}; echo > {events}; cat /tmp/asked; cat /sys/kernel/tracing/trace"
+            "echo 1 > {hit}; sh /tmp/ask f > /tmp/asked; echo 0 > {hit}; cat /tmp/asked /sys/kernel/tracing/trace; echo > {events}"
         ));
         let trace = trace.expect("the trace");
         assert!(trace.contains("result -14 ") && trace.contains(" hit: (cmdline_proc_show.lucos"), "{trace}");

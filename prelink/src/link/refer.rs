@@ -116,7 +116,8 @@ impl Linker<'_, '_> {
                         "`{name}` is new in another part of the diff: a part for a module is linked by itself and can refer to \
                          nothing that the kernel, or another module, does not have yet"
                     );
-                    let help = "give each module that uses it a copy of its own (`static`, or `static inline` in a header)";
+                    let help =
+                        "give each module that uses it a copy of its own (`static`, or `static inline` in a header)";
                     self.refuse("unresolved-symbol", from, message, help);
                     return None;
                 }
