@@ -231,15 +231,15 @@ mod tests {
     fn a_request_has_its_fields_where_the_guest_looks() {
         let mut request = Request::new(Operation::Register, 0x3000);
         (request.base, request.text_size, request.ro_size, request.module) = (0x11, 0x22, 0x33, 0x44);
-        request.tables[5] = Extent { address: 0x55, size: 0x66 };
+        request.tables[6] = Extent { address: 0x55, size: 0x66 };
         request.symbols = SymbolTable { symbols: 0x77, count: 0x88, names: 0x99, types: 0xaa };
         request.name = "n".repeat(80);
         let bytes = request.to_bytes();
         assert_eq!(bytes.len(), REQUEST_SIZE);
         let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
         assert_eq!([0, 8, 16, 24, 32, 40, 48].map(word), [2, 0, 0x11, 0x3000, 0x22, 0x33, 0x44]);
-        assert_eq!([136, 144, 152, 160, 168, 176].map(word), [0x55, 0x66, 0x77, 0x88, 0x99, 0xaa]);
-        assert_eq!((bytes[184], bytes[238], bytes[239]), (b'n', b'n', 0));
+        assert_eq!([152, 160, 168, 176, 184, 192].map(word), [0x55, 0x66, 0x77, 0x88, 0x99, 0xaa]);
+        assert_eq!((bytes[200], bytes[254], bytes[255]), (b'n', b'n', 0));
     }
 
     #[test]
