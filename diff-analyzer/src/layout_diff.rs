@@ -202,6 +202,15 @@ pub fn compare_variables(old: &Layouts, new: &Layouts) -> Vec<VariableChange> {
     changes
 }
 
+/// Types of locks (include/linux/{mutex,rwsem,spinlock_types,rwlock_types}.h).
+const LOCKS: &[&str] = &["struct mutex", "struct rw_semaphore", "spinlock_t", "raw_spinlock_t", "rwlock_t"];
+
+/// Names of data that are locks.
+pub fn locks(layouts: &Layouts) -> BTreeSet<String> {
+    let locks = layouts.variables.iter().filter(|variable| LOCKS.contains(&variable.type_text.as_str()));
+    locks.map(|variable| variable.name.clone()).collect()
+}
+
 /// Functions that both versions define with different types.
 pub fn compare_functions(old: &Layouts, new: &Layouts) -> Vec<SignatureChange> {
     let after: HashMap<&str, _> = new.functions.iter().map(|function| (function.name.as_str(), function)).collect();

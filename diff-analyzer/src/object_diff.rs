@@ -87,6 +87,8 @@ pub struct ObjectDiff {
     pub new_global_data: bool,
     /// Names of functions that take or return other types than before.
     pub resigned: BTreeSet<String>,
+    /// Names of data that are locks (debug information says so; [`crate::layout_diff::locks`]).
+    pub locks: BTreeSet<String>,
     /// Which piece is which.
     pub correlation: Correlation,
 }
@@ -108,6 +110,23 @@ impl ObjectDiff {
             Change::Changed(difference) => Some((datum, difference)),
             _ => None,
         })
+    }
+
+    /// Functions that other units see and that take or return other types than before.
+    pub fn resigned_globals<'p>(&self, patched: &'p Pieces<'_>) -> impl Iterator<Item = &'p str> {
+        let changed = self.changed_functions().filter(|function| function.original.is_some());
+        let pieces = changed.map(|function| patched.piece(function.patched));
+        pieces.filter(|piece| piece.global && self.resigned.contains(&piece.name)).map(|piece| piece.name.as_str())
+    }
+
+    /// Has the callers of functions of other units change with these, which take or return other types now.
+    pub fn follow(&mut self, patched: &Pieces<'_>, resigned: &BTreeSet<String>) {
+        join_callers(patched, &mut self.functions, |target| match target {
+            Target::External(symbol) => resigned.contains(&patched.object.symbol(symbol).name),
+            Target::Piece(..) => false,
+        });
+        join_families(patched, &mut self.functions);
+        join_callers_of_clones(patched, &mut self.functions, &self.resigned);
     }
 
     /// Whether the patch has no effect on this unit.
@@ -172,6 +191,7 @@ pub fn compare_resigned(original: &Pieces<'_>, patched: &Pieces<'_>, resigned: B
         new_entries,
         new_global_data,
         resigned,
+        locks: BTreeSet::new(),
         correlation,
     }
 }
@@ -220,40 +240,42 @@ pub fn is_clone(name: &str) -> bool {
 }
 
 /// What calls a changed clone changes with it: a call of the old clone passes what the old clone takes, so its entry
-/// cannot lead to the new one. What is gone after boot may go on calling the old clone.
+/// cannot lead to the new one.
 fn join_callers_of_clones(patched: &Pieces<'_>, functions: &mut [Compared], resigned: &BTreeSet<String>) {
     let apart = |name: &str| is_clone(name) || resigned.contains(name);
-    let gone = |function: &Compared| {
-        let section = &patched.object.section(patched.piece(function.patched).section).name;
-        section.starts_with(".init.") || section.starts_with(".exit.")
-    };
     loop {
         let clones: HashSet<PieceIndex> = (functions.iter())
             .filter(|function| function.change != Change::Same && apart(&patched.piece(function.patched).name))
             .map(|function| function.patched)
             .collect();
-        let calls = |function: &Compared| {
-            let relocs = patched.relocs(function.patched).iter();
-            let mut targets = relocs.map(|reloc| (reloc, patched.target(reloc)));
-            targets.find_map(|(reloc, target)| match target {
-                Target::Piece(piece, _) if clones.contains(&piece) => {
-                    Some(reloc.offset - patched.piece(function.patched).range.start)
-                }
-                _ => None,
-            })
-        };
-        let mut joined = false;
-        for function in functions.iter_mut().filter(|function| function.change == Change::Same && !gone(function)) {
-            if let Some(at) = calls(function) {
-                function.change = Change::Changed(Difference::Reference(at));
-                joined = true;
-            }
-        }
+        let joined = join_callers(
+            patched,
+            functions,
+            |target| matches!(target, Target::Piece(piece, _) if clones.contains(&piece)),
+        );
         if !joined {
             return;
         }
         join_families(patched, functions);
     }
+}
+
+/// Marks the unchanged functions that refer to some targets as changed; whether there were any. What is gone after boot may
+/// go on calling what it called.
+fn join_callers(patched: &Pieces<'_>, functions: &mut [Compared], is_meant: impl Fn(Target) -> bool) -> bool {
+    let mut joined = false;
+    for function in functions.iter_mut().filter(|function| function.change == Change::Same) {
+        let piece = patched.piece(function.patched);
+        let section = &patched.object.section(piece.section).name;
+        if section.starts_with(".init.") || section.starts_with(".exit.") {
+            continue;
+        }
+        if let Some(reloc) = patched.relocs(function.patched).iter().find(|reloc| is_meant(patched.target(reloc))) {
+            function.change = Change::Changed(Difference::Reference(reloc.offset - piece.range.start));
+            joined = true;
+        }
+    }
+    joined
 }
 
 struct Comparison<'a, 'o> {

@@ -249,7 +249,16 @@ impl Judge<'_, '_> {
     fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
         let judge =
             |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched);
-        read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)
+        let mut judged: Vec<Judged> =
+            read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)?;
+        let globals = |(judged, (_, patched)): (&Judged, &(Pieces<'_>, Pieces<'_>))| -> Vec<String> {
+            judged.diff.resigned_globals(patched).map(str::to_owned).collect()
+        };
+        let resigned: BTreeSet<String> = judged.iter().zip(pieces).flat_map(globals).collect();
+        if !resigned.is_empty() {
+            judged.par_iter_mut().zip(pieces).for_each(|(judged, (_, patched))| judged.diff.follow(patched, &resigned));
+        }
+        Ok(judged)
     }
 
     /// The support object, or why this kernel cannot have one.
@@ -346,6 +355,7 @@ impl Judge<'_, '_> {
             if !resigned.is_empty() {
                 diff = compare_resigned(original, patched, resigned);
             }
+            diff.locks = layout_diff::locks(&new);
             findings = classify(&diff, patched, &old, &new);
         }
         Ok(Judged { proof, diff, findings, times: [proved, clock.elapsed().saturating_sub(proved)] })

@@ -5,6 +5,7 @@
 //! own against the kernel, has the same form ([`crate::module`]).
 
 use crate::symbol_db::{AddressKind, KernelSymbol, SymbolDb, SymbolKind};
+use diff_analyzer::pieces::is_pc_relative;
 use goblin::elf::header::{EM_X86_64, ET_EXEC};
 use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHT_NOBITS, SHT_RELA};
 use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION};
@@ -12,7 +13,7 @@ use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
 use lpk_format::ModuleId;
 use memmap2::Mmap;
 use std::collections::HashMap;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -252,6 +253,21 @@ impl KernelImage {
         let first = relocs.partition_point(|reloc| reloc.address < start);
         let last = relocs.partition_point(|reloc| reloc.address < start.saturating_add(len));
         &relocs[first..last]
+    }
+
+    /// Fields of the image that hold an address in a range or lead there, but for those of debug information; by the
+    /// relocations that the linker kept. A field relative to itself counts from the end of its instruction or from itself.
+    pub fn references(&self, range: Range<u64>) -> Vec<u64> {
+        let refers = |reloc: &ImageReloc| {
+            let behind = is_pc_relative(reloc.kind) && range.contains(&reloc.target.wrapping_add(4));
+            behind || range.contains(&reloc.target)
+        };
+        let allocated = |index: &usize| self.sections.get(*index).is_some_and(|section| section.allocated);
+        let sections = self.rela.iter().filter(|(index, _)| allocated(index));
+        let relocs = sections.flat_map(|(_, &raw)| self.read_relocs(raw));
+        let mut fields: Vec<u64> = relocs.filter(refers).map(|reloc| reloc.address).collect();
+        fields.sort_unstable();
+        fields
     }
 
     /// Whether the image was linked with `--emit-relocs`.

@@ -330,9 +330,14 @@ fn examine(case: &Path) -> Outcome<(String, BTreeSet<String>)> {
         let proof = prove(&image, &original, &ranges);
         text.push_str(&proved(&image, name, &original, &proof));
         let resigned = layout_diff::compare_functions(before, after).into_iter().map(|change| change.name).collect();
-        let diff = compare_resigned(&original, &patched, resigned);
+        let mut diff = compare_resigned(&original, &patched, resigned);
+        diff.locks = layout_diff::locks(after);
         judged.push((name, original, patched, diff, proof));
     }
+    let resigned: BTreeSet<String> = (judged.iter())
+        .flat_map(|(_, _, patched, diff, _)| diff.resigned_globals(patched).map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    judged.iter_mut().for_each(|(_, _, patched, diff, _)| diff.follow(patched, &resigned));
     let tables = BootTables::read(&image, &sizes)?;
     let units: Vec<Unit<'_, '_>> = (judged.iter())
         .map(|(name, original, patched, diff, proof)| Unit { name, original, patched, diff, proof })

@@ -13,15 +13,23 @@ use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::{SectionRole, why_not};
 use object::elf;
 use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// Sections that tell of functions and do not lead to them.
+const ABOUT_CODE: &[&str] = &["__mcount_loc", ".orc_unwind_ip", ".ibt_endbr_seal", "_kprobe_blacklist"];
 
 /// Whether all that refers to a function are calls and jumps of functions of its own file.
 fn only_called(pieces: &Pieces<'_>, function: PieceIndex) -> bool {
-    let refers = |reloc: &Reloc| matches!(pieces.target(reloc), Target::Piece(piece, _) if piece == function);
-    !pieces.piece(function).global
-        && pieces.iter().all(|(index, piece)| {
-            let mut references = pieces.relocs(index).iter().filter(|reloc| refers(reloc));
-            references.all(|reloc| piece.kind == PieceKind::Function && reloc.branch)
-        })
+    calls_only(pieces, |target| matches!(target, Target::Piece(piece, _) if piece == function))
+}
+
+/// Whether all that refers to some targets are calls and jumps of functions.
+fn calls_only(pieces: &Pieces<'_>, is_meant: impl Fn(Target) -> bool) -> bool {
+    let refers = |reloc: &Reloc| is_meant(pieces.target(reloc));
+    pieces.iter().all(|(index, piece)| {
+        let mut references = pieces.relocs(index).iter().filter(|reloc| refers(reloc));
+        references.all(|reloc| piece.kind == PieceKind::Function && reloc.branch)
+    })
 }
 
 impl Linker<'_, '_> {
@@ -33,6 +41,7 @@ impl Linker<'_, '_> {
                 self.select_function(unit_index, unit, function);
             }
         }
+        self.refuse_remaining_callers();
         self.note_globals();
         self.refuse_second_definitions();
         self.refuse_labels();
@@ -60,7 +69,7 @@ impl Linker<'_, '_> {
             return self.refuse(rule, key, message, "leave it out of the diff, or reboot into the new kernel");
         }
         let resigned = original.is_some() && unit.diff.resigned.contains(&piece.name);
-        if resigned && !only_called(unit.patched, function.patched) {
+        if resigned && !piece.global && !only_called(unit.patched, function.patched) {
             let message = format!(
                 "`{}` takes or returns other types than before, and is not only called by functions of its file",
                 piece.name
@@ -85,6 +94,65 @@ impl Linker<'_, '_> {
             self.replacing.insert(key);
         }
         self.carried.push(Carried { key, original });
+    }
+
+    /// A function that other units see and that takes other types now: all that may call the old one has to be carried.
+    fn refuse_remaining_callers(&mut self) {
+        let old: Vec<Range<u64>> = self.carried.iter().filter_map(|carried| self.old_code(carried)).collect();
+        let resigned: Vec<(Key, Range<u64>)> = (self.carried.iter())
+            .filter(|carried| {
+                let (unit, piece) = (&self.units[carried.key.0], self.piece(carried.key).1);
+                carried.original.is_some() && piece.global && unit.diff.resigned.contains(&piece.name)
+            })
+            .filter_map(|carried| Some((carried.key, self.old_code(carried)?)))
+            .collect();
+        for (key, code) in resigned {
+            let name = self.piece(key).1.name.clone();
+            let refused = self
+                .remaining(key, &name, code.start, &old)
+                .map(|who| format!("`{name}` takes or returns other types than before, and {who}"));
+            if let Some(message) = refused {
+                let help = "give the new version another name, and let the old one call it";
+                self.refuse("signature-changed", key, message, help);
+            }
+        }
+    }
+
+    /// What goes on using the old version of a function, besides `old` code that gives way to new code.
+    fn remaining(&self, key: Key, name: &str, address: u64, old: &[Range<u64>]) -> Option<String> {
+        if self.image.module().is_some() || !self.image.has_relocs() {
+            return Some("the image does not tell what calls it".to_owned());
+        }
+        for (index, unit) in self.units.iter().enumerate() {
+            let only_called = calls_only(unit.patched, |target| match target {
+                Target::Piece(piece, _) => (index, piece) == key,
+                Target::External(symbol) => unit.patched.object.symbol(symbol).name == name,
+            });
+            if !only_called {
+                return Some(format!("{} takes its address", unit.name));
+            }
+        }
+        let goes = |field: u64| {
+            let section = self.image.section_at(field).map_or("", |section| section.name.as_str());
+            let gone = section.starts_with(".init.") || section.starts_with(".exit.");
+            gone || ABOUT_CODE.contains(&section) || old.iter().any(|code| code.contains(&field))
+        };
+        let field = self.image.references(address..address + 1).into_iter().find(|&field| !goes(field))?;
+        Some(match self.image.symbols().containing(field) {
+            Some((other, _)) => format!("`{other}`, which the diff does not change, refers to it"),
+            None => {
+                let section = self.image.section_at(field).map_or("", |section| section.name.as_str());
+                format!("section {section} of the image refers to it, at {field:#x}")
+            }
+        })
+    }
+
+    /// Where the old version of a carried function is.
+    fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+        let unit = &self.units[carried.key.0];
+        let original = carried.original?;
+        let &address = unit.proof.functions.get(&original)?;
+        Some(address..address + unit.original.piece(original).size())
     }
 
     fn refuse_sections(&mut self, unit: &Unit<'_, '_>) {
@@ -128,7 +196,7 @@ impl Linker<'_, '_> {
                         },
                     };
                     let (_, datum) = self.piece(key);
-                    if has_state(datum) && self.placed.contains_key(&key) {
+                    if has_state(datum) && self.placed.contains_key(&key) && !self.is_ready_lock(key) {
                         let message = format!(
                             "`{}`, which has run at boot, now refers to `{}`, which is new and which new code uses",
                             unit.patched.piece(function).name,
@@ -140,6 +208,15 @@ impl Linker<'_, '_> {
                 }
             }
         }
+    }
+
+    /// Whether a datum is a lock that its definition makes ready, so that boot code can only have taken and released it.
+    fn is_ready_lock(&self, key: Key) -> bool {
+        let (pieces, datum) = self.piece(key);
+        let is_lock = self.units[key.0].diff.locks.contains(without_number(&datum.name));
+        // All zero is ready where a lock is nothing but its state.
+        let is_set = pieces.bytes(key.1).iter().any(|&byte| byte != 0) || !pieces.relocs(key.1).is_empty();
+        is_lock && (is_set || datum.size() <= 8)
     }
 
     /// Existing data stay as they are here; what changes them is a Type 2 update.

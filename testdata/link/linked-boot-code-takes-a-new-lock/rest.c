@@ -1,0 +1,1 @@
+void hold(void *lock) { }

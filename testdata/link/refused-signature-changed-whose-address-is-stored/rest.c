@@ -1,0 +1,3 @@
+void use(long n) { }
+long work(long n);
+long (*const table[])(long) = { work };
