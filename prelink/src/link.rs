@@ -221,7 +221,10 @@ impl<'a, 'o> Linker<'a, 'o> {
         let len = unit.original.bytes(original).len();
         // The proof has compared these bytes with the image.
         let expected = self.image.bytes(address, len).unwrap_or_default().to_vec();
-        let sites = tables.of_function(address, &expected);
+        let kept = self.image.relocs(address, len as u64);
+        let relocs =
+            if self.image.has_relocs() { kept } else { unit.proof.fields.get(&address).map_or(&[][..], Vec::as_slice) };
+        let sites = tables.of_function(address, &expected, relocs);
         let jump_offset = match self.jump_offset(tables, (key.0, original), address, &expected, &sites) {
             Ok(offset) => offset,
             Err(NoPlace::TooShort) => {

@@ -5,7 +5,7 @@
 //! are equal and that each of these holds one of the permitted contents.
 
 use crate::symbol_db::AddressKind;
-use crate::vmlinux::KernelImage;
+use crate::vmlinux::{ImageReloc, KernelImage};
 use diff_analyzer::pieces::is_pc_relative;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, InstructionBlock};
 use lpk_format::{BootSite, BootSiteKind, Place, RelocKind};
@@ -134,8 +134,9 @@ impl<'i> BootTables<'i> {
         self.faults.iter().find(|(_, fixup)| range.contains(fixup)).map(|(instruction, _)| *instruction)
     }
 
-    /// Sites of the function in `[address, address + code.len())`, sorted, none overlapping another.
-    pub fn of_function(&self, address: u64, code: &[u8]) -> Vec<BootSite> {
+    /// Sites of the function in `[address, address + code.len())`, sorted, none overlapping another. `relocs` are its relocated
+    /// fields.
+    pub fn of_function(&self, address: u64, code: &[u8], relocs: &[ImageReloc]) -> Vec<BootSite> {
         let range = address..address + code.len() as u64;
         let mut sites = Sites { range: range.clone(), list: Vec::new() };
         let opcode = |at: u64| code.get((at - address) as usize).copied().unwrap_or(0);
@@ -182,17 +183,17 @@ impl<'i> BootTables<'i> {
         for &at in self.locks.iter().filter(|at| inside(at)) {
             sites.add(at, 1, BootSiteKind::SmpLock);
         }
-        self.add_slides(&mut sites);
+        self.add_slides(&mut sites, relocs);
         sites.list.sort_by_key(|site| site.offset);
         sites.list
     }
 
     /// Fields that a module's loader fills, apart from those that stay the same wherever the module is. They may lie inside
     /// other sites.
-    fn add_relocations(&self, sites: &mut Sites) {
-        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
+    fn add_relocations(&self, sites: &mut Sites, relocs: &[ImageReloc]) {
+        let start = sites.range.start;
         let section = |address| self.image.section_at(address).map(|section| section.address);
-        for reloc in self.image.relocs(start, len) {
+        for reloc in relocs {
             let Some(kind) = RelocKind::of_elf(reloc.kind) else { continue }; // R_X86_64_NONE
             if kind.is_pc_relative() && section(reloc.symbol) == section(reloc.address) {
                 continue;
@@ -209,12 +210,11 @@ impl<'i> BootTables<'i> {
     }
 
     /// Fields that KASLR moves, as `arch/x86/tools/relocs.c` collects them.
-    fn add_slides(&self, sites: &mut Sites) {
+    fn add_slides(&self, sites: &mut Sites, relocs: &[ImageReloc]) {
         if self.image.module().is_some() {
-            return self.add_relocations(sites);
+            return self.add_relocations(sites, relocs);
         }
-        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
-        for reloc in self.image.relocs(start, len) {
+        for reloc in relocs {
             let eight = reloc.kind == goblin::elf::reloc::R_X86_64_64;
             match (is_pc_relative(reloc.kind), reloc.target_kind) {
                 (true, AddressKind::PerCpu) => sites.add(reloc.address, 4, BootSiteKind::SlideNegative32),
@@ -227,9 +227,9 @@ impl<'i> BootTables<'i> {
 
     /// The pointer that `call *slot(%rip)` at an address calls through.
     fn call_slot(&self, at: u64) -> Option<u64> {
-        let field = at.checked_add(2)?;
-        let reloc = self.image.relocs(field, 4).first().filter(|reloc| reloc.address == field)?;
-        is_pc_relative(reloc.kind).then(|| reloc.target.wrapping_add(4))
+        let code = self.image.bytes(at, 6)?;
+        // `ff /2` with a displacement behind it (Intel SDM vol. 2, CALL).
+        code.starts_with(&[0xff, 0x15]).then(|| relative(at, code, 2).wrapping_add(4))
     }
 
     /// What a site holds when this alternative is taken: the replacement moved to the site, padded with no-ops.
