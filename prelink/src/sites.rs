@@ -7,6 +7,7 @@
 use crate::symbol_db::AddressKind;
 use crate::vmlinux::{ImageReloc, KernelImage};
 use diff_analyzer::pieces::is_pc_relative;
+use diff_analyzer::special::Table;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, InstructionBlock};
 use lpk_format::{BootSite, BootSiteKind, Place, RelocKind};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct BootTables<'i> {
     fentries: Vec<u64>,
     /// `endbr64` of functions that nothing calls through a pointer.
     sealed: Vec<u64>,
+    /// Immediates that boot sets: address, length, and the variable whose value they get.
+    constants: Vec<(u64, u8, u64)>,
     /// Instructions that may fault, and where the kernel goes on then.
     faults: Vec<(u64, u64)>,
 }
@@ -125,6 +128,7 @@ impl<'i> BootTables<'i> {
             jump_labels,
             locks: places("__smp_locks", "__smp_locks_end"),
             sealed: places("__ibt_endbr_seal", "__ibt_endbr_seal_end"),
+            constants: constants(image),
             fentries: entries(base, bytes, 8).map(|(_, entry)| word(entry, 0)).collect(),
         })
     }
@@ -141,6 +145,9 @@ impl<'i> BootTables<'i> {
         let mut sites = Sites { range: range.clone(), list: Vec::new() };
         let opcode = |at: u64| code.get((at - address) as usize).copied().unwrap_or(0);
         let inside = |at: &u64| range.contains(at);
+        for &(at, len, variable) in self.constants.iter().filter(|(at, ..)| range.contains(at)) {
+            sites.add(at, len, BootSiteKind::Constant { variable });
+        }
         let mut index = self.alternatives.partition_point(|alternative| alternative.site < address);
         while let Some(first) = self.alternatives.get(index).filter(|alternative| range.contains(&alternative.site)) {
             let same = self.alternatives[index..].iter().take_while(|other| other.site == first.site).count();
@@ -244,6 +251,22 @@ impl<'i> BootTables<'i> {
         form.resize(usize::from(len), 0x90);
         Some(form)
     }
+}
+
+/// The tables of constants (`RUNTIME_CONST`, include/asm-generic/vmlinux.lds.h): one for each variable. A place whose variable is not
+/// known is left out, and found to differ by the runtime.
+fn constants(image: &KernelImage) -> Vec<(u64, u8, u64)> {
+    let mut found = Vec::new();
+    for symbol in image.symbols().iter() {
+        let Some(section) = symbol.name.strip_prefix("__start_") else { continue };
+        for (table, len) in [(Table::ConstantPointers, 8), (Table::ConstantShifts, 1)] {
+            let variable = table.variable(section).and_then(|name| image.symbols().address_of(name));
+            let contents = image.between(&symbol.name, &format!("__stop_{section}"));
+            let (Some(variable), Some((base, bytes))) = (variable, contents) else { continue };
+            found.extend(entries(base, bytes, 4).map(|(at, entry)| (relative(at, entry, 0), len, variable)));
+        }
+    }
+    found
 }
 
 /// The key of a static call. A module that may not change the key names the trampoline instead, and the kernel looks the key

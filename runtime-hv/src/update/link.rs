@@ -146,6 +146,7 @@ pub fn link(payload: &Payload, addresses: &Addresses, facts: &Facts) -> Result<L
         Fixup::Retpoline { .. } => 1,
         Fixup::Return { .. } => 2,
         Fixup::Alternative { .. } => 3,
+        Fixup::Constant { .. } => 4,
     };
     let mut fixups = payload.fixups.clone();
     fixups.sort_by_key(rank); // stable: the kernel's tables are applied in order
@@ -239,6 +240,15 @@ fn apply(fixup: &Fixup, text_address: u64, facts: &Facts, text: &mut [u8]) -> Re
             } else {
                 place.copy_from_slice(&[RET, INT3, INT3, INT3, INT3]);
             }
+            Ok(())
+        }
+        Fixup::Constant { offset, len, variable } => {
+            // `runtime_const_fixup`, `arch/x86/include/asm/runtime-const.h`: the variable's low bytes.
+            let value = *facts.words.get(&variable).ok_or(LinkError::Unknown { link: variable })?;
+            let place = slice(text, offset, usize::from(len))?;
+            let bytes = value.to_le_bytes();
+            let bytes = bytes.get(..place.len()).ok_or(LinkError::NotAsMarked { offset, expected: "a constant" })?;
+            place.copy_from_slice(bytes);
             Ok(())
         }
         Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted } => {

@@ -192,6 +192,7 @@ fn kind_name(kind: &BootSiteKind) -> &'static str {
         BootSiteKind::StaticCall { .. } => "a static call",
         BootSiteKind::JumpLabel { .. } => "a jump label",
         BootSiteKind::SmpLock => "a lock prefix",
+        BootSiteKind::Constant { .. } => "a constant that boot sets",
         BootSiteKind::Relocation { .. } => "an address that the module's loader filled",
     }
 }
@@ -212,6 +213,9 @@ fn accepts(
         BootSiteKind::Ftrace => found == NOP5,
         BootSiteKind::Alternative { .. } => false, // compared after all others
         BootSiteKind::SmpLock => matches!(found, [0xf0 | 0x3e]),
+        BootSiteKind::Constant { variable } => {
+            facts.words.get(variable).is_some_and(|value| value.to_le_bytes().starts_with(found))
+        }
         BootSiteKind::Relocation { .. } => true, // compared with the plain code around it
         BootSiteKind::Return => is_return(found, at, facts) || found == expected,
         BootSiteKind::JumpLabel { target } => {
