@@ -26,6 +26,41 @@ pub(crate) fn edited_bundle(dir: &Path, kernel: &Kernel, name: &str, edits: &[Ed
     bundle
 }
 
+/// Name of the bundle that does things on request.
+pub(crate) const CITIZEN: &str = "citizen";
+/// The script by which a process asks ([`patches::citizen`]).
+const ASK: &str = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
+
+/// Builds the bundle that does things on request.
+pub(crate) fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
+}
+
+/// Lets processes of a guest ask.
+pub(crate) fn allow_asking(guest: &mut Guest) {
+    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{ASK}\nEOF")).expect("a script");
+    guest
+        .run_ok("mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing")
+        .expect("mounts");
+}
+
+/// What a reader of /proc/cmdline sees that asks for something.
+pub(crate) fn ask(guest: &mut Guest, request: char) -> String {
+    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
+}
+
+/// What the kernel says meanwhile.
+pub(crate) fn said(guest: &mut Guest, request: char) -> String {
+    guest.run_ok("dmesg -c > /dev/null").expect("clears");
+    ask(guest, request);
+    guest.run_ok("dmesg -c").expect("the kernel's messages")
+}
+
+/// Turns a static key that new code asks for on or off.
+pub(crate) fn set_schedstats(guest: &mut Guest, on: bool) {
+    guest.run_ok(&format!("echo {} > /proc/sys/kernel/sched_schedstats", u8::from(on))).expect("flips the key");
+}
+
 /// First word of /proc/version, as the guest reads it now.
 pub(crate) fn first_word(guest: &mut Guest) -> String {
     let text = guest.run_ok(&format!("cat {VISIBLE_FILE}")).expect("the guest answers");
