@@ -392,6 +392,13 @@ mod tests {
         assert_eq!(fixed(pv(24), &indirect, &facts()), Err(LinkError::Unknown { link: 24 }));
         assert_eq!(fixed(pv(32), &indirect, &facts()), Err(LinkError::Unknown { link: 32 }));
 
+        let constant = |len, variable| vec![Fixup::Constant { offset: 1, len, variable }];
+        let loaded = [&[0x48][..], &0xffff_ffff_8120_0a00_u64.to_le_bytes()].concat();
+        assert_eq!(fixed(constant(8, 8), &[0x48; 9], &facts()), Ok(loaded));
+        assert_eq!(fixed(constant(1, 8), &[0x48; 3], &facts()), Ok(vec![0x48, 0x00, 0x48]));
+        assert_eq!(fixed(constant(1, 32), &[0x48; 3], &facts()), Err(LinkError::Unknown { link: 32 }));
+        assert!(matches!(fixed(constant(8, 8), &[0x48; 8], &facts()), Err(LinkError::Inconsistent(_))));
+
         let ret = || vec![Fixup::Return { offset: 0 }];
         let thunk = branch(JMP, AT.text, 0xffff_ffff_8120_0600).expect("near").to_vec();
         assert_eq!(fixed(ret(), &[JMP, 0, 0, 0, 0], &facts()), Ok(thunk));
