@@ -5,6 +5,9 @@
 //! pass the change on. Goes out: names, and the answer "anything may change" wherever a text is not understood, so that
 //! who relies on it compiles once more than needed, and never once less.
 
+mod declaration;
 pub mod items;
 pub mod lex;
+mod nodes;
 pub mod reach;
+mod vocabulary;

@@ -98,7 +98,7 @@ pub fn serve<E: Engine>(
     mut gone: impl FnMut(&E) -> bool,
 ) -> io::Result<Ended> {
     let mut silent = 0;
-    let mut watched = Instant::now();
+    let (mut settled, mut watched) = (Instant::now(), Instant::now());
     loop {
         let mut files =
             [PollFd::new(socket.listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
@@ -121,14 +121,17 @@ pub fn serve<E: Engine>(
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         } else {
-            updater.settle();
             // A lost answer, or a hypervisor that is stopped for a while, is no dead guest.
             silent = if updater.engine.is_paused().is_ok() { 0 } else { silent + u32::from(look) };
             if silent >= SILENT_LIMIT_MS {
                 return Ok(Ended::GuestGone);
             }
         }
-        // Clients that ask all the time must not keep us from it.
+        // Clients that ask all the time must not keep us from these.
+        if settled.elapsed() >= Duration::from_millis(look.into()) {
+            updater.settle();
+            settled = Instant::now();
+        }
         if watched.elapsed() >= Duration::from_millis(MODULES_MS.into()) {
             updater.watch();
             watched = Instant::now();

@@ -3,7 +3,8 @@
 //! Comes in: the items before and after. Decided: which items differ, and which names that concerns; whether an item
 //! that did not change passes it on, because it mentions such a name. Goes out: names, or why everything may change.
 
-use super::items::{Enumerator, Item, ItemKind, Items, enumerators};
+use super::declaration::{Enumerator, enumerators};
+use super::items::{Item, ItemKind, Items};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names that mean something else than before. The value says whether the name is a macro.

@@ -167,7 +167,7 @@ impl<'t> Pasting<'t> {
                 news |= known.insert(chain);
             } else if known.len() == MANY {
                 // Too many ways: it may make anything of any argument.
-                let any = (0..definition.parameters.len().max(2)).map(|index| vec![Part::Any, Part::Parameter(index)]);
+                let any = (0..definition.parameters.len()).map(|index| vec![Part::Any, Part::Parameter(index)]);
                 known.extend(any.map(|pattern| Chain { pattern, whole: false }));
                 news = true;
             }
@@ -234,9 +234,6 @@ impl<'t> Pasting<'t> {
         parameter: &dyn Fn(&[u8]) -> Option<usize>,
         depth: usize,
     ) -> Vec<Pattern> {
-        if argument.iter().any(|token| token.is(b'#')) {
-            return vec![pasted(argument, parameter).unwrap_or_else(|| vec![Part::Any])];
-        }
         let token = match argument {
             [] => return vec![Vec::new()],
             [one] => one,
@@ -250,6 +247,9 @@ impl<'t> Pasting<'t> {
                     Vec::new()
                 };
                 return if ways.is_empty() { vec![vec![Part::Any]] } else { ways };
+            }
+            _ if argument.iter().any(|token| token.is(b'#')) => {
+                return vec![pasted(argument, parameter).unwrap_or_else(|| vec![Part::Any])];
             }
             [.., last] if is_first && !is_last => last,
             [first, ..] if is_last && !is_first => first,

@@ -6,7 +6,7 @@
 use super::graph::{File, Graph, Maker, Roots};
 use super::paste::{Part, Pasting, Pattern};
 use crate::kbuild::overlay::clean;
-use diff_analyzer::declarations::lex::{directive, directive_end, in_word, words};
+use diff_analyzer::declarations::lex::{Token, TokenKind, directive, directive_end, in_word, tokens, words};
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -185,7 +185,7 @@ impl Scan {
                 b"define" => {
                     let Some(name) = words(rest).next() else { continue };
                     let start = name.as_ptr() as usize - rest.as_ptr() as usize + name.len();
-                    if rest.get(start) == Some(&b'(') {
+                    if rest.get(start) == Some(&b'(') && may_declare(&rest[start..]) {
                         scan.macros.push(String::from_utf8_lossy(name).into_owned());
                     }
                 }
@@ -193,6 +193,20 @@ impl Scan {
             }
         }
         scan
+    }
+}
+
+/// Whether a macro, from its parameters on, may be part of a declaration. One that is nothing, a statement or a number
+/// (the stub of a function that is not configured) cannot: where `int f(int);` compiles it is not defined.
+fn may_declare(definition: &[u8]) -> bool {
+    let tokens = tokens(definition);
+    let end = tokens.iter().position(|token| token.is(b')')).map_or(tokens.len(), |end| end + 1);
+    let is_number = |token: &Token<'_>| token.kind == TokenKind::Number;
+    match &tokens[end..] {
+        [] => false,
+        [first, ..] if first.text == b"do" || is_number(first) => false,
+        [open, next, ..] if open.is(b'(') => !(next.is(b'{') || next.is(b'-') || is_number(next)),
+        _ => true,
     }
 }
 
@@ -219,5 +233,7 @@ mod tests {
         let scan = Scan::of(text);
         assert_eq!(scan.includes, [Include::Angled("x.h".into()), Include::Quoted("y.h".into())]);
         assert_eq!(Scan::of(b"#define F(x) x\n#define G (x)\n").macros, ["F"]);
+        let stubs = b"#define A(x)\n#define B(x) do { } while (0)\n#define C(x) ({ -1; })\n#define D(x) (-1)\n#define E(x, ...) 0\n";
+        assert!(Scan::of(stubs).macros.is_empty());
     }
 }
