@@ -169,7 +169,8 @@ impl<'t> Pasting<'t> {
                 // Too many ways: it may make anything of any argument.
                 let any = (0..definition.parameters.len()).map(|index| vec![Part::Any, Part::Parameter(index)]);
                 known.extend(any.map(|pattern| Chain { pattern, whole: false }));
-                news = true;
+                // Where it was known to do so already, nothing is new, and whoever calls it need not be looked at again.
+                news |= known.len() > MANY;
             }
         }
         news
@@ -420,6 +421,15 @@ mod tests {
         let plain = ["NAME value", "CAT(a) CAT2(a)", "CAT2(a) pre_##a"];
         assert_eq!(made(&plain, "CAT(NAME)"), ["pre_NAME", "pre_value"]);
         assert_eq!(made(&["F(fmt, ...) f(fmt, ##__VA_ARGS__)"], "F(\"a\", b)"), Vec::<String>::new());
+    }
+
+    /// Two macros that call each other, in more ways than are followed, one of which is not known.
+    #[test]
+    fn many_ways_in_a_circle_come_to_an_end() {
+        let ways: String = (0..2 * MANY).map(|number| format!(" P(w{number}_, x)")).collect();
+        let many: &'static str = format!("M(x) P(KBUILD_MODNAME, x){ways} N(x)").leak();
+        let names = made(&["P(a, b) a##b", many, "N(y) M(y)"], "M(z); N(y)");
+        assert!(names.contains(&"*z".to_owned()) && names.contains(&"*y".to_owned()), "{names:?}");
     }
 
     #[test]
