@@ -6,7 +6,7 @@
 
 use diff_analyzer::declarations::lex::{Token, TokenKind, tokens, words};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// So many ways for one macro to make names are more than can be followed.
 const MANY: usize = 48;
@@ -124,17 +124,26 @@ impl<'t> Pasting<'t> {
                 callers.entry(pair[0].text).or_default().push(index);
             }
         }
-        let mut next: Vec<usize> = Vec::new();
+        // Each caller waits once, whatever becomes new meanwhile.
+        let (mut next, mut waits) = (VecDeque::new(), vec![false; all.len()]);
+        let wake = |next: &mut VecDeque<usize>, waits: &mut Vec<bool>, name: &[u8]| {
+            for &caller in callers.get(name).into_iter().flatten() {
+                if !std::mem::replace(&mut waits[caller], true) {
+                    next.push_back(caller);
+                }
+            }
+        };
         for definition in all.iter().filter(|definition| definition.body.iter().any(|token| token.is(b'#'))) {
             if pasting.take(definition, own_chains(definition)) {
-                next.extend(callers.get(definition.name).into_iter().flatten().copied());
+                wake(&mut next, &mut waits, definition.name);
             }
         }
-        while let Some(index) = next.pop() {
+        while let Some(index) = next.pop_front() {
+            waits[index] = false;
             let definition = &all[index];
             let derived = pasting.in_calls(&definition.body, &|word| definition.parameter(word));
             if pasting.take(definition, derived) {
-                next.extend(callers.get(definition.name).into_iter().flatten().copied());
+                wake(&mut next, &mut waits, definition.name);
             }
         }
         pasting
