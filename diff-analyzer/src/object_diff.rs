@@ -435,7 +435,10 @@ impl Comparison<'_, '_> {
     }
 
     fn same_entry(&self, old: &Entry, new: &Entry) -> bool {
-        if old.table != new.table || old.place != new.place || old.size != new.size {
+        let section = |pieces: &Pieces<'_>, entry: &Entry| pieces.object.section(entry.section).name.clone();
+        // The name of a table of constants tells the variable.
+        let other_variable = || section(self.original, old) != section(self.patched, new);
+        if old.table != new.table || old.place != new.place || old.size != new.size || other_variable() {
             return false;
         }
         let range = |entry: &Entry| entry.offset..entry.offset + entry.size;

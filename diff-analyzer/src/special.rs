@@ -75,10 +75,15 @@ pub enum Table {
     Bugs,
     /// `__ex_table`, `struct exception_table_entry`.
     Exceptions,
+    /// `runtime_ptr_VARIABLE`, 32-bit self-relative: immediates of 8 bytes that boot sets to a variable's value
+    /// (arch/x86/include/asm/runtime-const.h, since Linux 6.11).
+    ConstantPointers,
+    /// `runtime_shift_VARIABLE`, the same for immediates of one byte.
+    ConstantShifts,
 }
 
 impl Table {
-    /// Name of the section in an object.
+    /// Name of the section in an object; of the tables of constants, the part before the variable's name.
     pub fn section(self) -> &'static str {
         match self {
             Self::Alternatives => ".altinstructions",
@@ -91,7 +96,20 @@ impl Table {
             Self::JumpLabels => "__jump_table",
             Self::Bugs => "__bug_table",
             Self::Exceptions => "__ex_table",
+            Self::ConstantPointers => "runtime_ptr_",
+            Self::ConstantShifts => "runtime_shift_",
         }
+    }
+
+    /// The variable whose value boot puts into the places of a table of constants, by the section's name.
+    pub fn variable(self, section: &str) -> Option<&str> {
+        let of_constants = matches!(self, Self::ConstantPointers | Self::ConstantShifts);
+        section.strip_prefix(self.section()).filter(|name| of_constants && !name.is_empty())
+    }
+
+    /// Whether a section is such a table.
+    fn is(self, section: &str) -> bool {
+        self.section() == section || self.variable(section).is_some()
     }
 
     /// The kernel's type of an entry, where it has one.
@@ -103,7 +121,12 @@ impl Table {
             Self::JumpLabels => Some("jump_entry"),
             Self::Bugs => Some("bug_entry"),
             Self::Exceptions => Some("exception_table_entry"),
-            Self::Retpolines | Self::Returns | Self::SmpLocks | Self::Mcount => None,
+            Self::Retpolines
+            | Self::Returns
+            | Self::SmpLocks
+            | Self::Mcount
+            | Self::ConstantPointers
+            | Self::ConstantShifts => None,
         }
     }
 
@@ -122,7 +145,7 @@ impl Table {
 /// Section of the descriptors of `pr_debug` (`struct _ddebug`): data that code refers to, and a table for the kernel.
 pub const DYNAMIC_DEBUG: &str = "__dyndbg";
 
-const TABLES: [Table; 10] = [
+const TABLES: [Table; 12] = [
     Table::Alternatives,
     Table::Paravirt,
     Table::Retpolines,
@@ -133,6 +156,8 @@ const TABLES: [Table; 10] = [
     Table::JumpLabels,
     Table::Bugs,
     Table::Exceptions,
+    Table::ConstantPointers,
+    Table::ConstantShifts,
 ];
 
 /// Section of code by prefix. The sections and what the kernel does with them: `include/asm-generic/vmlinux.lds.h`.
@@ -176,11 +201,13 @@ const CODE: [(&str, SectionRole); 13] = [
 const UNPROBED_CODE: &str = ".kprobes.text";
 
 /// Sections of data, tables and lists by prefix: the first that fits counts.
-const DATA: [(&str, SectionRole); 24] = [
+const DATA: [(&str, SectionRole); 25] = [
     (".orc_unwind", SectionRole::Unwind),
     (".orc_unwind_ip", SectionRole::Unwind),
     // A hash of the layout of ORC entries, which the module loader compares with the kernel's.
     (".orc_header", SectionRole::NotLoaded),
+    // Where functions have room before them; the linker discards it on x86 (`PATCHABLE_DISCARDS`, include/asm-generic/vmlinux.lds.h).
+    ("__patchable_function_entries", SectionRole::NotLoaded),
     (".printk_index", SectionRole::LeftOut("messages of the new code are not in the guest's printk index")),
     ("_kprobe_blacklist", SectionRole::Unprobed),
     ("_error_injection_whitelist", SectionRole::LeftOut("errors cannot be injected into the new code")),
@@ -226,7 +253,7 @@ pub fn why_not(name: &str) -> Option<&'static str> {
 
 /// The role of a section of that name; `executable` says whether it has `SHF_EXECINSTR`.
 pub fn role(name: &str, executable: bool) -> SectionRole {
-    if let Some(table) = TABLES.into_iter().find(|table| table.section() == name) {
+    if let Some(table) = TABLES.into_iter().find(|table| table.is(name)) {
         return SectionRole::Table(table);
     }
     if let Some((_, role)) = CODE.iter().find(|(prefix, _)| in_family(name, prefix)) {
@@ -312,6 +339,9 @@ mod tests {
             (".data.init", false, SectionRole::Data),
             (".bss..decrypted", false, SectionRole::Unknown),
             (".orc_unwind_ip", false, SectionRole::Unwind),
+            ("runtime_ptr_USER_PTR_MAX", false, SectionRole::Table(Table::ConstantPointers)),
+            ("runtime_shift_d_hash_shift", false, SectionRole::Table(Table::ConstantShifts)),
+            ("__patchable_function_entries", false, SectionRole::NotLoaded),
             ("__dyndbg", false, SectionRole::Data),
             (".discard.reachable", false, SectionRole::NotLoaded),
         ] {

@@ -477,6 +477,15 @@ pub enum Fixup {
         /// Taken when the feature is absent (`ALT_NOT`).
         inverted: bool,
     },
+    /// An immediate of 8 or 1 bytes that holds what a variable holds (`arch/x86/include/asm/runtime-const.h`).
+    Constant {
+        /// Byte offset in `.text`.
+        offset: u32,
+        /// Length of the immediate.
+        len: u8,
+        /// Link address of the variable.
+        variable: u64,
+    },
 }
 
 /// An old function and what redirects it.
@@ -556,5 +565,10 @@ pub enum BootSiteKind {
         place: Place,
         /// Addend.
         addend: i64,
+    },
+    /// `runtime_ptr_VARIABLE`, `runtime_shift_VARIABLE`: an immediate of 8 or 1 bytes that boot has set to the variable's value.
+    Constant {
+        /// Link address of the variable.
+        variable: u64,
     },
 }

@@ -195,6 +195,7 @@ pub(crate) fn encode_site(site: &BootSite, out: &mut Vec<u8>) {
         BootSiteKind::StaticCall { key } => (9, *key, &[]),
         BootSiteKind::JumpLabel { target } => (10, *target, &[]),
         BootSiteKind::SmpLock => (11, 0, &[]),
+        BootSiteKind::Constant { variable } => (13, *variable, &[]),
         BootSiteKind::Relocation { .. } => return encode_relocation(site, out),
     };
     out.extend_from_slice(&site.offset.to_le_bytes());
@@ -270,6 +271,7 @@ pub(crate) fn decode_sites(bytes: &[u8], announced: u32) -> Result<Vec<BootSite>
             9 => BootSiteKind::StaticCall { key: operand },
             10 => BootSiteKind::JumpLabel { target: operand },
             11 => BootSiteKind::SmpLock,
+            13 => BootSiteKind::Constant { variable: operand },
             kind => return Err(RecordError::Kind { index: cursor.index, kind }),
         };
         sites.push(BootSite { offset, len, kind });
@@ -291,6 +293,7 @@ pub(crate) fn encode_fixup(fixup: &Fixup, out: &mut Vec<u8>) {
         Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted } => {
             (offset, [4, len, replacement_len, u8::from(inverted)], replacement, feature, 0)
         }
+        Fixup::Constant { offset, len, variable } => (offset, [5, len, 0, 0], 0, 0, variable),
     };
     out.extend_from_slice(&offset.to_le_bytes());
     out.extend_from_slice(&[kind, len, replacement_len, inverted]);
@@ -319,6 +322,7 @@ pub(crate) fn decode_fixups(bytes: &[u8]) -> Result<Vec<Fixup>, RecordError> {
             2 => Fixup::Retpoline { offset },
             3 => Fixup::Return { offset },
             4 => Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted },
+            5 => Fixup::Constant { offset, len, variable: slot },
             kind => return Err(RecordError::Kind { index, kind }),
         });
         cursor.index += 1;

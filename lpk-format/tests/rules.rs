@@ -89,17 +89,19 @@ refused! {
     fixup_behind_text: |b| b.payload.fixups = vec![Fixup::Return { offset: 0x54 }] => Problem::FixupRange { size: 5, .. },
     fixup_offset_overflows: |b| b.payload.fixups = vec![Fixup::Retpoline { offset: u32::MAX }] => Problem::FixupRange { .. },
     fixup_too_short: |b| b.payload.fixups[1] = Fixup::Paravirt { offset: 0x24, len: 4, slot: TEXT } => Problem::FixupLength { len: 4, min: 5, .. },
-    fixup_empty: |b| b.payload.fixups[4] = alternative(0x30, 0, 0x50, 0, 1) => Problem::FixupLength { len: 0, .. },
+    fixup_empty: |b| b.payload.fixups[6] = alternative(0x30, 0, 0x50, 0, 1) => Problem::FixupLength { len: 0, .. },
+    constant_of_other_size: |b| b.payload.fixups[4] = Fixup::Constant { offset: 0x44, len: 4, variable: TEXT } => Problem::ConstantSize { index: 4, len: 4 },
+    constant_outside: |b| b.payload.fixups[4] = Fixup::Constant { offset: 0x44, len: 8, variable: END - 7 } => Problem::OutsideImage { size: 8, .. },
     fixup_slot_outside: |b| b.payload.fixups[1] = Fixup::Paravirt { offset: 0x24, len: 6, slot: END - 7 } => Problem::OutsideImage { size: 8, .. },
     fixups_out_of_order: |b| b.payload.fixups.swap(0, 1) => Problem::FixupOrder { index: 1, .. },
     fixups_share_bytes: |b| b.payload.fixups[2] = Fixup::Retpoline { offset: 0x2a } => Problem::FixupOrder { index: 2, .. },
     alternatives_not_last: |b| b.payload.fixups.swap(3, 4) => Problem::FixupOrder { index: 4, .. },
-    alternatives_share_bytes: |b| b.payload.fixups[5] = alternative(0x31, 4, 0x50, 3, 1) => Problem::FixupOrder { index: 5, .. },
-    alternatives_of_one_place_differ: |b| b.payload.fixups[5] = alternative(0x30, 6, 0x50, 3, 1) => Problem::FixupOrder { .. },
-    replacement_too_long: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x50, 6, 1) => Problem::ReplacementLength { .. },
-    replacement_behind_text: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x57, 3, 1) => Problem::FixupRange { size: 3, .. },
-    replacement_in_place: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x34, 3, 1) => Problem::ReplacementOverlap { .. },
-    feature_with_flag: |b| b.payload.fixups[5] = alternative(0x30, 5, 0x50, 3, 0x8001) => Problem::Feature { .. },
+    alternatives_share_bytes: |b| b.payload.fixups[7] = alternative(0x31, 4, 0x50, 3, 1) => Problem::FixupOrder { index: 7, .. },
+    alternatives_of_one_place_differ: |b| b.payload.fixups[7] = alternative(0x30, 6, 0x50, 3, 1) => Problem::FixupOrder { .. },
+    replacement_too_long: |b| b.payload.fixups[7] = alternative(0x30, 5, 0x50, 6, 1) => Problem::ReplacementLength { .. },
+    replacement_behind_text: |b| b.payload.fixups[7] = alternative(0x30, 5, 0x57, 3, 1) => Problem::FixupRange { size: 3, .. },
+    replacement_in_place: |b| b.payload.fixups[7] = alternative(0x30, 5, 0x34, 3, 1) => Problem::ReplacementOverlap { .. },
+    feature_with_flag: |b| b.payload.fixups[7] = alternative(0x30, 5, 0x50, 3, 0x8001) => Problem::Feature { .. },
 
     tables_out_of_order: |b| b.payload.tables.swap(0, 1) => Problem::TableOrder { kind: TableKind::Exceptions },
     table_twice: |b| { let t = b.payload.tables[5]; b.payload.tables.push(t) } => Problem::TableOrder { .. },
@@ -142,6 +144,9 @@ refused! {
     site_empty: |b| b.functions[1].sites = site(0, 0, BootSiteKind::Alternative { forms: vec![vec![]] }) => Problem::SiteLength { len: 0, .. },
     sites_out_of_order: |b| b.functions[0].sites.swap(0, 1) => Problem::SiteOrder { site: 1, .. },
     sites_share_bytes: |b| b.functions[0].sites[6].offset = 36 => Problem::SiteOverlap { offset: 36, len: 4, .. },
+    site_constant_of_other_size: |b| b.functions[1].sites = site(0, 4, BootSiteKind::Constant { variable: TEXT }) => Problem::ConstantSize { len: 4, .. },
+    site_constant_outside: |b| b.functions[1].sites = site(0, 1, BootSiteKind::Constant { variable: END }) => Problem::OutsideImage { .. },
+    module_site_of_a_constant: |b| b.modules[0].functions[0].sites = site(0, 1, BootSiteKind::Constant { variable: TEXT }) => Problem::SiteOfOther { site: 0, .. },
     site_slot_outside: |b| b.functions[1].sites = site(0, 6, BootSiteKind::Paravirt { slot: 0 }) => Problem::OutsideImage { .. },
     site_key_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::StaticCall { key: END - 4 }) => Problem::OutsideImage { .. },
     site_target_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::JumpLabel { target: END }) => Problem::OutsideImage { .. },
@@ -177,7 +182,7 @@ fn what_a_rule_allows_is_written() {
     ]
     .concat();
     // A replacement of nothing, at the very end of the code.
-    bundle.payload.fixups[5] = alternative(0x30, 5, 0x58, 0, 0x7fff);
+    bundle.payload.fixups[7] = alternative(0x30, 5, 0x58, 0, 0x7fff);
     let bytes = write(&bundle).expect("nothing in it breaks a rule");
     assert_eq!(read(&bytes).expect("just written").bundle, bundle);
 }

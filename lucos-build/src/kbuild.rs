@@ -10,6 +10,7 @@ pub mod given;
 pub mod kept;
 pub mod lines;
 pub mod listing;
+pub mod objtool;
 pub mod overlay;
 pub mod support;
 
@@ -37,7 +38,7 @@ const READY: &str = ".lucos-ready";
 /// Lists the files whose generated parts were asked for.
 const GENERATED: &str = ".lucos-generated.json";
 /// Changes when the same inputs are to be prepared otherwise.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// Programs that the preparation calls, and the Debian packages that have them.
 const PROGRAMS: &[(&str, &str)] = &[
@@ -193,7 +194,7 @@ impl BuildFolder {
             let objects: Vec<String> =
                 unknown.iter().map(|unit| unit.with_extension("o").display().to_string()).collect();
             let output = make(request, &self.path)
-                .args(["-n", "V=1", KCFLAGS])
+                .args(["-n", "V=1", KCFLAGS, objtool::NOT_DELAYED])
                 .args(&objects)
                 .output()
                 .map_err(KbuildError::Start)?;
@@ -230,7 +231,7 @@ impl BuildFolder {
         let goals =
             if Config::parse(&request.config).get("CONFIG_MODULES") == Some("y") { "modules" } else { "vmlinux" };
         let output = make(request, &self.path)
-            .args(["-n", "-k", "V=1", KCFLAGS, goals])
+            .args(["-n", "-k", "V=1", KCFLAGS, objtool::NOT_DELAYED, goals])
             .stderr(Stdio::null())
             .output()
             .map_err(KbuildError::Start)?;

@@ -230,7 +230,13 @@ impl<'a, 'o> Linker<'a, 'o> {
         let len = unit.original.bytes(original).len();
         // The proof has compared these bytes with the image.
         let expected = self.image.bytes(address, len).unwrap_or_default().to_vec();
-        let sites = tables.of_function(address, &expected);
+        let fields = unit.proof.fields.get(&address);
+        let relocs = if self.image.has_relocs() {
+            self.image.relocs(address, len as u64)
+        } else {
+            fields.expect("the proof has the fields of every function that it proved in an image without relocations")
+        };
+        let sites = tables.of_function(address, &expected, relocs);
         let jump_offset = match self.jump_offset(tables, (key.0, original), address, &expected, &sites) {
             Ok(offset) => offset,
             Err(NoPlace::TooShort) => {

@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 28] = [
+const FACTS: [Fact; 29] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -69,6 +69,8 @@ const FACTS: [Fact; 28] = [
             "kretprobe_instances",
         ],
     ),
+    // What a processor works on, since Linux 6.2 (arch/x86/include/asm/current.h).
+    maybe("struct pcpu_hot", "kernel/fork.c", &["current_task", "hardirq_stack_ptr"]),
     // Where tracers keep return addresses that they have taken off a stack.
     maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret"]),
     maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr"]),

@@ -5,7 +5,8 @@
 //! proved functions with their addresses, the reason for each of the others, and *bindings*: where each local symbol of
 //! the object lives, read from the image's own fields. Names are not trusted where a binding can be had.
 
-use crate::vmlinux::KernelImage;
+use crate::symbol_db::AddressKind;
+use crate::vmlinux::{ImageReloc, KernelImage};
 use diff_analyzer::object::Reloc;
 use diff_analyzer::object_diff::blank;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target, bias, field_width, is_pc_relative};
@@ -81,6 +82,9 @@ pub struct Proof {
     pub mismatches: BTreeMap<PieceIndex, Mismatch>,
     /// Link addresses of data and functions that proved functions refer to.
     pub bindings: BTreeMap<PieceIndex, u64>,
+    /// Relocated fields of proved functions by the function's address, in order: those that the linker would have kept, where
+    /// the image has none of them (arch/x86/Makefile.postlink, since Linux 6.5).
+    pub fields: BTreeMap<u64, Vec<ImageReloc>>,
 }
 
 impl Proof {
@@ -99,8 +103,11 @@ pub fn prove(image: &KernelImage, original: &Pieces<'_>, unit_ranges: &[Range<u6
             continue;
         }
         match find(image, original, index, unit_ranges) {
-            Ok((address, bindings)) => {
+            Ok(Equal { address, bindings, fields }) => {
                 proof.functions.insert(index, address);
+                if !image.has_relocs() {
+                    proof.fields.insert(address, fields);
+                }
                 for (target, address) in bindings {
                     match proof.bindings.insert(target, address) {
                         Some(before) if before != address => contradicted.push(target),
@@ -122,12 +129,19 @@ pub fn prove(image: &KernelImage, original: &Pieces<'_>, unit_ranges: &[Range<u6
 
 type Bindings = HashMap<PieceIndex, u64>;
 
+/// A function of the image that equals a compiled one.
+struct Equal {
+    address: u64,
+    bindings: Bindings,
+    fields: Vec<ImageReloc>,
+}
+
 fn find(
     image: &KernelImage,
     original: &Pieces<'_>,
     index: PieceIndex,
     unit_ranges: &[Range<u64>],
-) -> Result<(u64, Bindings), Mismatch> {
+) -> Result<Equal, Mismatch> {
     let piece = original.piece(index);
     let in_unit = |address: u64| unit_ranges.is_empty() || unit_ranges.iter().any(|range| range.contains(&address));
     let mut candidates: Vec<_> =
@@ -137,14 +151,14 @@ fn find(
     let mut matches = Vec::new();
     for symbol in candidates {
         match equal(image, original, index, symbol.address, symbol.size) {
-            Ok(bindings) => matches.push((symbol.address, bindings)),
+            Ok(found) => matches.push(found),
             Err(mismatch) => {
                 first_mismatch.get_or_insert(mismatch);
             }
         }
     }
     if matches.len() > 1 {
-        let candidates = matches.iter().map(|(address, _)| *address).collect();
+        let candidates = matches.iter().map(|found| found.address).collect();
         return Err(Mismatch::Ambiguous { name: piece.name.clone(), candidates });
     }
     matches.pop().ok_or_else(|| first_mismatch.unwrap_or(Mismatch::Missing { name: piece.name.clone() }))
@@ -156,7 +170,7 @@ fn equal(
     index: PieceIndex,
     address: u64,
     size: u64,
-) -> Result<Bindings, Mismatch> {
+) -> Result<Equal, Mismatch> {
     let piece = original.piece(index);
     let name = || piece.name.clone();
     if size != piece.size() {
@@ -175,7 +189,7 @@ fn equal(
         return Err(Mismatch::Code { name: name(), offset: at, expected, found });
     }
     let kept = image.relocs(address, size);
-    let mut bindings = Bindings::new();
+    let (mut bindings, mut fields) = (Bindings::new(), Vec::new());
     let mut named = 0;
     for reloc in relocs {
         let offset = reloc.offset - piece.range.start;
@@ -192,9 +206,11 @@ fn equal(
         if kept.is_some_and(|kept| !same_field(kept.kind, reloc.kind)) {
             return Err(reference(format!("{target:#x} by a field of another kind")));
         }
-        if !bind(image, original, (index, address), reloc, target, &mut bindings) {
+        let Some(target_kind) = bind(image, original, (index, address), reloc, target, &mut bindings) else {
             return Err(reference(describe_address(image, target.wrapping_add_signed(bias(reloc)))));
-        }
+        };
+        let symbol = target.wrapping_sub(reloc.addend as u64);
+        fields.push(ImageReloc { address: field, kind: reloc.kind, target, symbol, target_kind });
     }
     if named != kept.len() {
         let extra = kept
@@ -204,7 +220,7 @@ fn equal(
             extra.map_or((0, String::new()), |extra| (extra.address - address, describe_address(image, extra.target)));
         return Err(Mismatch::Reference { name: name(), offset, expected, found: "a fixed value".to_owned() });
     }
-    Ok(bindings)
+    Ok(Equal { address, bindings, fields })
 }
 
 /// S + A by what a field of the function at `address` holds, where the image has no relocation for it: of a PC-relative
@@ -228,7 +244,8 @@ fn implied_target(image: &KernelImage, (live, address): (&[u8], u64), reloc: &Re
     }
 }
 
-/// Whether the image's S + A is what the compiled relocation of `function` means; remembers where its symbol lives.
+/// Whether the image's S + A is what the compiled relocation of `function` means: then, how that target's address moves.
+/// Remembers where its symbol lives.
 fn bind(
     image: &KernelImage,
     original: &Pieces<'_>,
@@ -236,35 +253,33 @@ fn bind(
     reloc: &Reloc,
     target: u64,
     bindings: &mut Bindings,
-) -> bool {
+) -> Option<AddressKind> {
     match original.target(reloc) {
         Target::External(symbol) => {
             let name = &original.object.symbol(symbol).name;
             let base = target.wrapping_sub(reloc.addend as u64);
-            image.symbols().at(base).any(|symbol| symbol.name == *name)
+            image.symbols().at(base).find(|symbol| symbol.name == *name).map(|symbol| symbol.address_kind)
         }
         Target::Piece(index, offset) => {
             let piece = original.piece(index);
             let meant = target.wrapping_add_signed(bias(reloc));
             let base = meant.wrapping_sub(offset as u64);
+            let moved = |equal: bool| equal.then_some(AddressKind::Image);
             if piece.name == ".altinstr_aux" {
-                return slow_path_equal(image, original, function, (index, offset), meant);
+                return moved(slow_path_equal(image, original, function, (index, offset), meant));
             }
-            let named = piece.symbols.iter().any(|&symbol| {
-                let name = stem(&original.object.symbol(symbol).name);
-                image.symbols().at(base).any(|candidate| stem(&candidate.name) == name)
-            });
-            let same = match piece.kind {
-                // A string or constant, which the linker may have put anywhere.
-                PieceKind::Anonymous => {
-                    return original.relocs(index).is_empty() && same_contents(image, original, index, base);
-                }
-                PieceKind::Datum if piece.role == SectionRole::ReadOnly => {
-                    named && same_contents(image, original, index, base)
-                }
-                PieceKind::Function | PieceKind::Datum => named,
-            };
-            same && bindings.insert(index, base).is_none_or(|before| before == base)
+            // A string or constant, which the linker may have put anywhere.
+            if piece.kind == PieceKind::Anonymous {
+                return moved(original.relocs(index).is_empty() && same_contents(image, original, index, base));
+            }
+            let named = image.symbols().at(base).find(|candidate| {
+                let mut names = piece.symbols.iter().map(|&symbol| stem(&original.object.symbol(symbol).name));
+                names.any(|name| name == stem(&candidate.name))
+            })?;
+            let read_only = piece.kind == PieceKind::Datum && piece.role == SectionRole::ReadOnly;
+            let same = !read_only || same_contents(image, original, index, base);
+            let bound = same && bindings.insert(index, base).is_none_or(|before| before == base);
+            bound.then_some(named.address_kind)
         }
     }
 }

@@ -5,8 +5,9 @@
 //! are equal and that each of these holds one of the permitted contents.
 
 use crate::symbol_db::AddressKind;
-use crate::vmlinux::KernelImage;
+use crate::vmlinux::{ImageReloc, KernelImage};
 use diff_analyzer::pieces::is_pc_relative;
+use diff_analyzer::special::Table;
 use iced_x86::{BlockEncoder, BlockEncoderOptions, Decoder, DecoderOptions, InstructionBlock};
 use lpk_format::{BootSite, BootSiteKind, Place, RelocKind};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct BootTables<'i> {
     fentries: Vec<u64>,
     /// `endbr64` of functions that nothing calls through a pointer.
     sealed: Vec<u64>,
+    /// Immediates that boot sets: address, length, and the variable whose value they get.
+    constants: Vec<(u64, u8, u64)>,
     /// Instructions that may fault, and where the kernel goes on then.
     faults: Vec<(u64, u64)>,
 }
@@ -125,6 +128,7 @@ impl<'i> BootTables<'i> {
             jump_labels,
             locks: places("__smp_locks", "__smp_locks_end"),
             sealed: places("__ibt_endbr_seal", "__ibt_endbr_seal_end"),
+            constants: constants(image),
             fentries: entries(base, bytes, 8).map(|(_, entry)| word(entry, 0)).collect(),
         })
     }
@@ -134,12 +138,16 @@ impl<'i> BootTables<'i> {
         self.faults.iter().find(|(_, fixup)| range.contains(fixup)).map(|(instruction, _)| *instruction)
     }
 
-    /// Sites of the function in `[address, address + code.len())`, sorted, none overlapping another.
-    pub fn of_function(&self, address: u64, code: &[u8]) -> Vec<BootSite> {
+    /// Sites of the function in `[address, address + code.len())`, sorted, none overlapping another. `relocs` are its relocated
+    /// fields.
+    pub fn of_function(&self, address: u64, code: &[u8], relocs: &[ImageReloc]) -> Vec<BootSite> {
         let range = address..address + code.len() as u64;
         let mut sites = Sites { range: range.clone(), list: Vec::new() };
         let opcode = |at: u64| code.get((at - address) as usize).copied().unwrap_or(0);
         let inside = |at: &u64| range.contains(at);
+        for &(at, len, variable) in self.constants.iter().filter(|(at, ..)| range.contains(at)) {
+            sites.add(at, len, BootSiteKind::Constant { variable });
+        }
         let mut index = self.alternatives.partition_point(|alternative| alternative.site < address);
         while let Some(first) = self.alternatives.get(index).filter(|alternative| range.contains(&alternative.site)) {
             let same = self.alternatives[index..].iter().take_while(|other| other.site == first.site).count();
@@ -182,17 +190,17 @@ impl<'i> BootTables<'i> {
         for &at in self.locks.iter().filter(|at| inside(at)) {
             sites.add(at, 1, BootSiteKind::SmpLock);
         }
-        self.add_slides(&mut sites);
+        self.add_slides(&mut sites, relocs);
         sites.list.sort_by_key(|site| site.offset);
         sites.list
     }
 
     /// Fields that a module's loader fills, apart from those that stay the same wherever the module is. They may lie inside
     /// other sites.
-    fn add_relocations(&self, sites: &mut Sites) {
-        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
+    fn add_relocations(&self, sites: &mut Sites, relocs: &[ImageReloc]) {
+        let start = sites.range.start;
         let section = |address| self.image.section_at(address).map(|section| section.address);
-        for reloc in self.image.relocs(start, len) {
+        for reloc in relocs {
             let Some(kind) = RelocKind::of_elf(reloc.kind) else { continue }; // R_X86_64_NONE
             if kind.is_pc_relative() && section(reloc.symbol) == section(reloc.address) {
                 continue;
@@ -209,12 +217,11 @@ impl<'i> BootTables<'i> {
     }
 
     /// Fields that KASLR moves, as `arch/x86/tools/relocs.c` collects them.
-    fn add_slides(&self, sites: &mut Sites) {
+    fn add_slides(&self, sites: &mut Sites, relocs: &[ImageReloc]) {
         if self.image.module().is_some() {
-            return self.add_relocations(sites);
+            return self.add_relocations(sites, relocs);
         }
-        let (start, len) = (sites.range.start, sites.range.end - sites.range.start);
-        for reloc in self.image.relocs(start, len) {
+        for reloc in relocs {
             let eight = reloc.kind == goblin::elf::reloc::R_X86_64_64;
             match (is_pc_relative(reloc.kind), reloc.target_kind) {
                 (true, AddressKind::PerCpu) => sites.add(reloc.address, 4, BootSiteKind::SlideNegative32),
@@ -227,9 +234,9 @@ impl<'i> BootTables<'i> {
 
     /// The pointer that `call *slot(%rip)` at an address calls through.
     fn call_slot(&self, at: u64) -> Option<u64> {
-        let field = at.checked_add(2)?;
-        let reloc = self.image.relocs(field, 4).first().filter(|reloc| reloc.address == field)?;
-        is_pc_relative(reloc.kind).then(|| reloc.target.wrapping_add(4))
+        let code = self.image.bytes(at, 6)?;
+        // `ff /2` with a displacement behind it (Intel SDM vol. 2, CALL).
+        code.starts_with(&[0xff, 0x15]).then(|| relative(at, code, 2).wrapping_add(4))
     }
 
     /// What a site holds when this alternative is taken: the replacement moved to the site, padded with no-ops.
@@ -244,6 +251,22 @@ impl<'i> BootTables<'i> {
         form.resize(usize::from(len), 0x90);
         Some(form)
     }
+}
+
+/// The tables of constants (`RUNTIME_CONST`, include/asm-generic/vmlinux.lds.h): one for each variable. A place whose variable is not
+/// known is left out, and found to differ by the runtime.
+fn constants(image: &KernelImage) -> Vec<(u64, u8, u64)> {
+    let mut found = Vec::new();
+    for symbol in image.symbols().iter() {
+        let Some(section) = symbol.name.strip_prefix("__start_") else { continue };
+        for (table, len) in [(Table::ConstantPointers, 8), (Table::ConstantShifts, 1)] {
+            let variable = table.variable(section).and_then(|name| image.symbols().address_of(name));
+            let contents = image.between(&symbol.name, &format!("__stop_{section}"));
+            let (Some(variable), Some((base, bytes))) = (variable, contents) else { continue };
+            found.extend(entries(base, bytes, 4).map(|(at, entry)| (relative(at, entry, 0), len, variable)));
+        }
+    }
+    found
 }
 
 /// The key of a static call. A module that may not change the key names the trampoline instead, and the kernel looks the key

@@ -292,6 +292,7 @@ fn linked(image: &KernelImage, linked: &Linked) -> Outcome<String> {
 fn describe_site(image: &KernelImage, kind: &BootSiteKind) -> String {
     match kind {
         BootSiteKind::StaticCall { key } => format!("StaticCall {}", kernel_name(image, *key, |_| true)),
+        BootSiteKind::Constant { variable } => format!("Constant {}", kernel_name(image, *variable, |_| true)),
         BootSiteKind::Alternative { forms } => format!("Alternative of {} forms", forms.len()),
         other => format!("{other:?}"),
     }
@@ -310,12 +311,23 @@ fn refused(image: &KernelImage, refusals: &[Refusal]) -> String {
     refusals.iter().map(row).collect()
 }
 
-/// The report on a case and the word that its folder's name has to begin with.
-fn examine(case: &Path) -> Outcome<(String, BTreeSet<String>)> {
+/// The report on a case, and the word that its folder's name has to begin with.
+type Report = (String, BTreeSet<String>);
+
+/// The reports on a case: as the kernel was linked, and without the relocations that the linker has kept
+/// (arch/x86/Makefile.postlink removes them since Linux 6.5).
+fn examine(case: &Path) -> Outcome<[Report; 2]> {
     let temporary = tempfile::tempdir()?;
     let built = build(case, temporary.path())?;
-    let image = KernelImage::open(&built.image)?;
-    assert!(image.has_relocs() && image.banner().starts_with("Linux version 0.0.0"));
+    let stripped = temporary.path().join("stripped");
+    let mut command = Command::new("objcopy");
+    run(command.arg("--remove-section=.rela*").arg(&built.image).arg(&stripped))?;
+    Ok([examine_image(&built, &built.image, true)?, examine_image(&built, &stripped, false)?])
+}
+
+fn examine_image(built: &Built, image: &Path, relocs: bool) -> Outcome<Report> {
+    let image = KernelImage::open(image)?;
+    assert!(image.has_relocs() == relocs && image.banner().starts_with("Linux version 0.0.0"));
     let sections = DebugSections::load(|name| image.section_data(name))?;
     let index = UnitIndex::build(&sections)?;
     let sizes = entry_sizes();
@@ -365,7 +377,10 @@ fn every_case_is_as_its_folder_says() -> Outcome {
     let mut wrong = String::new();
     for case in cases {
         let name = case.file_name().ok_or("a case has a name")?.to_string_lossy().into_owned();
-        let (text, words) = examine(&case).map_err(|error| format!("{name}: {error}"))?;
+        let [(text, words), without] = examine(&case).map_err(|error| format!("{name}: {error}"))?;
+        if without.1 != words || (name.starts_with("linked") && without.0 != text) {
+            writeln!(wrong, "{name}: without the linker's relocations the result is {:?}\n{}", without.1, without.0)?;
+        }
         if !words.iter().any(|word| name.starts_with(word.as_str())) {
             writeln!(wrong, "{name}: the result is {words:?}\n{text}")?;
             continue;

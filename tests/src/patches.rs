@@ -68,6 +68,7 @@ pub fn visible() -> Edit {
 /// | c | a point where it lets others run, which is a static call where preemption can be chosen at run time |
 /// | i | an indirect call; whether the clock runs is shown |
 /// | o | a write to where nothing is: an oops |
+/// | a | whether the addresses 4096 and 2^56 may be a program's |
 /// | any | `enabled` is shown while the static key `sched_schedstats` is on |
 pub fn citizen() -> Vec<Edit> {
     let edit = |find: &str, replace: &str| Edit {
@@ -122,6 +123,9 @@ NOKPROBE_SYMBOL(faulting_access);
 			msleep(3000);
 		if (request == 'L')
 			mdelay(2000);
+		if (request == 'a')
+			seq_printf(m, "access %d%d ", access_ok((void __user *)4096, 1),
+				   access_ok((void __user *)(1UL << 56), 1));
 		if (request == 't')
 			trace_sched_process_wait(NULL);
 		if (request == 'c')
@@ -140,6 +144,20 @@ NOKPROBE_SYMBOL(faulting_access);
         ),
     ]
 }
+
+/// A change of a function on which all paths depend, and in whose code boot has put a table's address and size where the kernel has
+/// such constants (`d_hash`, fs/dcache.c). It says so once, [`LOOKED_UP`].
+pub fn lookup() -> Edit {
+    let declarations = "\tstruct dentry *found = NULL;\n\tstruct dentry *dentry;\n";
+    Edit {
+        file: "fs/dcache.c".to_owned(),
+        find: declarations.to_owned(),
+        replace: format!("{declarations}\n\tpr_info_once(\"{LOOKED_UP}\\n\");\n"),
+    }
+}
+
+/// What [`lookup`] says.
+pub const LOOKED_UP: &str = "names are looked up by new code";
 
 /// File whose text [`visible`] changes.
 pub const VISIBLE_FILE: &str = "/proc/version";

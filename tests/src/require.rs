@@ -1,7 +1,7 @@
 //! Whether a test can run here: a missing kernel or program skips it with the reason, or fails it where all are required.
 //!
 //! Comes in: `LUCOS_TEST_KERNEL` (the older kernel's `vmlinuz` in the cache), `LUCOS_TEST_NEWER` (the newer one's),
-//! `LUCOS_REQUIRE_ALL`. Decided: run, skip or fail. Goes out: the kernel, or nothing after the reason was printed.
+//! `LUCOS_TEST_SERIES` (that of another series), `LUCOS_REQUIRE_ALL`. Decided: run, skip or fail. Goes out: the kernel, or nothing after the reason was printed.
 
 use crate::kernels::{self, Kernel};
 use crate::selfbuilt::{RECIPES, SelfBuilt};
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 /// The kernel behind a variable that names its image, or the reason why there is none.
 fn kernel_from(variable: &str) -> Result<Kernel, String> {
-    let image = std::env::var_os(variable)
-        .map(PathBuf::from)
-        .ok_or_else(|| format!("{variable} is not set; `cargo xtask test` sets it"))?;
+    let image = std::env::var_os(variable).map(PathBuf::from).ok_or_else(|| {
+        format!("{variable} is not set; `cargo xtask test` sets it, `cargo xtask series` that of another series")
+    })?;
     let dir = image.parent().unwrap_or(Path::new("."));
     Kernel::open(dir).map_err(|error| format!("{variable}: {error}"))
 }
@@ -35,6 +35,11 @@ pub fn or_skip<T>(found: Result<T, String>) -> Option<T> {
 /// The kernel that tests boot and update.
 pub fn older_kernel() -> Option<Kernel> {
     or_skip(kernel_from("LUCOS_TEST_KERNEL"))
+}
+
+/// A kernel of another series than that of [`older_kernel`].
+pub fn series_kernel() -> Option<Kernel> {
+    or_skip(kernel_from("LUCOS_TEST_SERIES"))
 }
 
 /// A kernel that was built here, by the name of its recipe.

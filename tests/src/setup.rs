@@ -45,6 +45,16 @@ pub enum SetupError {
         /// The cache folder.
         cache: PathBuf,
     },
+    /// Neither the archive nor the cache has a kernel of another series.
+    #[error(
+        "{reason}, and the cache {cache} has no complete kernel of another series either; check the network and /etc/apt"
+    )]
+    NoSeries {
+        /// What is missing.
+        reason: String,
+        /// The cache folder.
+        cache: PathBuf,
+    },
     /// A package without an expected part.
     #[error("{package}: expected {expected} in it")]
     Contents {
@@ -161,6 +171,41 @@ pub fn step(wanted: &Wanted, say: &dyn Fn(&str)) -> Result<Step, SetupError> {
     };
     install_compiler(&step.older, &mut apt, say)?;
     Ok(step)
+}
+
+/// Prepares the machine for one kernel of another series than the distribution's default: the given one, or the newest.
+///
+/// # Errors
+/// [`SetupError`] with what to do next.
+pub fn another_series(series: Option<&str>, say: &dyn Fn(&str)) -> Result<Kernel, SetupError> {
+    let cache = cache_dir()?;
+    std::fs::create_dir_all(&cache).map_err(SetupError::io(&cache))?;
+    let _lock = fetch::lock(&cache, say)?;
+    let mut apt = apt::Apt::new(&cache);
+    packages::install_missing(packages::BASE, &mut apt, say)?;
+    let wanted = series.map_or_else(|| discover::other_series(&mut apt, say), |series| Ok(series.to_owned()));
+    let found = wanted.clone().and_then(|series| discover::archive(&mut apt, &series, say)?.usual());
+    let kernel = match found {
+        Ok(release) => fetch::kernel(&cache, &release, true, say)?,
+        Err(reason) => {
+            let kernel = wanted.ok().and_then(|series| cached_kernel(&cache, &series));
+            let kernel = kernel.ok_or_else(|| SetupError::NoSeries { reason: reason.clone(), cache: cache.clone() })?;
+            say(&format!("{reason}; using the cache: {}", kernel.version));
+            kernel
+        }
+    };
+    install_compiler(&kernel, &mut apt, say)?;
+    Ok(kernel)
+}
+
+/// The newest kernel of a series in the cache that bundles can be built for.
+fn cached_kernel(cache: &Path, series: &str) -> Option<Kernel> {
+    let kernels = std::fs::read_dir(cache.join("kernels")).ok()?;
+    kernels
+        .filter_map(|entry| Kernel::open(&entry.ok()?.path()).ok())
+        .filter(|kernel| kernel.is_complete() && kernel.has_debug())
+        .filter(|kernel| discover::series(&kernel.version) == Some(series))
+        .max_by(|one, two| discover::compare_versions(&one.version, &two.version))
 }
 
 /// The newest step of the cache that fits.

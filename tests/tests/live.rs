@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CITIZEN, NAME, applied, apply, ask, can_ask, citizen_bundle, first_word, undo, visible_bundle};
+use common::{CITIZEN, NAME, allow_asking, applied, apply, ask, citizen_bundle, first_word, undo, visible_bundle};
 use lucos_tests::commands::Hv;
 use lucos_tests::digest::{Monitor, Snapshot};
 use lucos_tests::guest::{Config, Guest};
@@ -159,7 +159,7 @@ fn on_other_processors_and_mitigations() {
             assert_eq!(first_word(&mut guest), VISIBLE_WORDS[0], "{what}");
         }
         // Tables, alternatives and indirect calls, as this processor and these mitigations want them.
-        can_ask(&mut guest);
+        allow_asking(&mut guest);
         let outcome = apply(&hv, &citizen);
         assert_eq!(outcome.text("/memory"), "module", "{what}");
         for (request, answer) in [('f', "result -14 "), ('i', "clock 1 "), ('c', "console="), ('t', "console=")] {

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{CITIZEN, NAME, applied, apply, ask, can_ask, citizen_bundle, first_word, undo, visible_bundle};
+use common::{
+    CITIZEN, NAME, allow_asking, applied, apply, ask, citizen_bundle, first_word, said, set_schedstats, undo,
+    visible_bundle,
+};
 use lucos_tests::commands::Hv;
 use lucos_tests::digest::Snapshot;
 use lucos_tests::guest::{Config, Guest};
@@ -21,29 +24,15 @@ fn guest(name: &str, kernel: &Kernel, counter: Option<&Path>) -> (Guest, Hv) {
     config.files = vec![kernel.module("kernel/fs/nls/nls_utf8.ko")];
     config.files.extend(counter.map(Path::to_owned));
     let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    can_ask(&mut guest);
-    guest
-        .run_ok("mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing")
-        .expect("mounts");
+    allow_asking(&mut guest);
     let hv = Hv::new(guest.api());
     (guest, hv)
-}
-
-/// What the kernel says meanwhile.
-fn said(guest: &mut Guest, request: char) -> String {
-    guest.run_ok("dmesg -c > /dev/null").expect("clears");
-    ask(guest, request);
-    guest.run_ok("dmesg -c").expect("the kernel's messages")
 }
 
 /// Someone asks in the background; given back is the number of the process.
 fn start(guest: &mut Guest, request: char) -> String {
     let started = format!("(sh /tmp/ask {request} > /tmp/asked 2>&1 & echo $! > /tmp/pid); sleep 0.3; cat /tmp/pid");
     guest.run_ok(&started).expect("starts").trim().to_owned()
-}
-
-fn set_schedstats(guest: &mut Guest, on: bool) {
-    guest.run_ok(&format!("echo {} > /proc/sys/kernel/sched_schedstats", u8::from(on))).expect("flips the key");
 }
 
 #[test]
@@ -62,6 +51,7 @@ fn new_code_is_a_good_citizen() {
     let symbols = guest.run_ok(&format!("grep {MODULE} /proc/kallsyms")).expect("lists");
     assert!(symbols.contains(" t cmdline_proc_show.lucos\t[lucos_citizen]"), "{symbols}");
     assert!(ask(&mut guest, 'f').contains("result -14 "), "a faulting access reaches its fix-up");
+    assert!(ask(&mut guest, 'a').contains("access 10 "), "programs' addresses are told from others");
 
     // Static keys, in both directions.
     assert!(ask(&mut guest, 'x').starts_with("enabled "), "as the key was when the code came");

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CITIZEN, NAME, apply, ask, can_ask, citizen_bundle, first_word, undo, visible_bundle};
+use common::{CITIZEN, NAME, allow_asking, apply, ask, citizen_bundle, first_word, undo, visible_bundle};
 use lucos_tests::commands::Hv;
 use lucos_tests::guest::{Config, Guest, Service};
 use lucos_tests::kernels::Kernel;
@@ -17,7 +17,7 @@ fn boot(name: &str, kernel: &Kernel, append: &str) -> (Guest, Service, Hv, Vec<S
     // Linux lets the first processor go on Intel's only (arch/x86/kernel/topology.c, arch_register_cpu).
     config.model = Some("Skylake-Client".to_owned());
     let mut guest = Guest::under_plain_qemu(&config).expect("boots");
-    can_ask(&mut guest);
+    allow_asking(&mut guest);
     let service = guest.attach().expect("attaches");
     let hv = Hv::new(guest.api());
     let said_at_boot = guest.kernel_warnings().expect("answers");

@@ -44,6 +44,17 @@ pub(crate) fn ci() -> Result<(), JobError> {
     test(&[], true)
 }
 
+/// Live updates of a kernel of another series, given or the newest.
+pub(crate) fn series(series: Option<&str>) -> Result<(), JobError> {
+    let kernel = setup::another_series(series, &say)?;
+    say(&format!("kernel: {} ({})", kernel.release, kernel.version));
+    let dir = build()?;
+    let mut command = cargo(&["test", "--package", "lucos-tests", "--test", "live_series"]);
+    command.args(["--", "--ignored", "--test-threads", "1"]);
+    command.env("LUCOS_BIN_DIR", dir).env("LUCOS_TEST_SERIES", kernel.vmlinuz()).env("LUCOS_REQUIRE_ALL", "1");
+    run(&mut command)
+}
+
 /// Every fuzz target for a while.
 pub(crate) fn fuzz(seconds: u32) -> Result<(), JobError> {
     let dir = root().join("fuzz");

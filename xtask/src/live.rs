@@ -99,10 +99,14 @@ pub(crate) fn entries(guest: &mut Guest, kernel: &Kernel, functions: &[Function]
     functions.iter().map(|function| Ok(guest.kernel_bytes(function.old_address + slide, 14)?)).collect()
 }
 
+/// What an entry may begin with: `endbr64`, or what boot writes over it where nothing calls through a pointer (`gen_endbr_poison`,
+/// arch/x86/include/asm/ibt.h).
+const ENDBR: [&[u8]; 3] = [&[0xf3, 0x0f, 0x1e, 0xfa], &[0x66, 0x0f, 0x1f, 0x00], &[0x0f, 0x1f, 0x40, 0xd6]];
+
 /// Whether an entry leads elsewhere: a jump (Intel SDM vol. 2, JMP rel32: e9), behind `endbr64` and ftrace's no-op if
 /// they are there.
 pub(crate) fn is_redirected(entry: &[u8]) -> bool {
-    let entry = entry.strip_prefix(&[0xf3, 0x0f, 0x1e, 0xfa]).unwrap_or(entry);
+    let entry = ENDBR.iter().find_map(|endbr| entry.strip_prefix(*endbr)).unwrap_or(entry);
     entry.strip_prefix(&[0x0f, 0x1f, 0x44, 0, 0]).unwrap_or(entry).first() == Some(&0xe9)
 }
 

@@ -45,6 +45,11 @@ enum Job {
     },
     /// Makes a bundle of every official change between two releases, and says which cannot be made and why
     Corpus(corpus::CorpusArgs),
+    /// Live updates of a stock kernel of another series than the distribution's default
+    Series {
+        /// Series, such as 6.12 [default: the newest that the archive has]
+        series: Option<String>,
+    },
     /// Runs the fuzz targets
     Fuzz {
         /// Seconds per target
@@ -121,6 +126,7 @@ fn main() -> ExitCode {
         Job::Ci => cargo::ci(),
         Job::Bench { applies } => bench::run(applies),
         Job::Corpus(args) => corpus::run(&args).map(|_| ()),
+        Job::Series { series } => cargo::series(series.as_deref()),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
         Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Bless => cargo::bless(),

@@ -6,7 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::HashSet;
 
-use super::payload::CALL_SIZE;
+use super::payload::{CALL_SIZE, CONSTANT_SIZES};
 use super::{Image, Problem, limit};
 use crate::{BootSite, BootSiteKind, Bundle, FunctionPatch, MODULE_SPACE, Place, SectionKind, limits};
 
@@ -78,16 +78,28 @@ fn sites(function: &FunctionPatch, image: Image<'_>) -> Result<(), Problem> {
             BootSiteKind::Paravirt { slot } => image.check("slot of a paravirt site", *slot, 8)?,
             BootSiteKind::StaticCall { key } => image.check("key of a static call", *key, 8)?,
             BootSiteKind::JumpLabel { target } => image.check("target of a jump label", *target, 1)?,
+            BootSiteKind::Constant { variable } => {
+                if !CONSTANT_SIZES.contains(&len) {
+                    return Err(Problem::ConstantSize { index, len });
+                }
+                image.check("variable of a constant", *variable, 8)?;
+            }
             BootSiteKind::Relocation { place: Place::Kernel(address), .. } => {
                 image.check("symbol of a relocation", *address, 0)?;
             }
             _ => {}
         }
-        let slide = matches!(site.kind, BootSiteKind::Slide32 | BootSiteKind::Slide64 | BootSiteKind::SlideNegative32);
+        let of_image = matches!(
+            site.kind,
+            BootSiteKind::Slide32
+                | BootSiteKind::Slide64
+                | BootSiteKind::SlideNegative32
+                | BootSiteKind::Constant { .. }
+        );
         let relocation = matches!(site.kind, BootSiteKind::Relocation { .. });
         let payload = matches!(site.kind, BootSiteKind::Relocation { place: Place::Payload { .. }, .. });
-        // The image is moved as a whole; a module is relocated field by field.
-        if (slide && image.module.is_some()) || (relocation && image.module.is_none()) || payload {
+        // The image is moved as a whole; a module is relocated field by field, and has no constants that boot sets.
+        if (of_image && image.module.is_some()) || (relocation && image.module.is_none()) || payload {
             return Err(Problem::SiteOfOther { name: name(), site: index });
         }
     }
@@ -109,6 +121,7 @@ fn lengths(kind: &BootSiteKind) -> (u8, u8) {
         // arch_jump_entry_size, arch/x86/kernel/jump_label.c: a short or a near jump.
         BootSiteKind::JumpLabel { .. } => (2, CALL_SIZE),
         BootSiteKind::SmpLock => (1, 1),
+        BootSiteKind::Constant { .. } => (CONSTANT_SIZES[0], CONSTANT_SIZES[1]),
         BootSiteKind::Relocation { kind, .. } => (kind.size(), kind.size()),
     }
 }

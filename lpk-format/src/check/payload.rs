@@ -8,6 +8,8 @@ use crate::{Fixup, Payload, Place, SectionKind};
 
 /// Bytes of a direct call or jump (Intel SDM volume 2, CALL and JMP rel32).
 pub(super) const CALL_SIZE: u8 = 5;
+/// Sizes of an immediate that boot sets (`__runtime_fixup_shift`, `__runtime_fixup_ptr`, arch/x86/include/asm/runtime-const.h).
+pub(super) const CONSTANT_SIZES: [u8; 2] = [1, 8];
 
 pub(super) fn check(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
     symbols(payload, image)?;
@@ -75,7 +77,7 @@ fn fixups(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
         let (offset, len, min) = match *fixup {
             Fixup::Paravirt { offset, len, .. } => (offset, len, CALL_SIZE),
             Fixup::Retpoline { offset } | Fixup::Return { offset } => (offset, CALL_SIZE, CALL_SIZE),
-            Fixup::Alternative { offset, len, .. } => (offset, len, 1),
+            Fixup::Alternative { offset, len, .. } | Fixup::Constant { offset, len, .. } => (offset, len, 1),
         };
         if len < min {
             return Err(Problem::FixupLength { index, offset, len, min });
@@ -95,6 +97,12 @@ fn fixups(payload: &Payload, image: Image<'_>) -> Result<(), Problem> {
                 if feature >= 1 << 15 {
                     return Err(Problem::Feature { index, offset, feature });
                 }
+            }
+            Fixup::Constant { len, variable, .. } => {
+                if !CONSTANT_SIZES.contains(&len) {
+                    return Err(Problem::ConstantSize { index, len });
+                }
+                image.check("variable of a constant", variable, 8)?;
             }
             Fixup::Retpoline { .. } | Fixup::Return { .. } => {}
         }

@@ -83,6 +83,9 @@ pub enum Problem {
     /// A fixup that is too short for what is written there.
     #[error("fixup {index} at {offset:#x} has {len} bytes, at least {min} are expected")]
     FixupLength { index: usize, offset: u32, len: u8, min: u8 },
+    /// A fixup or boot site of a constant whose length no constant has.
+    #[error("the constant of fixup or boot site {index} has {len} bytes, 1 or 8 are expected")]
+    ConstantSize { index: usize, len: u8 },
     /// Fixups are not in order, or share bytes.
     #[error("fixup {index} at {offset:#x} does not follow the one before it (by offset, alternatives last)")]
     FixupOrder { index: usize, offset: u32 },

@@ -6,7 +6,7 @@
 
 use diff_analyzer::declarations::lex::{Token, TokenKind, tokens, words};
 use serde::{Deserialize, Serialize};
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 /// So many ways for one macro to make names are more than can be followed.
 const MANY: usize = 48;
@@ -126,23 +126,33 @@ impl<'t> Pasting<'t> {
                 callers.entry(pair[0].text).or_default().push(index);
             }
         }
-        let mut next: Vec<usize> = Vec::new();
+        // Each caller waits once, whatever becomes new meanwhile.
+        let (mut next, mut waits) = (VecDeque::new(), vec![false; all.len()]);
+        let wake = |next: &mut VecDeque<usize>, waits: &mut Vec<bool>, name: &[u8]| {
+            for &caller in callers.get(name).into_iter().flatten() {
+                if !std::mem::replace(&mut waits[caller], true) {
+                    next.push_back(caller);
+                }
+            }
+        };
         for definition in all.iter().filter(|definition| definition.body.iter().any(|token| token.is(b'#'))) {
             if pasting.take(definition, own_chains(definition)) {
-                next.extend(callers.get(definition.name).into_iter().flatten().copied());
+                wake(&mut next, &mut waits, definition.name);
             }
         }
         // First what calls are known to make, then what is left: an argument that is a call may make anything.
         for settled in [false, true] {
             pasting.settled = settled;
-            while let Some(index) = next.pop() {
+            while let Some(index) = next.pop_front() {
+                waits[index] = false;
                 let definition = &all[index];
                 let derived = pasting.in_calls(&definition.body, &|word| definition.parameter(word));
                 if pasting.take(definition, derived) {
-                    next.extend(callers.get(definition.name).into_iter().flatten().copied());
+                    wake(&mut next, &mut waits, definition.name);
                 }
             }
             next.extend(0..all.len());
+            waits.fill(true);
         }
         pasting
     }
@@ -176,7 +186,8 @@ impl<'t> Pasting<'t> {
                 // Too many ways: it may make anything of any argument.
                 let any = (0..definition.parameters.len()).map(|index| vec![Part::Any, Part::Parameter(index)]);
                 known.extend(any.map(|pattern| Chain { pattern, whole: false }));
-                news = true;
+                // Where it was known to do so already, nothing is new, and whoever calls it need not be looked at again.
+                news |= known.len() > MANY;
             }
         }
         news
@@ -434,6 +445,15 @@ mod tests {
         let plain = ["NAME value", "CAT(a) CAT2(a)", "CAT2(a) pre_##a"];
         assert_eq!(made(&plain, "CAT(NAME)"), ["pre_NAME", "pre_value"]);
         assert_eq!(made(&["F(fmt, ...) f(fmt, ##__VA_ARGS__)"], "F(\"a\", b)"), Vec::<String>::new());
+    }
+
+    /// Two macros that call each other, in more ways than are followed, one of which is not known.
+    #[test]
+    fn many_ways_in_a_circle_come_to_an_end() {
+        let ways: String = (0..2 * MANY).map(|number| format!(" P(w{number}_, x)")).collect();
+        let many: &'static str = format!("M(x) P(KBUILD_MODNAME, x){ways} N(x)").leak();
+        let names = made(&["P(a, b) a##b", many, "N(y) M(y)"], "M(z); N(y)");
+        assert!(names.contains(&"*z".to_owned()) && names.contains(&"*y".to_owned()), "{names:?}");
     }
 
     #[test]

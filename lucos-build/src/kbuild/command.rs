@@ -5,6 +5,7 @@
 //! for make are dropped; one that we do not know is an error, because leaving it out could change the code. Goes out:
 //! [`UnitCommands`], each a list of words, run without a shell.
 
+use super::objtool;
 use serde::{Deserialize, Serialize};
 
 /// Commands that make an object, in order.
@@ -105,6 +106,7 @@ impl UnitCommands {
                         None => compile = Some(words),
                     }
                 } else if matches!(program, "objtool" | "recordmcount") {
+                    let words = if program == "objtool" { objtool::for_one_object(words) } else { words };
                     if !after.contains(&words) {
                         after.push(words);
                     }

@@ -6,6 +6,7 @@
 
 use super::command::{CommandError, UnitCommands};
 use super::listing::Listing;
+use super::objtool;
 use crate::inputs::is_source;
 use std::path::{Path, PathBuf};
 
@@ -65,8 +66,6 @@ pub enum GivenError {
 const MAIN: &str = "init/main.c";
 /// Programs that run a compiler named behind them.
 const WRAPPERS: &[&str] = &["ccache", "distcc", "sccache", "icecc"];
-/// What objtool does to the whole image only, or checks without changing anything (tools/objtool/builtin-check.c).
-const WHOLE_IMAGE: &[&str] = &["--link", "--ibt", "--cfi", "--noinstr", "--unret", "-l", "-i", "-n"];
 
 impl Given {
     /// Looks at a folder.
@@ -138,7 +137,7 @@ impl Given {
         }
         commands.compile.extend(super::SECTION_FLAGS.iter().map(|flag| (*flag).to_owned()));
         let set = |option: &str| config.get(option) == Some("y");
-        if commands.after.is_empty() && delays_objtool(config) {
+        if commands.after.is_empty() && objtool::is_delayed(config) {
             let (_, line) = recorded(&self.folder, Path::new("vmlinux.o"))?;
             commands.after.extend(objtool_of_image(&line, &name)?);
         }
@@ -148,13 +147,6 @@ impl Given {
         }
         Ok(commands)
     }
-}
-
-/// Whether objtool runs on the linked image only, so that objects of units lack what it adds (scripts/Makefile.lib,
-/// `delay-objtool`).
-pub fn delays_objtool(config: &crate::identity::Config<'_>) -> bool {
-    let set = |option: &str| config.get(option) == Some("y");
-    set("CONFIG_OBJTOOL") && (set("CONFIG_X86_KERNEL_IBT") || set("CONFIG_LTO_CLANG"))
 }
 
 /// The command that made an object, as a shell line, and the file that has it.
@@ -183,9 +175,9 @@ fn objtool_of_image(line: &str, object: &str) -> Result<Vec<Vec<String>>, Comman
     let mut found = Vec::new();
     for step in super::command::steps(line) {
         let words = shell_words::split(step).map_err(shell)?;
-        if words.first().is_some_and(|program| program.rsplit('/').next() == Some("objtool")) {
-            let kept = words.into_iter().filter(|word| !WHOLE_IMAGE.contains(&word.as_str()));
-            found.push(kept.map(|word| if word == "vmlinux.o" { object.to_owned() } else { word }).collect());
+        if words.first().is_some_and(|program| objtool::is_objtool(program)) {
+            let words = objtool::for_one_object(words).into_iter();
+            found.push(words.map(|word| if word == "vmlinux.o" { object.to_owned() } else { word }).collect());
         }
     }
     Ok(found)

@@ -87,6 +87,8 @@ impl Linker<'_, '_> {
                 Table::Returns => self.linked.payload.fixups.push(Fixup::Return { offset: at }),
                 Table::Alternatives => self.alternative(key, entry, at),
                 Table::StaticCalls | Table::SmpLocks => {}
+                Table::ConstantPointers => self.constant(key, entry, at, 8),
+                Table::ConstantShifts => self.constant(key, entry, at, 1),
                 Table::JumpLabels | Table::Bugs | Table::Exceptions => {
                     if let Some(kind) = kind_of(entry.table) {
                         self.register(key, entry, kind, code);
@@ -116,6 +118,19 @@ impl Linker<'_, '_> {
                 len,
                 slot: pv_ops + 8 * u64::from(operation),
             });
+        }
+    }
+
+    /// An immediate that boot sets to the value of a variable, as it is in the rest of the kernel.
+    fn constant(&mut self, key: Key, entry: &Entry, at: u32, len: u8) {
+        let section = &self.piece(key).0.object.section(entry.section).name;
+        let variable = entry.table.variable(section).and_then(|name| self.image.symbols().address_of(name));
+        match variable {
+            Some(variable) => self.linked.payload.fixups.push(Fixup::Constant { offset: at, len, variable }),
+            None => {
+                let message = format!("its entry in {section} is about no variable of the kernel");
+                self.refuse("table-unsupported", key, message, "report the function");
+            }
         }
     }
 
@@ -240,7 +255,10 @@ impl Linker<'_, '_> {
 /// Order of fix-ups in a bundle: alternatives last, each group by offset.
 pub(super) fn fixup_order(fixup: &Fixup) -> (bool, u32, u32) {
     match *fixup {
-        Fixup::Paravirt { offset, .. } | Fixup::Retpoline { offset } | Fixup::Return { offset } => (false, offset, 0),
+        Fixup::Paravirt { offset, .. }
+        | Fixup::Retpoline { offset }
+        | Fixup::Return { offset }
+        | Fixup::Constant { offset, .. } => (false, offset, 0),
         Fixup::Alternative { offset, replacement, .. } => (true, offset, replacement),
     }
 }

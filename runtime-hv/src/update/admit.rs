@@ -191,11 +191,13 @@ pub(super) fn wanted(bundle: &Bundle) -> Vec<u64> {
         BootSiteKind::Paravirt { slot } => Some(slot),
         // `struct static_call_key` begins with the function (`include/linux/static_call_types.h`).
         BootSiteKind::StaticCall { key } => Some(key),
+        BootSiteKind::Constant { variable } => Some(variable),
         _ => None,
     });
     let support = bundle.support.iter().flat_map(|support| &support.fixups);
     let fixups = bundle.payload.fixups.iter().chain(support).filter_map(|fixup| match fixup {
         Fixup::Paravirt { slot, .. } => Some(*slot),
+        Fixup::Constant { variable, .. } => Some(*variable),
         _ => None,
     });
     sites.chain(fixups).collect()

@@ -146,6 +146,7 @@ pub fn link(payload: &Payload, addresses: &Addresses, facts: &Facts) -> Result<L
         Fixup::Retpoline { .. } => 1,
         Fixup::Return { .. } => 2,
         Fixup::Alternative { .. } => 3,
+        Fixup::Constant { .. } => 4,
     };
     let mut fixups = payload.fixups.clone();
     fixups.sort_by_key(rank); // stable: the kernel's tables are applied in order
@@ -239,6 +240,15 @@ fn apply(fixup: &Fixup, text_address: u64, facts: &Facts, text: &mut [u8]) -> Re
             } else {
                 place.copy_from_slice(&[RET, INT3, INT3, INT3, INT3]);
             }
+            Ok(())
+        }
+        Fixup::Constant { offset, len, variable } => {
+            // `runtime_const_fixup`, `arch/x86/include/asm/runtime-const.h`: the variable's low bytes.
+            let value = *facts.words.get(&variable).ok_or(LinkError::Unknown { link: variable })?;
+            let place = slice(text, offset, usize::from(len))?;
+            let bytes = value.to_le_bytes();
+            let bytes = bytes.get(..place.len()).ok_or(LinkError::NotAsMarked { offset, expected: "a constant" })?;
+            place.copy_from_slice(bytes);
             Ok(())
         }
         Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted } => {
@@ -381,6 +391,13 @@ mod tests {
         assert_eq!(fixed(pv(16), &indirect, &facts()), Ok(vec![0x66, 0x0f, 0x1f, 0x44, 0, 0]));
         assert_eq!(fixed(pv(24), &indirect, &facts()), Err(LinkError::Unknown { link: 24 }));
         assert_eq!(fixed(pv(32), &indirect, &facts()), Err(LinkError::Unknown { link: 32 }));
+
+        let constant = |len, variable| vec![Fixup::Constant { offset: 1, len, variable }];
+        let loaded = [&[0x48][..], &0xffff_ffff_8120_0a00_u64.to_le_bytes()].concat();
+        assert_eq!(fixed(constant(8, 8), &[0x48; 9], &facts()), Ok(loaded));
+        assert_eq!(fixed(constant(1, 8), &[0x48; 3], &facts()), Ok(vec![0x48, 0x00, 0x48]));
+        assert_eq!(fixed(constant(1, 32), &[0x48; 3], &facts()), Err(LinkError::Unknown { link: 32 }));
+        assert!(matches!(fixed(constant(8, 8), &[0x48; 8], &facts()), Err(LinkError::Inconsistent(_))));
 
         let ret = || vec![Fixup::Return { offset: 0 }];
         let thunk = branch(JMP, AT.text, 0xffff_ffff_8120_0600).expect("near").to_vec();

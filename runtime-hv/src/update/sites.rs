@@ -202,6 +202,7 @@ fn kind_name(kind: &BootSiteKind) -> &'static str {
         BootSiteKind::StaticCall { .. } => "a static call",
         BootSiteKind::JumpLabel { .. } => "a jump label",
         BootSiteKind::SmpLock => "a lock prefix",
+        BootSiteKind::Constant { .. } => "a constant that boot sets",
         BootSiteKind::Relocation { .. } => "an address that the module's loader filled",
     }
 }
@@ -222,6 +223,9 @@ fn accepts(
         BootSiteKind::Ftrace => found == NOP5,
         BootSiteKind::Alternative { .. } => false, // compared after all others
         BootSiteKind::SmpLock => matches!(found, [0xf0 | 0x3e]),
+        BootSiteKind::Constant { variable } => {
+            facts.words.get(variable).is_some_and(|value| value.to_le_bytes().starts_with(found))
+        }
         BootSiteKind::Relocation { .. } => true, // compared with the plain code around it
         BootSiteKind::Return => is_return(found, at, facts) || found == expected,
         BootSiteKind::JumpLabel { target } => {
@@ -410,6 +414,12 @@ mod tests {
             (Kind::Paravirt { slot: KEY }, pv.clone(), [to(CALL, FUNCTION), vec![0x31, 0xc0]].concat(), false),
             (Kind::Paravirt { slot: KEY + 16 }, pv.clone(), vec![0x0f, 0x1f, 0x80, 0, 0, 0, 0], true),
             (Kind::Paravirt { slot: KEY }, pv, vec![0x0f, 0x1f, 0x80, 0, 0, 0, 0], false),
+            (Kind::Constant { variable: KEY }, vec![0; 8], FUNCTION.to_le_bytes().into(), true),
+            (Kind::Constant { variable: KEY }, vec![0; 8], (FUNCTION + 1).to_le_bytes().into(), false),
+            (Kind::Constant { variable: KEY }, vec![0; 8], vec![0; 8], false),
+            (Kind::Constant { variable: KEY + 16 }, vec![12], vec![0x10], true),
+            (Kind::Constant { variable: KEY + 16 }, vec![12], vec![12], false),
+            (Kind::Constant { variable: KEY + 24 }, vec![12], vec![12], false),
             (Kind::Retpoline, thunk(0), thunk(0), true),
             (Kind::Retpoline, thunk(0), vec![0xff, 0xd0, 0x0f, 0x1f, 0x00], true),
             (Kind::Retpoline, thunk(11), vec![0x41, 0xff, 0xd3, 0x66, 0x90], true),

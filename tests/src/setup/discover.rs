@@ -63,6 +63,29 @@ pub fn default_series(apt: &mut Apt, say: &dyn Fn(&str)) -> Result<String, Strin
     Ok(series.to_owned())
 }
 
+/// The newest series besides the default one of which the archive has a complete release.
+///
+/// # Errors
+/// A sentence that says what the archive lacks.
+pub fn other_series(apt: &mut Apt, say: &dyn Fn(&str)) -> Result<String, String> {
+    let default = default_series(apt, say)?;
+    let names = run(&["apt-cache", "search", "--names-only", "^linux-source-[0-9.]+$"])?;
+    for series in series_of_sources(&names).into_iter().filter(|series| *series != default) {
+        if !archive(apt, series, say)?.complete.is_empty() {
+            return Ok(series.to_owned());
+        }
+    }
+    Err(format!("the archive has complete cloud kernel releases of no series but {default}"))
+}
+
+/// Series of source packages, newest first.
+fn series_of_sources(names: &str) -> Vec<&str> {
+    let packages = names.lines().filter_map(|line| line.split_whitespace().next());
+    let mut series: Vec<&str> = packages.filter_map(|name| name.strip_prefix("linux-source-")).collect();
+    series.sort_by(|one, two| compare_versions(two, one));
+    series
+}
+
 /// What the archive has of a series (`6.1`).
 ///
 /// # Errors
@@ -122,6 +145,15 @@ impl Archive {
         sources.sort_by(|one, two| compare_versions(two, one));
         sources.dedup();
         Self { complete, sources }
+    }
+
+    /// The release that `cargo xtask corpus` starts from, or the only one.
+    ///
+    /// # Errors
+    /// A sentence that says what the archive lacks.
+    pub fn usual(&self) -> Result<Release, String> {
+        let older = self.step(None, None).map(|(older, _)| older);
+        older.or_else(|reason| self.complete.first().cloned().ok_or(reason))
     }
 
     /// Two versions with different upstream version: the newest that fits, and the newest complete release before it.
@@ -257,8 +289,17 @@ linux-image-6.1.0-1-cloud-amd64-unsigned | 6.1.9-1 | http://x y/main amd64 Packa
         assert_eq!(step(None, None), owned("6.1.2-1", "6.1.3-2"));
         assert_eq!(step(Some("6.1.1"), None), owned("6.1.1-1", "6.1.3-2"));
         assert_eq!(step(None, Some("6.1.3-1")), owned("6.1.2-1", "6.1.3-1"));
+        assert_eq!(archive.usual().map(|found| found.version), Ok("6.1.2-1".to_owned()));
+        let only = Archive { complete: vec![release("6.1.3-2")], sources: vec!["6.1.3-2".to_owned()] };
+        assert_eq!(only.usual().map(|found| found.version), Ok("6.1.3-2".to_owned()));
         assert!(step(None, Some("6.1.1")).is_err_and(|reason| reason.contains("before 6.1.1-1")));
         assert!(step(None, Some("6.1.9")).is_err_and(|reason| reason.contains("6.1.3-1")));
+    }
+
+    #[test]
+    fn series_come_newest_first() {
+        let names = "linux-source-6.1 - Linux\nlinux-source-6.12 - Linux\nlinux-source-6.9 - Linux\n";
+        assert_eq!(series_of_sources(names), ["6.12", "6.9", "6.1"]);
     }
 
     #[test]

@@ -11,25 +11,6 @@ use std::path::{Path, PathBuf};
 /// Name of the visible bundle.
 pub(crate) const NAME: &str = "proc-version";
 
-/// Name of the bundle that does things on request ([`patches::citizen`]).
-pub(crate) const CITIZEN: &str = "citizen";
-
-/// Builds that bundle.
-pub(crate) fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
-    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
-}
-
-/// Gives a guest the script by which processes ask.
-pub(crate) fn can_ask(guest: &mut Guest) {
-    let script = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
-    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{script}\nEOF")).expect("a script");
-}
-
-/// What a reader of /proc/cmdline sees that asks for something.
-pub(crate) fn ask(guest: &mut Guest, request: char) -> String {
-    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
-}
-
 /// Builds the bundle that changes the first word of /proc/version.
 pub(crate) fn visible_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
     edited_bundle(dir, kernel, NAME, &[patches::visible()])
@@ -43,6 +24,41 @@ pub(crate) fn edited_bundle(dir: &Path, kernel: &Kernel, name: &str, edits: &[Ed
     let outcome = commands::build_bundle(&file, &kernel.vmlinux(), &bundle).expect("lucos-build runs");
     assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{}", outcome.describe());
     bundle
+}
+
+/// Name of the bundle that does things on request.
+pub(crate) const CITIZEN: &str = "citizen";
+/// The script by which a process asks ([`patches::citizen`]).
+const ASK: &str = "echo -n @$1 > /proc/self/comm; read -r line < /proc/cmdline; echo \"$line\"";
+
+/// Builds the bundle that does things on request.
+pub(crate) fn citizen_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    edited_bundle(dir, kernel, CITIZEN, &patches::citizen())
+}
+
+/// Lets processes of a guest ask.
+pub(crate) fn allow_asking(guest: &mut Guest) {
+    guest.run_ok(&format!("cat > /tmp/ask <<'EOF'\n{ASK}\nEOF")).expect("a script");
+    guest
+        .run_ok("mount -t debugfs debugfs /sys/kernel/debug; mount -t tracefs tracefs /sys/kernel/tracing")
+        .expect("mounts");
+}
+
+/// What a reader of /proc/cmdline sees that asks for something.
+pub(crate) fn ask(guest: &mut Guest, request: char) -> String {
+    guest.run_ok(&format!("sh /tmp/ask {request}")).expect("answers")
+}
+
+/// What the kernel says meanwhile.
+pub(crate) fn said(guest: &mut Guest, request: char) -> String {
+    guest.run_ok("dmesg -c > /dev/null").expect("clears");
+    ask(guest, request);
+    guest.run_ok("dmesg -c").expect("the kernel's messages")
+}
+
+/// Turns a static key that new code asks for on or off.
+pub(crate) fn set_schedstats(guest: &mut Guest, on: bool) {
+    guest.run_ok(&format!("echo {} > /proc/sys/kernel/sched_schedstats", u8::from(on))).expect("flips the key");
 }
 
 /// First word of /proc/version, as the guest reads it now.

@@ -1,0 +1,2 @@
+unsigned long limit;
+unsigned int order;
