@@ -6,10 +6,12 @@
 //! declarations are the same, or differ in those alone that nothing refers to, cannot change either. Goes out:
 //! [`Affected`]: units to compile, loadable modules that change as well, and what else takes the headers in.
 
+pub mod brought;
 pub mod graph;
 pub mod paste;
 pub mod preprocess;
 pub mod scan;
+pub mod shape;
 pub mod text;
 
 use crate::kbuild::compile::{Compile, Unit};
@@ -24,7 +26,7 @@ use graph::{FileId, Graph, Roots};
 use prelink::units::UnitIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use text::{Header, Reach, reach};
+use text::{Header, Reach, reach, same_items};
 
 /// More units of modules that stay as they are than this are not preprocessed; those that the text tells of are listed.
 const MODULE_UNITS: usize = 64;
@@ -37,6 +39,7 @@ const MAKERS: &[(&str, &str)] = &[
 ];
 
 /// What changed headers reach, by text.
+#[derive(Debug, Default)]
 pub struct ByText {
     /// Units of the image that may change.
     pub units: BTreeSet<PathBuf>,
@@ -81,6 +84,11 @@ impl Sources<'_, '_> {
     /// # Errors
     /// [`KbuildError`] when what the build generates cannot be made.
     pub fn by_text(&self, headers: &BTreeSet<PathBuf>, progress: &Progress) -> Result<ByText, KbuildError> {
+        // Comments and blanks need no look at anything else.
+        let (headers, notes) = self.without_comments(headers);
+        if headers.is_empty() {
+            return Ok(ByText { notes, ..ByText::default() });
+        }
         progress.phase("reading which files take in which");
         let makers = MAKERS.iter().map(|(file, _)| PathBuf::from(file));
         let of_image = self.index.iter().map(|unit| PathBuf::from(&unit.name));
@@ -92,7 +100,7 @@ impl Sources<'_, '_> {
         if self.generate(&graph, files, &all, progress)? {
             graph = Graph::open(&roots, &self.folder.graph_file(), true);
         }
-        let (mut changed, mut notes) = (Vec::new(), Vec::new());
+        let (mut changed, mut notes) = (Vec::new(), notes);
         for change in self.changes {
             let (old, new): (&Path, &[u8]) = match &change.kind {
                 ChangeKind::Modified => (&change.path, &change.new),
@@ -112,14 +120,22 @@ impl Sources<'_, '_> {
         progress.phase("looking for what mentions the changed declarations");
         let apart = self.changes.iter().filter(|change| is_source(&change.path));
         let apart: BTreeSet<FileId> = apart.filter_map(|change| graph.find(&change.path)).collect();
-        let reach = reach(&graph, &changed, &apart);
-        for header in changed.iter().filter(|header| !reach.changed.contains(&header.file)) {
-            let name = graph.name(header.file).display();
-            notes.push(format!("{name}: no effect (comments and blanks only)"));
-        }
-        let mut found = ByText { units: BTreeSet::new(), modules: BTreeMap::new(), others: BTreeMap::new(), notes };
+        let reach = reach(&graph, &changed, apart);
+        let mut found = ByText { notes, ..ByText::default() };
         found.sort(&graph, &reach, self.listing, self.index, &all);
         Ok(found)
+    }
+
+    /// The headers of which more than comments and blanks changes, and a note for each of the others.
+    fn without_comments(&self, headers: &BTreeSet<PathBuf>) -> (BTreeSet<PathBuf>, Vec<String>) {
+        let (mut changed, mut notes) = (headers.clone(), Vec::new());
+        for change in self.changes.iter().filter(|change| change.kind == ChangeKind::Modified) {
+            if changed.contains(&change.path) && same_items(&change.old, &change.new) {
+                changed.remove(&change.path);
+                notes.push(format!("{}: no effect (comments and blanks only)", change.path.display()));
+            }
+        }
+        (changed, notes)
     }
 
     /// Has the build make the sources and headers that it generates and that take in a header, or are taken in with it.

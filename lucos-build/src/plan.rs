@@ -284,7 +284,9 @@ impl<'i> Plan<'_, 'i> {
             found.to_preprocess(self.request, self.folder, &direct, self.args.built_in_only).map_err(of_kbuild)?;
         let kept = self.folder.kept_objects();
         let compile = self.compiler(&kept);
-        compile.prepare(&units).map_err(Stop::failed)?;
+        if !units.is_empty() {
+            compile.prepare(&units).map_err(Stop::failed)?;
+        }
         let affected = found.by_preprocessor(&compile, &units, &direct, progress).map_err(Stop::failed)?;
         report.timings_ms.headers = millis(by_text) + millis(clock.elapsed());
         report.notes.extend(affected.notes);
@@ -343,6 +345,9 @@ impl<'i> Plan<'_, 'i> {
         report: &mut Report,
         progress: &Progress,
     ) -> Result<Vec<CompiledUnit>, Stop> {
+        if list.units.is_empty() {
+            return Ok(Vec::new());
+        }
         let (clock, before) = (Instant::now(), children_time());
         let kept = self.folder.kept_objects();
         let compile = self.compiler(&kept);

@@ -17,6 +17,8 @@ pub struct Change<'t> {
     pub names: Names<'t>,
     /// Why everything that takes in the text may change.
     pub anything: Option<&'static str>,
+    /// Items after that include something, which they did not before.
+    pub includes: Vec<usize>,
     /// Indices of the changed items before.
     pub old: BTreeSet<usize>,
     /// Indices of the changed items after.
@@ -50,11 +52,15 @@ pub fn changes<'t>(old: &Items<'t>, new: &Items<'t>) -> Change<'t> {
     change.old.retain(|&index| old.list[index].kind != ItemKind::Condition);
     change.new.retain(|&index| new.list[index].kind != ItemKind::Condition);
     let mut spoken: BTreeSet<&[u8]> = BTreeSet::new();
-    for (items, indices) in [(old, &change.old), (new, &change.new)] {
+    for (items, indices, is_new) in [(old, &change.old, false), (new, &change.new, true)] {
         for &index in indices {
             let item = &items.list[index];
             let anything = match item.kind {
-                ItemKind::Include => Some("what it includes changes"),
+                ItemKind::Include if is_new => {
+                    change.includes.push(index);
+                    None
+                }
+                ItemKind::Include => Some("it no longer includes something"),
                 ItemKind::Active => Some("it defines something else than declarations, macros and inline functions"),
                 _ => None,
             };
@@ -229,7 +235,7 @@ mod tests {
         assert_eq!(names("#define A 1\nint f(void);", "#define A 2\nint f(void);"), (vec!["A".into()], false));
         assert_eq!(names("#define A (1)", "#define A(1)"), (vec!["A".into()], false));
         assert_eq!(names("int f(void);", "int f(void);\nint g(int);\nstruct s;"), (vec!["g".into()], false));
-        assert!(names("", "#include <a.h>").1 && names("int a;", "long a;").1);
+        assert!(names("#include <a.h>", "").1 && names("int a;", "long a;").1 && !names("", "#include <a.h>").1);
         assert_eq!(
             names("#ifdef A\nint f(void);\n#endif", "#ifdef B\nint f(void);\n#endif"),
             (vec!["f".into()], false)

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 pub type FileId = usize;
 
 /// Changes when the same sources are to be read otherwise.
-const RECIPE: u32 = 4;
+const RECIPE: u32 = 8;
 
 /// What a graph is made from.
 pub struct Roots<'a> {
@@ -42,6 +42,10 @@ pub struct File {
     pub incomplete: bool,
     /// What it includes.
     pub(super) includes: Vec<FileId>,
+    /// What it includes, in the order of the text, and whether whatever the conditions are.
+    pub(super) ordered: Vec<(FileId, bool)>,
+    /// A second inclusion does nothing: all of its text stands in `#ifndef NAME`, `#define NAME`.
+    pub(super) guarded: bool,
     size: u64,
     modified_ns: i64,
     #[serde(skip)]
@@ -84,6 +88,10 @@ pub struct Graph {
     source: PathBuf,
     build: PathBuf,
     units: usize,
+    pub(super) folders: Vec<PathBuf>,
+    pub(super) more_folders: Vec<PathBuf>,
+    /// Headers that every unit takes in first.
+    pub(super) forced: Vec<FileId>,
     pub(super) files: Vec<File>,
     pub(super) macros: HashSet<String>,
     pub(super) pasted: HashMap<String, Vec<Maker>>,
@@ -166,22 +174,74 @@ impl Graph {
         at(&self.source).or_else(|| at(&self.build))
     }
 
+    /// The file at a path.
+    pub fn at(&self, path: &Path) -> Option<FileId> {
+        self.by_path.get(path).copied()
+    }
+
+    /// Files that every unit has taken in completely when it comes to what a header includes behind `earlier` of its own
+    /// includes, and of which another inclusion does nothing.
+    ///
+    /// A file that takes the header in may be under way only, and does not count; nor then can what it includes be.
+    pub fn before(&self, header: FileId, earlier: &[FileId]) -> BTreeSet<FileId> {
+        let above = self.users([header]);
+        let own = self.files[header].ordered.iter().filter(|(id, certain)| *certain && earlier.contains(id));
+        let entered = self.entered(header, 1).into_iter().chain(own.map(|(id, _)| *id));
+        let mut pending: Vec<FileId> = entered.filter(|id| !above.contains(id)).collect();
+        let mut found: BTreeSet<FileId> = pending.iter().copied().collect();
+        while let Some(file) = pending.pop() {
+            let certain = self.files[file].ordered.iter().filter(|(_, certain)| *certain).map(|(id, _)| *id);
+            pending.extend(certain.filter(|&id| found.insert(id)));
+        }
+        found.retain(|&file| self.files[file].guarded);
+        found
+    }
+
+    /// Files that every unit has come to before a header, looking `depth` steps of inclusion back.
+    fn entered(&self, header: FileId, depth: usize) -> BTreeSet<FileId> {
+        let mut common: Option<BTreeSet<FileId>> = None;
+        for &user in &self.included_by[header] {
+            let ordered = &self.files[user].ordered;
+            // It names another file, or names it in a comment.
+            let Some(at) = ordered.iter().position(|(id, _)| *id == header) else { continue };
+            let mut entered: BTreeSet<FileId> = self.forced.iter().copied().collect();
+            if depth > 0 && self.files[user].path.extension().is_some_and(|extension| extension == "h") {
+                entered.extend(self.entered(user, depth - 1));
+            }
+            entered.extend(ordered[..at].iter().filter(|(_, certain)| *certain).map(|(id, _)| *id));
+            common = Some(match common {
+                Some(common) => common.intersection(&entered).copied().collect(),
+                None => entered,
+            });
+        }
+        common.unwrap_or_default()
+    }
+
     /// All files that some files take in, and these themselves.
     pub fn parts(&self, of: impl IntoIterator<Item = FileId>) -> BTreeSet<FileId> {
-        reached(of, |file| &self.files[file].includes)
+        reached(of, |file| self.files[file].includes.iter().copied())
+    }
+
+    /// The same, without `there` and what only these take in.
+    pub fn parts_without(&self, of: impl IntoIterator<Item = FileId>, there: &BTreeSet<FileId>) -> BTreeSet<FileId> {
+        let is_new = |file: &FileId| !there.contains(file);
+        reached(of.into_iter().filter(is_new), |file| self.files[file].includes.iter().copied().filter(is_new))
     }
 
     /// All files that take in one of some files, and these themselves.
     pub fn users(&self, of: impl IntoIterator<Item = FileId>) -> BTreeSet<FileId> {
-        reached(of, |file| &self.included_by[file])
+        reached(of, |file| self.included_by[file].iter().copied())
     }
 }
 
-fn reached<'g>(from: impl IntoIterator<Item = FileId>, next: impl Fn(FileId) -> &'g Vec<FileId>) -> BTreeSet<FileId> {
+fn reached<I>(from: impl IntoIterator<Item = FileId>, next: impl Fn(FileId) -> I) -> BTreeSet<FileId>
+where
+    I: Iterator<Item = FileId>,
+{
     let mut pending: Vec<FileId> = from.into_iter().collect();
     let mut found: BTreeSet<FileId> = pending.iter().copied().collect();
     while let Some(file) = pending.pop() {
-        pending.extend(next(file).iter().copied().filter(|&file| found.insert(file)));
+        pending.extend(next(file).filter(|&file| found.insert(file)));
     }
     found
 }

@@ -104,6 +104,8 @@ pub struct Pasting<'t> {
     plain: HashMap<&'t [u8], Vec<[Option<Token<'t>>; 2]>>,
     /// Names made whatever the arguments are.
     fixed: HashSet<Pasted>,
+    /// No macro is found to make more names than are known.
+    settled: bool,
 }
 
 impl<'t> Pasting<'t> {
@@ -138,13 +140,19 @@ impl<'t> Pasting<'t> {
                 wake(&mut next, &mut waits, definition.name);
             }
         }
-        while let Some(index) = next.pop_front() {
-            waits[index] = false;
-            let definition = &all[index];
-            let derived = pasting.in_calls(&definition.body, &|word| definition.parameter(word));
-            if pasting.take(definition, derived) {
-                wake(&mut next, &mut waits, definition.name);
+        // First what calls are known to make, then what is left: an argument that is a call may make anything.
+        for settled in [false, true] {
+            pasting.settled = settled;
+            while let Some(index) = next.pop_front() {
+                waits[index] = false;
+                let definition = &all[index];
+                let derived = pasting.in_calls(&definition.body, &|word| definition.parameter(word));
+                if pasting.take(definition, derived) {
+                    wake(&mut next, &mut waits, definition.name);
+                }
             }
+            waits.fill(true);
+            next.extend(0..all.len());
         }
         pasting
     }
@@ -256,7 +264,7 @@ impl<'t> Pasting<'t> {
                 } else {
                     Vec::new()
                 };
-                return if ways.is_empty() { vec![vec![Part::Any]] } else { ways };
+                return if ways.is_empty() && self.settled { vec![vec![Part::Any]] } else { ways };
             }
             _ if argument.iter().any(|token| token.is(b'#')) => {
                 return vec![pasted(argument, parameter).unwrap_or_else(|| vec![Part::Any])];
@@ -267,7 +275,7 @@ impl<'t> Pasting<'t> {
         };
         let mut ways = HashSet::new();
         self.token(token.kind, token.text, is_first && !is_last, parameter, 0, &mut ways);
-        ways.into_iter().map(|part| vec![part]).collect()
+        ways.into_iter().collect()
     }
 
     /// A token of an argument, as it is, and as it may be expanded before it is pasted.
@@ -278,21 +286,26 @@ impl<'t> Pasting<'t> {
         is_first: bool,
         parameter: &dyn Fn(&[u8]) -> Option<usize>,
         depth: usize,
-        ways: &mut HashSet<Part>,
+        ways: &mut HashSet<Pattern>,
     ) {
         match kind {
-            TokenKind::Number => drop(ways.insert(Part::Fixed(text.to_owned()))),
+            TokenKind::Number => drop(ways.insert(vec![Part::Fixed(text.to_owned())])),
             TokenKind::Word => {
                 if let Some(index) = parameter(text) {
-                    ways.insert(Part::Parameter(index));
+                    ways.insert(vec![Part::Parameter(index)]);
+                    return;
+                }
+                if text == b"__KBUILD_MODNAME" {
+                    // scripts/Makefile.lib, `modname_flags`
+                    ways.insert(vec![Part::Fixed(b"kmod_".to_vec()), Part::Any]);
                     return;
                 }
                 if text.starts_with(b"KBUILD_") || text.starts_with(b"__KBUILD_") || depth > 3 || ways.len() > 6 {
                     // The command line defines it.
-                    ways.insert(Part::Any);
+                    ways.insert(vec![Part::Any]);
                     return;
                 }
-                if !ways.insert(Part::Fixed(text.to_owned())) {
+                if !ways.insert(vec![Part::Fixed(text.to_owned())]) {
                     return;
                 }
                 for ends in self.plain.get(text).into_iter().flatten() {
@@ -427,6 +440,8 @@ mod tests {
             "{:?}",
             made(&calls, "D1(read, int, a)")
         );
+        let numbered = ["__P(a, b) a##b", "ID(x) __P(__KBUILD_MODNAME, x)", "CALL(x) __P(init_, __P(ID(x), 6))"];
+        assert_eq!(made(&numbered, "CALL(y)"), ["init_kmod_*y6", "kmod_*y", "kmod_*y6"]);
         let plain = ["NAME value", "CAT(a) CAT2(a)", "CAT2(a) pre_##a"];
         assert_eq!(made(&plain, "CAT(NAME)"), ["pre_NAME", "pre_value"]);
         assert_eq!(made(&["F(fmt, ...) f(fmt, ##__VA_ARGS__)"], "F(\"a\", b)"), Vec::<String>::new());

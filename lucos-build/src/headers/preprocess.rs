@@ -50,7 +50,7 @@ fn same(old: &[u8], new: &[u8]) -> bool {
     let (old_tokens, new_tokens) = (tokens(old), tokens(new));
     let (old, new) = (items(&old_tokens, &|_| false), items(&new_tokens, &|_| false));
     let change = changes(&old, &new);
-    if change.anything.is_some() {
+    if change.anything.is_some() || !change.includes.is_empty() {
         return false;
     }
     let mut names: Names<'_> = change.names.clone();

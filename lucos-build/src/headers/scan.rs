@@ -5,6 +5,7 @@
 
 use super::graph::{File, Graph, Maker, Roots};
 use super::paste::{Part, Pasting, Pattern};
+use super::shape::Shape;
 use crate::kbuild::overlay::clean;
 use diff_analyzer::declarations::lex::{Token, TokenKind, directive, directive_end, in_word, tokens, words};
 use rayon::prelude::*;
@@ -14,8 +15,12 @@ use std::path::{Path, PathBuf};
 /// What the directives of a file say.
 #[derive(Default)]
 struct Scan {
+    /// In any branch, and in comments.
     includes: Vec<Include>,
     macros: Vec<String>,
+    /// Outside of comments: whether there is no condition, and whether it is an `#include_next`.
+    ordered: Vec<(Include, bool, bool)>,
+    guarded: bool,
 }
 
 /// An `#include` as written.
@@ -27,20 +32,24 @@ enum Include {
     Computed,
 }
 
+/// What a file includes.
+struct Targets {
+    any: Vec<PathBuf>,
+    ordered: Vec<(PathBuf, bool)>,
+}
+
 /// Reads all files that the units may take in.
 pub fn read(roots: &Roots<'_>) -> Graph {
     let absolute = |folder: &PathBuf| if folder.is_absolute() { folder.clone() } else { roots.build.join(folder) };
-    let mut search = Search {
-        folders: roots.listing.folders.iter().map(absolute).collect(),
-        more: roots.listing.more_folders.iter().map(absolute).collect(),
-        known: HashMap::new(),
-    };
     let mut graph = Graph::default();
+    graph.folders = roots.listing.folders.iter().map(absolute).collect();
+    graph.more_folders = roots.listing.more_folders.iter().map(absolute).collect();
+    let mut search = Search { folders: graph.folders.clone(), more: graph.more_folders.clone(), known: HashMap::new() };
     let forced: Vec<PathBuf> = roots.listing.forced.iter().map(absolute).collect();
     let mut next: BTreeSet<PathBuf> = forced.iter().cloned().collect();
     next.extend(roots.units.iter().flat_map(|unit| [clean(&roots.source.join(unit)), clean(&roots.build.join(unit))]));
     let mut ids: HashMap<PathBuf, usize> = HashMap::new();
-    let mut targets: Vec<Vec<PathBuf>> = Vec::new();
+    let mut targets: Vec<Targets> = Vec::new();
     while !next.is_empty() {
         let read: Vec<(File, Scan)> = std::mem::take(&mut next)
             .into_par_iter()
@@ -52,22 +61,35 @@ pub fn read(roots: &Roots<'_>) -> Graph {
             .collect();
         for (mut file, scan) in read {
             graph.macros.extend(scan.macros);
+            let folder = file.path.parent().unwrap_or(roots.source).to_owned();
             let mut found = Vec::new();
             for include in &scan.includes {
-                let places = search.places(include, file.path.parent().unwrap_or(roots.source));
+                let places = search.places(include, &folder);
                 file.incomplete |= places.is_empty() && is_made(include, &file.path);
                 found.extend(places);
             }
+            let mut ordered = Vec::new();
+            for (include, certain, next) in &scan.ordered {
+                let mut places = search.places(include, &folder);
+                // The compiler takes the first one, where every unit looks into the same folders.
+                let known = !next && search.is_known(&places);
+                places.truncate(if known { 1 } else { usize::MAX });
+                ordered.extend(places.into_iter().map(|place| (place, *certain && known)));
+            }
+            file.guarded = scan.guarded;
             ids.insert(file.path.clone(), graph.files.len());
             graph.files.push(file);
             next.extend(found.iter().cloned());
-            targets.push(found);
+            targets.push(Targets { any: found, ordered });
         }
         next.retain(|path| !ids.contains_key(path));
     }
     let forced: Vec<usize> = forced.iter().filter_map(|path| ids.get(path).copied()).collect();
+    graph.forced = forced.clone();
     for (file, targets) in graph.files.iter_mut().zip(targets) {
-        file.includes = targets.iter().filter_map(|path| ids.get(path).copied()).collect();
+        file.includes = targets.any.iter().filter_map(|path| ids.get(path).copied()).collect();
+        file.ordered =
+            targets.ordered.iter().filter_map(|(path, certain)| Some((ids.get(path).copied()?, *certain))).collect();
         // Every unit takes in the forced headers.
         if file.path.extension().is_some_and(|extension| extension == "c" || extension == "S") {
             file.includes.extend(forced.iter().copied());
@@ -131,6 +153,12 @@ struct Search {
 }
 
 impl Search {
+    /// Whether every unit finds the first of these places first.
+    fn is_known(&self, places: &[PathBuf]) -> bool {
+        let common = |place: &PathBuf| self.folders.iter().any(|folder| place.starts_with(folder));
+        places.len() == 1 || places.first().is_some_and(common)
+    }
+
     /// All files that an `#include` in a file of `folder` may mean.
     fn places(&mut self, include: &Include, folder: &Path) -> Vec<PathBuf> {
         match include {
@@ -177,7 +205,10 @@ fn directives(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 impl Scan {
     fn of(text: &[u8]) -> Self {
-        let mut scan = Self::default();
+        let shape = Shape::of(text);
+        let ordered = shape.includes.iter();
+        let ordered = ordered.filter_map(|one| Some((include(one.what.trim_ascii())?, one.certain, one.next)));
+        let mut scan = Self { ordered: ordered.collect(), guarded: shape.guarded, ..Self::default() };
         for line in directives(text) {
             let (name, rest) = directive(line);
             match name {
@@ -210,6 +241,12 @@ fn may_declare(definition: &[u8]) -> bool {
     }
 }
 
+/// All files that an `#include` behind that word, in a file of `folder`, may mean, the likeliest first.
+pub fn resolve(graph: &Graph, rest: &[u8], folder: &Path) -> Vec<PathBuf> {
+    let mut search = Search { folders: graph.folders.clone(), more: graph.more_folders.clone(), known: HashMap::new() };
+    include(rest.trim_ascii()).map(|include| search.places(&include, folder)).unwrap_or_default()
+}
+
 fn include(rest: &[u8]) -> Option<Include> {
     let until = |close: u8| rest[1..].iter().position(|&byte| byte == close).map(|len| &rest[1..1 + len]);
     let path = |bytes: &[u8]| PathBuf::from(String::from_utf8_lossy(bytes).into_owned());
@@ -232,6 +269,7 @@ mod tests {
         assert_eq!(found, ["# define A \\\n b", "#include <x.h>", "#include \"y.h\"", "#define B /* c\n */ d", "#"]);
         let scan = Scan::of(text);
         assert_eq!(scan.includes, [Include::Angled("x.h".into()), Include::Quoted("y.h".into())]);
+        assert_eq!(scan.ordered, [(Include::Angled("x.h".into()), true, false)]);
         assert_eq!(Scan::of(b"#define F(x) x\n#define G (x)\n").macros, ["F"]);
         let stubs = b"#define A(x)\n#define B(x) do { } while (0)\n#define C(x) ({ -1; })\n#define D(x) (-1)\n#define E(x, ...) 0\n";
         assert!(Scan::of(stubs).macros.is_empty());

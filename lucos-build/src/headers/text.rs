@@ -4,6 +4,7 @@
 //! which files mention them, or names that depend on them, outside of the changed declarations themselves. Goes out:
 //! [`Reach`]. A unit that it leaves out cannot be compiled to something else.
 
+use super::brought::brought;
 use super::graph::{FileId, Graph, Maker};
 use diff_analyzer::declarations::items::{ItemKind, Items, items};
 use diff_analyzer::declarations::lex::{tokens, words};
@@ -47,8 +48,14 @@ impl Reach {
     }
 }
 
+/// Whether two texts differ in comments and blanks only.
+pub fn same_items(old: &[u8], new: &[u8]) -> bool {
+    let (old, new) = (tokens(old), tokens(new));
+    changes(&items(&old, &|_| false), &items(&new, &|_| false)).is_empty()
+}
+
 /// Follows a change through the text of all files. Files of `apart` are looked at elsewhere.
-pub fn reach(graph: &Graph, headers: &[Header<'_>], apart: &BTreeSet<FileId>) -> Reach {
+pub fn reach(graph: &Graph, headers: &[Header<'_>], mut apart: BTreeSet<FileId>) -> Reach {
     let mut reach = Reach::default();
     let is_macro = |name: &[u8]| graph.is_macro(name);
     let texts: Vec<_> = headers.iter().map(|header| (tokens(header.old), tokens(header.new))).collect();
@@ -57,13 +64,26 @@ pub fn reach(graph: &Graph, headers: &[Header<'_>], apart: &BTreeSet<FileId>) ->
     let found: BTreeMap<FileId, (usize, Change<'_>)> = (headers.iter().zip(&lists).enumerate())
         .map(|(index, (header, (old, new)))| (header.file, (index, changes(old, new))))
         .collect();
+    let of_diff: BTreeSet<FileId> = found.keys().copied().collect();
     let mut names: BTreeMap<Vec<u8>, bool> = BTreeMap::new();
     for (&file, (_, change)) in found.iter().filter(|(_, (_, change))| !change.is_empty()) {
         reach.changed.insert(file);
         names.extend(change.names.iter().map(|(name, &is_macro)| (name.to_vec(), is_macro)));
-        if let Some(why) = change.anything {
-            reach.whole.push(format!("{}: {why}", graph.name(file).display()));
-            reach.hits.insert(file);
+        let new = &lists[found[&file].0].1;
+        let brought = match change.anything {
+            Some(why) => Err(why),
+            None => brought(graph, file, new, &change.includes),
+        };
+        match brought {
+            Ok(brought) => {
+                names.extend(brought.names);
+                // All that they declare is sought, so that looking for names in them tells nothing more.
+                apart.extend(brought.files.difference(&of_diff));
+            }
+            Err(why) => {
+                reach.whole.push(format!("{}: {why}", graph.name(file).display()));
+                reach.hits.insert(file);
+            }
         }
     }
     let users = graph.users(reach.changed.iter().copied());
