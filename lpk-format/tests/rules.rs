@@ -146,7 +146,7 @@ refused! {
     sites_share_bytes: |b| b.functions[0].sites[6].offset = 36 => Problem::SiteOverlap { offset: 36, len: 4, .. },
     site_constant_of_other_size: |b| b.functions[1].sites = site(0, 4, BootSiteKind::Constant { variable: TEXT }) => Problem::ConstantSize { len: 4, .. },
     site_constant_outside: |b| b.functions[1].sites = site(0, 1, BootSiteKind::Constant { variable: END }) => Problem::OutsideImage { .. },
-    module_site_of_a_constant: |b| b.modules[0].functions[0].sites = site(0, 1, BootSiteKind::Constant { variable: TEXT }) => Problem::SiteOfOther { site: 0, .. },
+    module_site_of_a_constant: |b| { let site = &mut b.modules[0].functions[0].sites[2]; (site.len, site.kind) = (1, BootSiteKind::Constant { variable: TEXT }) } => Problem::SiteOfOther { site: 2, .. },
     site_slot_outside: |b| b.functions[1].sites = site(0, 6, BootSiteKind::Paravirt { slot: 0 }) => Problem::OutsideImage { .. },
     site_key_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::StaticCall { key: END - 4 }) => Problem::OutsideImage { .. },
     site_target_outside: |b| b.functions[1].sites = site(0, 5, BootSiteKind::JumpLabel { target: END }) => Problem::OutsideImage { .. },

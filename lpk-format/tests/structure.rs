@@ -35,8 +35,8 @@ refused! {
     expected_offset_overflows: ".lucos.functions" [76] = [0xff; 4] => ReadError::FunctionPart { index: 1, offset: u32::MAX, .. },
     sites_offset: ".lucos.functions" [16] = [4, 0, 0, 0] => ReadError::FunctionPart { section: ".lucos.sites", offset: 4, .. },
     sites_size_too_large: ".lucos.functions" [20] = [0xff; 4] => ReadError::FunctionPart { section: ".lucos.sites", .. },
-    sites_size_zero: ".lucos.functions" [20] = [0; 4] => Record { cause: R::Count { found: 0, announced: 12 }, .. },
-    sites_count: ".lucos.functions" [24] = [0xff; 4] => Record { cause: R::Count { found: 12, announced: u32::MAX }, .. },
+    sites_size_zero: ".lucos.functions" [20] = [0; 4] => Record { cause: R::Count { found: 0, announced: 14 }, .. },
+    sites_count: ".lucos.functions" [24] = [0xff; 4] => Record { cause: R::Count { found: 14, announced: u32::MAX }, .. },
     new_offset_outside: ".lucos.functions" [28] = [0xf0, 0xff, 0xff, 0xff] => Unsound(Problem::NewRange { .. }),
     new_size_zero: ".lucos.functions" [32] = [0; 4] => Unsound(Problem::NewRange { size: 0, .. }),
     manifest_index: ".lucos.functions" [36] = [3, 0, 0, 0] => ReadError::ManifestIndex { index: 0, found: 3, count: 3 },
@@ -51,7 +51,7 @@ refused! {
     // .lucos.sites: records of 16 bytes, forms behind.
     site_offset: ".lucos.sites" [0] = [0xff; 4] => Unsound(Problem::SiteRange { site: 0, .. }),
     site_len: ".lucos.sites" [4] = [6] => Unsound(Problem::SiteLength { len: 6, .. }),
-    site_kind: ".lucos.sites" [5] = [13] => Record { cause: R::Kind { index: 0, kind: 13 }, section: ".lucos.sites" },
+    site_kind: ".lucos.sites" [5] = [14] => Record { cause: R::Kind { index: 0, kind: 14 }, section: ".lucos.sites" },
     site_kind_zero: ".lucos.sites" [21] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
     site_forms_of_another_kind: ".lucos.sites" [6] = [1] => Record { section: ".lucos.sites", .. },
     site_forms_too_many: ".lucos.sites" [5 * 16 + 6] = [255] => Record { cause: R::Truncated { index: 5, .. }, .. },
@@ -62,12 +62,12 @@ refused! {
 
     // .lucos.fixups: records of 24 bytes.
     fixup_offset: ".lucos.fixups" [0] = [0xff; 4] => Unsound(Problem::FixupRange { index: 0, offset: u32::MAX, .. }),
-    fixup_kind: ".lucos.fixups" [4] = [5] => Record { cause: R::Kind { index: 0, kind: 5 }, section: ".lucos.fixups" },
+    fixup_kind: ".lucos.fixups" [4] = [6] => Record { cause: R::Kind { index: 0, kind: 6 }, section: ".lucos.fixups" },
     fixup_len_unused: ".lucos.fixups" [5] = [5] => ReadError::NotCanonical { .. },
-    fixup_flag: ".lucos.fixups" [4 * 24 + 7] = [2] => Record { cause: R::Flag { index: 4, value: 2 }, .. },
-    fixup_replacement: ".lucos.fixups" [4 * 24 + 8] = [0xff; 4] => Unsound(Problem::FixupRange { index: 4, .. }),
-    fixup_feature: ".lucos.fixups" [4 * 24 + 12] = [0xff; 2] => Unsound(Problem::Feature { feature: 0xffff, .. }),
-    fixup_reserved: ".lucos.fixups" [4 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
+    fixup_flag: ".lucos.fixups" [6 * 24 + 7] = [2] => Record { cause: R::Flag { index: 6, value: 2 }, .. },
+    fixup_replacement: ".lucos.fixups" [6 * 24 + 8] = [0xff; 4] => Unsound(Problem::FixupRange { index: 6, .. }),
+    fixup_feature: ".lucos.fixups" [6 * 24 + 12] = [0xff; 2] => Unsound(Problem::Feature { feature: 0xffff, .. }),
+    fixup_reserved: ".lucos.fixups" [6 * 24 + 14] = [1] => ReadError::NotCanonical { .. },
 
     // .lucos.tables: records of 12 bytes.
     table_kind: ".lucos.tables" [0] = [8] => Record { cause: R::Kind { index: 0, kind: 8 }, section: ".lucos.tables" },

@@ -151,6 +151,7 @@ impl<'t> Pasting<'t> {
                     wake(&mut next, &mut waits, definition.name);
                 }
             }
+            waits.fill(true);
             next.extend(0..all.len());
             waits.fill(true);
         }
