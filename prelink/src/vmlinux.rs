@@ -13,7 +13,7 @@ use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
 use lpk_format::ModuleId;
 use memmap2::Mmap;
 use std::collections::HashMap;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -255,17 +255,21 @@ impl KernelImage {
         &relocs[first..last]
     }
 
-    /// Fields of the image that hold an address in a range or lead there, but for those of debug information; by the
-    /// relocations that the linker kept. A field relative to itself counts from the end of its instruction or from itself.
-    pub fn references(&self, range: Range<u64>) -> Vec<u64> {
-        let refers = |reloc: &ImageReloc| {
-            let behind = is_pc_relative(reloc.kind) && range.contains(&reloc.target.wrapping_add(4));
-            behind || range.contains(&reloc.target)
+    /// Fields of the image that hold an address or lead there, sorted; those of debug information left out. Where the linker
+    /// kept no relocations, all bytes that look like such a field count: rather one too many than one too few.
+    pub fn references(&self, address: u64) -> Vec<u64> {
+        let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
+        let mut fields: Vec<u64> = if self.rela.is_empty() {
+            sections.flat_map(|(_, section)| lookalikes(section.address, self.contents(section), address)).collect()
+        } else {
+            let leads = |reloc: &ImageReloc| {
+                let behind = is_pc_relative(reloc.kind) && reloc.target.wrapping_add(4) == address;
+                behind || reloc.target == address
+            };
+            let raw = sections.filter_map(|(index, _)| self.rela.get(&index));
+            let relocs = raw.flat_map(|&raw| self.read_relocs(raw));
+            relocs.filter(leads).map(|reloc| reloc.address).collect()
         };
-        let allocated = |index: &usize| self.sections.get(*index).is_some_and(|section| section.allocated);
-        let sections = self.rela.iter().filter(|(index, _)| allocated(index));
-        let relocs = sections.flat_map(|(_, &raw)| self.read_relocs(raw));
-        let mut fields: Vec<u64> = relocs.filter(refers).map(|reloc| reloc.address).collect();
         fields.sort_unstable();
         fields
     }
@@ -335,6 +339,20 @@ impl KernelImage {
         let text = self.c_string(self.symbols.address_of("linux_banner")?)?;
         Some(String::from_utf8_lossy(text).trim_end().to_owned())
     }
+}
+
+/// Places in the bytes at `start` whose next four hold the low half of an address, or the way to it from themselves or from
+/// behind themselves.
+fn lookalikes(start: u64, bytes: &[u8], address: u64) -> impl Iterator<Item = u64> {
+    let low = address as u32;
+    bytes.windows(4).enumerate().filter_map(move |(offset, field)| {
+        let at = start + offset as u64;
+        let value = u32::from_le_bytes(field.try_into().expect("four bytes"));
+        let here = low.wrapping_sub(at as u32);
+        // Zeros right before the place are the end of what fills the gap.
+        let behind = value == here.wrapping_sub(4) && value != 0;
+        (value == low || value == here || behind).then_some(at)
+    })
 }
 
 fn read_symbols(

@@ -120,8 +120,8 @@ impl Linker<'_, '_> {
 
     /// What goes on using the old version of a function, besides `old` code that gives way to new code.
     fn remaining(&self, key: Key, name: &str, address: u64, old: &[Range<u64>]) -> Option<String> {
-        if self.image.module().is_some() || !self.image.has_relocs() {
-            return Some("the image does not tell what calls it".to_owned());
+        if self.image.module().is_some() {
+            return Some("other modules may call it".to_owned());
         }
         for (index, unit) in self.units.iter().enumerate() {
             let only_called = calls_only(unit.patched, |target| match target {
@@ -137,7 +137,7 @@ impl Linker<'_, '_> {
             let gone = section.starts_with(".init.") || section.starts_with(".exit.");
             gone || ABOUT_CODE.contains(&section) || old.iter().any(|code| code.contains(&field))
         };
-        let field = self.image.references(address..address + 1).into_iter().find(|&field| !goes(field))?;
+        let field = self.image.references(address).into_iter().find(|&field| !goes(field))?;
         Some(match self.image.symbols().containing(field) {
             Some((other, _)) => format!("`{other}`, which the diff does not change, refers to it"),
             None => {
