@@ -133,6 +133,10 @@ pub struct BuildArgs {
     /// Leave loadable modules as they are that a changed header changes as well; the bundle records which.
     #[arg(long)]
     pub built_in_only: bool,
+    /// Also replace functions that leave no room for a jump behind ftrace's no-op: while the bundle is applied, tracing or
+    /// probing the entry of such a function makes the guest's ftrace warn and switch itself off.
+    #[arg(long)]
+    pub allow_untraceable: bool,
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,

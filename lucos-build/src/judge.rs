@@ -55,6 +55,8 @@ pub struct Judge<'a, 'i> {
     pub name: String,
     /// Functions to explain.
     pub explain: &'a [String],
+    /// Functions may be replaced that can then not be traced.
+    pub allow_untraceable: bool,
 }
 
 /// An object that cannot be used.
@@ -160,7 +162,11 @@ impl Judge<'_, '_> {
             }
         }
         report.timings_ms.link = millis(clock.elapsed());
-        parts.iter().for_each(|(_, linked)| report.notes.extend(untraceable(linked)));
+        let untraceable: Vec<Reason> = parts.iter().flat_map(|(_, linked)| untraceable(linked)).collect();
+        if !untraceable.is_empty() && !self.allow_untraceable {
+            return Err(Stop::Refused(untraceable));
+        }
+        report.notes.extend(untraceable.into_iter().map(|reason| reason.message));
 
         // The part that runs in the guest: kbuild/support.rs
         progress.phase("linking the support object");
@@ -531,17 +537,19 @@ fn omitted(reasons: &[Reason]) -> Vec<Omitted> {
 }
 
 /// Functions whose jump had to be written over ftrace's no-op.
-fn untraceable(linked: &Linked) -> impl Iterator<Item = String> {
+fn untraceable(linked: &Linked) -> impl Iterator<Item = Reason> {
     let over = |function: &&FunctionPatch| {
         let at = u32::from(function.jump_offset);
         function.sites.iter().any(|site| site.kind == BootSiteKind::Ftrace && site.offset == at)
     };
     linked.functions.iter().filter(over).map(|function| {
-        format!(
-            "{}: `{}` has no room for a jump behind its ftrace no-op; while the bundle is applied, tracing or probing \
-             its entry makes the guest's ftrace warn and switch itself off",
-            function.unit, function.name
-        )
+        let message = format!(
+            "`{}` has no room for a jump behind its ftrace no-op: while the bundle is applied, tracing or probing its entry \
+             would make the guest's ftrace warn and switch itself off",
+            function.name
+        );
+        let help = "change its callers instead, or take that with --allow-untraceable";
+        Reason::new("untraceable", message).at(function.unit.clone(), None).help(help)
     })
 }
 

@@ -70,6 +70,7 @@ impl<'i> Plan<'_, 'i> {
             changes: self.changes,
             name: self.args.name(),
             explain: &self.args.explain,
+            allow_untraceable: self.args.allow_untraceable,
         }
     }
 
