@@ -13,6 +13,7 @@ use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
 use crate::protocol::{BundleState, ModuleFunction};
 use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, UpdateType, hex};
+use std::ops::Range;
 
 /// Length of the jump, `jmp rel32`.
 pub const JUMP: usize = 5;
@@ -100,18 +101,26 @@ pub fn admit<E: Engine>(
             let mut bytes = [0; 4];
             admitted.kernel.read(engine, Va(address), &mut bytes, "a thunk").ok().map(|()| bytes)
         };
-        sites::compare(function, &live, &admitted.facts, &thunk_at)?;
+        let first = admitted.kernel.live(function.old_address).0;
+        let code = first..first + live.len() as u64;
+        let probed = |range: &Range<u64>| -> Result<(), UpdateError> {
+            let Some(at) = probes::first_in(&probes, std::slice::from_ref(range)) else { return Ok(()) };
+            Err(SiteError::Registered { function: function.name.clone(), offset: (at - first) as usize }.into())
+        };
+        if let Err(error) = sites::compare(function, &live, &admitted.facts, &thunk_at) {
+            if matches!(error, SiteError::Differs { .. }) {
+                // A probe that the kernel has made a jump of looks like somebody's code (arch/x86/kernel/kprobes/opt.c).
+                probed(&code)?;
+            }
+            return Err(error.into());
+        }
         let jump = usize::from(function.jump_offset);
         entry_is_free(function, jump)?;
         let entry = live.get(jump..jump + JUMP).ok_or_else(|| {
             UpdateError::Bundle(format!("`{}` has {} bytes, too few for the jump", function.name, live.len()))
         })?;
         let start = function.old_address + jump as u64;
-        let taken = admitted.kernel.live(start).0..admitted.kernel.live(start).0 + JUMP as u64;
-        if let Some(at) = probes::first_in(&probes, std::slice::from_ref(&taken)) {
-            let offset = jump + (at - taken.start) as usize;
-            return Err(SiteError::Registered { function: function.name.clone(), offset }.into());
-        }
+        probed(&(first + jump as u64..first + (jump + JUMP) as u64))?;
         // One instruction of exactly this length has no inside; ftrace's no-op is one.
         if entry != NOP5 && first_length(entry) != Some(JUMP) {
             admitted.inside.push(start + 1..start + JUMP as u64);

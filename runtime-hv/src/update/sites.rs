@@ -30,10 +30,8 @@ pub enum SiteError {
         /// Byte offset.
         offset: usize,
     },
-    /// A kprobe that is switched off, where the jump would be.
-    #[error(
-        "`{function}`+{offset:#x} has a kprobe, which is switched off now; once on, it would run the old instruction"
-    )]
+    /// A kprobe where the jump would be, on or off, or one that the kernel has made a jump of.
+    #[error("`{function}`+{offset:#x} has a kprobe, which runs a copy of the old instruction once it is on")]
     Registered {
         /// Function.
         function: String,
