@@ -84,9 +84,17 @@ fn new_code_is_a_good_citizen() {
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
 
     // From here on the kernel complains, because it is asked to.
-    start(&mut guest, 'L');
-    let stacks = guest.run_ok("echo l > /proc/sysrq-trigger; sleep 2; dmesg -c").expect("stacks");
-    assert!(stacks.contains(" cmdline_proc_show.lucos+") && stacks.contains("vfs_read+"), "{stacks}");
+    // Whether the busy process has its processor at that very moment is chance.
+    let named = |stacks: &str| stacks.contains(" cmdline_proc_show.lucos+") && stacks.contains("vfs_read+");
+    let mut stacks = String::new();
+    for _ in 0..5 {
+        start(&mut guest, 'L');
+        stacks = guest.run_ok("echo l > /proc/sysrq-trigger; sleep 2; dmesg -c").expect("stacks");
+        if named(&stacks) {
+            break;
+        }
+    }
+    assert!(named(&stacks), "{stacks}");
     let dump = said(&mut guest, 'd');
     assert!(dump.contains("cmdline_proc_show") && dump.contains("entry_SYSCALL_64_after_hwframe+"), "{dump}");
     let line = "at fs/proc/cmdline.c:";
