@@ -12,6 +12,8 @@ pub const NOP2: [u8; 2] = [0x66, 0x90];
 pub const CALL: u8 = 0xe8;
 /// Opcode of `jmp rel32`.
 pub const JMP: u8 = 0xe9;
+/// Opcode of `jmp rel8`.
+const SHORT_JMP: u8 = 0xeb;
 /// Opcode of `ret`.
 pub const RET: u8 = 0xc3;
 /// Opcode of `int3`.
@@ -93,12 +95,19 @@ pub fn equal_up_to_nops(a: &[u8], b: &[u8], at: u64) -> bool {
 }
 
 /// The instructions that are not no-ops: bytes, or for an unconditional jump its target.
+///
+/// A long jump that became a short one is filled up with no-ops, since 6.3 with three `int3`, which nothing reaches
+/// (`arch/x86/kernel/alternative.c`, `recompute_jump`, later `__apply_relocation`).
 fn essence(bytes: &[u8], at: u64) -> Option<Vec<(Vec<u8>, u64)>> {
     let mut parts = Vec::new();
+    let mut filled_to = 0;
     for instruction in decode(bytes, at)? {
         let start = (instruction.ip().wrapping_sub(at)) as usize;
-        if instruction.mnemonic() == Mnemonic::Nop {
+        if instruction.mnemonic() == Mnemonic::Nop || start < filled_to {
             continue;
+        }
+        if let [SHORT_JMP, _, INT3, INT3, INT3, ..] = bytes[start..] {
+            filled_to = start + 5;
         }
         let near = instruction.op_count() == 1 && instruction.op0_kind() == OpKind::NearBranch64;
         if near && instruction.flow_control() == FlowControl::UnconditionalBranch {

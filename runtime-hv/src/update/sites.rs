@@ -472,6 +472,9 @@ mod tests {
         let jump = Kind::Alternative { forms: vec![vec![0xe9, 0x10, 0, 0, 0]] };
         let original = [0x90, 0x90, 0x90, 0x90, 0x90];
         try_site(jump.clone(), &original, &[0xeb, 0x13, 0x0f, 0x1f, 0x00]).expect("the same target");
+        try_site(jump.clone(), &original, &[0xeb, 0x13, 0xcc, 0xcc, 0xcc]).expect("filled up as since 6.3");
+        assert!(try_site(jump.clone(), &original, &[0xeb, 0x12, 0xcc, 0xcc, 0xcc]).is_err());
+        assert!(try_site(jump.clone(), &original, &[0xeb, 0x13, 0xcc, 0x66, 0x90]).is_err(), "a breakpoint");
         assert!(try_site(jump, &original, &[0xeb, 0x12, 0x0f, 0x1f, 0x00]).is_err());
     }
 
