@@ -330,6 +330,12 @@ fn compare_members(before: &TypeLayout, after: &TypeLayout) -> Vec<MemberChange>
     changes
 }
 
+/// Old names of members of which nothing but the name changes, by their new ones.
+pub(crate) fn renamed_members(before: &TypeLayout, after: &TypeLayout) -> HashMap<String, String> {
+    let changes = compare_members(before, after).into_iter();
+    changes.filter_map(|change| Some((change.renamed_to?, change.name))).collect()
+}
+
 fn compare_enumerators(before: &TypeLayout, after: &TypeLayout) -> Vec<EnumeratorChange> {
     let values = |layout: &TypeLayout| layout.enumerators.iter().cloned().collect::<HashMap<String, i128>>();
     let (old, new) = (values(before), values(after));
