@@ -277,7 +277,7 @@ impl Walk<'_> {
             }
             (Shape::Array(..), Shape::Array(..)) if from.bits.size == 0 && to.bits.size == 0 => {} // no room, no contents
             (Shape::Pointer, Shape::Pointer) => self.step(path, from, to, How::Copy),
-            (Shape::Opaque, Shape::Opaque) if from.text == to.text && from.bits.size == to.bits.size => {
+            (Shape::Other(_), Shape::Other(_)) if self.same_shape(&from.shape, &to.shape) => {
                 self.step(path, from, to, How::Copy);
             }
             (Shape::Signed(_) | Shape::Unsigned(_), Shape::Signed(_) | Shape::Unsigned(_)) => {
@@ -363,15 +363,17 @@ impl Walk<'_> {
 
     /// Whether values of two shapes are alike, bit for bit.
     fn same_shape(&self, before: &Shape, after: &Shape) -> bool {
-        let types = match (before, after) {
-            (Shape::Array(_, inner), Shape::Array(_, other)) => {
-                return before == after && self.same_shape(inner, other);
+        before == after
+            && match before {
+                Shape::Array(_, inner) => self.same_shape(inner, inner),
+                Shape::Named(key) => self.same_type(key, &mut BTreeSet::new()),
+                // Types are inside by name only.
+                Shape::Other(text) => {
+                    let mut inside = self.from.types.keys().filter(|key| text.contains(key.as_str()));
+                    inside.all(|key| self.same_type(key, &mut BTreeSet::new()))
+                }
+                Shape::Signed(_) | Shape::Unsigned(_) | Shape::Pointer => true,
             }
-            (Shape::Named(key), Shape::Named(_)) => self.same_type(key, &mut BTreeSet::new()),
-            (Shape::Opaque, _) => false,
-            _ => true,
-        };
-        before == after && types
     }
 
     fn is_full(&self) -> bool {

@@ -19,7 +19,7 @@ const MAX_MEMBERS: u32 = 100_000;
 /// Collects layouts from one tree.
 pub(super) struct Collector<'t, 'a> {
     pub(super) tree: &'t Tree<'a>,
-    speller: Speller<'t, 'a>,
+    pub(super) speller: Speller<'t, 'a>,
     files: BTreeMap<u64, String>,
     members_left: Cell<u32>,
 }
@@ -164,7 +164,7 @@ impl<'t, 'a> Collector<'t, 'a> {
             bit_field: node.bit_size.is_some(),
             type_text: String::new(),
             declaration: String::new(),
-            shape: Shape::Opaque,
+            shape: Shape::Other(String::new()),
             embeds: Vec::new(),
             members: Vec::new(),
             place: self.place(node),

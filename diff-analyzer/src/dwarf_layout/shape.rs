@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 const MAX_DEPTH: u32 = 100;
 
 /// What a value is made of.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Shape {
     /// A number that is sign-extended when it is widened.
     Signed(u64),
@@ -25,9 +25,8 @@ pub enum Shape {
     Array(Option<u64>, Box<Shape>),
     /// A struct or union with a name: its key in [`super::Layouts::types`].
     Named(String),
-    /// Anything else: floating point, a function, an array of structs without a name, an incomplete type.
-    #[default]
-    Opaque,
+    /// Anything else, spelled in C: floating point, an incomplete type, a struct without a name in an array.
+    Other(String),
 }
 
 impl Collector<'_, '_> {
@@ -37,7 +36,7 @@ impl Collector<'_, '_> {
     }
 
     fn shape_at(&self, ty: Option<usize>, depth: u32) -> Result<Shape, LayoutError> {
-        let Some(offset) = ty else { return Ok(Shape::Opaque) };
+        let Some(offset) = ty else { return Ok(Shape::Other("void".to_owned())) };
         let id = self.tree.at(offset)?;
         let node = self.tree.node(id);
         if depth > MAX_DEPTH {
@@ -48,14 +47,17 @@ impl Collector<'_, '_> {
             dw::DW_TAG_base_type => match node.encoding {
                 Some(dw::DW_ATE_signed | dw::DW_ATE_signed_char) => Shape::Signed(size),
                 Some(dw::DW_ATE_unsigned | dw::DW_ATE_unsigned_char | dw::DW_ATE_boolean) => Shape::Unsigned(size),
-                _ => Shape::Opaque,
+                _ => self.other(offset)?,
             },
             dw::DW_TAG_enumeration_type => {
                 let negative = self.tree.children(id).any(|(_, child)| child.value.is_some_and(|value| value < 0));
                 if negative { Shape::Signed(size) } else { Shape::Unsigned(size) }
             }
             dw::DW_TAG_pointer_type => Shape::Pointer,
-            dw::DW_TAG_structure_type | dw::DW_TAG_union_type => self.key(id)?.map_or(Shape::Opaque, Shape::Named),
+            dw::DW_TAG_structure_type | dw::DW_TAG_union_type => match self.key(id)? {
+                Some(key) => Shape::Named(key),
+                None => self.other(offset)?,
+            },
             dw::DW_TAG_array_type => {
                 let mut shape = self.shape_at(node.ty, depth + 1)?;
                 let dimensions: Vec<Option<u64>> = self
@@ -71,8 +73,12 @@ impl Collector<'_, '_> {
             }
             // Typedefs and qualifiers.
             _ if node.ty.is_some() => self.shape_at(node.ty, depth + 1)?,
-            _ => Shape::Opaque,
+            _ => self.other(offset)?,
         })
+    }
+
+    fn other(&self, offset: usize) -> Result<Shape, LayoutError> {
+        Ok(Shape::Other(self.speller.declare(Some(offset), "")?))
     }
 
     /// Keys of the structs, unions and enums that the parameters and variables of a function are made of or point to.
