@@ -20,7 +20,7 @@ use std::time::Duration;
 pub enum Verdict {
     /// Functions change, existing data does not; a bundle was written.
     Type1,
-    /// Existing data changes too; the reasons say which. No bundle was written: this version does not build these yet.
+    /// Existing data changes too, or the author gave hooks. Without a bundle the reasons say what this version does not build yet.
     Type2,
     /// No bundle was written; the reasons say why.
     Refused,
