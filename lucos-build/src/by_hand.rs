@@ -78,11 +78,12 @@ impl HandObject {
     /// # Errors
     /// Refused when it is no object with debug information; failed when it cannot be read.
     pub fn read(path: &Path, name: &str) -> Result<Self, Stop> {
-        let bytes = std::fs::read(path).map_err(|source| {
-            Stop::failed(ByHandError::Read { path: path.to_owned(), source })
-        })?;
-        let refuse = |rule, message: String, help: &str| Stop::refused(Reason::new(rule, message).at(name, None).help(help));
-        let of_object = |error: ObjectError| refuse("not-an-object", error.to_string(), "give a relocatable x86-64 object");
+        let bytes =
+            std::fs::read(path).map_err(|source| Stop::failed(ByHandError::Read { path: path.to_owned(), source }))?;
+        let refuse =
+            |rule, message: String, help: &str| Stop::refused(Reason::new(rule, message).at(name, None).help(help));
+        let of_object =
+            |error: ObjectError| refuse("not-an-object", error.to_string(), "give a relocatable x86-64 object");
         let object = Object::parse(&bytes).map_err(of_object)?;
         let of_layouts = |error: LayoutError| {
             let help = "compile it with debug information (-g): types are compared with the kernel's";

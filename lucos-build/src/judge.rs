@@ -11,7 +11,7 @@ use crate::kbuild::{BuildFolder, support};
 use crate::modules::Modules;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
-use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
+use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use diff_analyzer::classify::{Finding, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
@@ -208,7 +208,9 @@ impl Judge<'_, '_> {
             }
         };
         let warnings = parts.iter().flat_map(|(_, linked)| &linked.warnings);
-        report.notes.extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
+        report
+            .notes
+            .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
         let bundle = self.bundle(parts, support, profile, report);
         report.verdict = match bundle.manifest.update_type {
             UpdateType::Type1 => Verdict::Type1,
@@ -491,6 +493,10 @@ impl Judge<'_, '_> {
                 name: datum.name.clone(),
                 unit: datum.unit.clone(),
                 size: datum.size,
+            }));
+            report.hooks.extend(linked.payload.hooks.iter().map(|hook| HookRow {
+                kind: hook.kind,
+                subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
             }));
         }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();

@@ -10,8 +10,8 @@ use crate::identity::Config;
 use crate::inputs::{Found, OF_BUILD};
 use crate::kbuild::by_hand::ByHandError;
 use crate::kbuild::command::CommandError;
-use crate::kbuild::{self, BuildFolder, KbuildError};
 use crate::kbuild::given::Given;
+use crate::kbuild::{self, BuildFolder, KbuildError};
 use crate::modules::Modules;
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -128,6 +128,7 @@ fn finish(
             report.reasons = reasons;
             report.functions.clear();
             report.data.clear();
+            report.hooks.clear();
         }
         Err(Stop::Failed(error)) => return Err(error),
     }
@@ -298,15 +299,8 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.inputs.build_folder = Some(folder.path.clone());
     report.notes.extend(folder.drift.iter().cloned());
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    let plan = Plan {
-        args,
-        request: &request,
-        folder: &folder,
-        image,
-        units: &units,
-        changes: &changes,
-        work: work.path(),
-    };
+    let plan =
+        Plan { args, request: &request, folder: &folder, image, units: &units, changes: &changes, work: work.path() };
     let mut list = plan.units(&scope, &mut faults, report, progress)?;
     let modules = plan.modules(&mut list, &mut faults, report, progress)?;
     report.timings_ms.setup = millis(clock.elapsed());
@@ -316,7 +310,8 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         Some(path) => {
             report.inputs.hooks = Some(Found { path: path.clone(), how: "given".to_owned() });
             let work = work.path().join("hooks");
-            std::fs::create_dir_all(&work).map_err(|source| Stop::failed(WorkError::Io { path: work.clone(), source }))?;
+            std::fs::create_dir_all(&work)
+                .map_err(|source| Stop::failed(WorkError::Io { path: work.clone(), source }))?;
             Some(compile_hand(args, path, &folder, &request, &work, progress)?)
         }
         None => None,

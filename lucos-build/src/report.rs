@@ -6,6 +6,7 @@
 use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use lpk_format::HookKind;
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -137,6 +138,16 @@ pub struct DatumRow {
     pub size: u64,
 }
 
+/// A hook of the author.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookRow {
+    /// When it is called.
+    pub kind: HookKind,
+    /// Function or datum that it is about; absent for the whole update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
 /// Where the time went, in milliseconds of wall time; `compiler` is processor time of compilers and their kin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the names are the phases, in order")]
@@ -172,6 +183,9 @@ pub struct Report {
     pub functions: Vec<FunctionRow>,
     /// Data that the bundle brings.
     pub data: Vec<DatumRow>,
+    /// Hooks of the author.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRow>,
     /// Why it is refused; empty otherwise.
     pub reasons: Vec<Reason>,
     /// What else a person should know: parts of the diff without effect, hunks that moved.
@@ -201,6 +215,7 @@ impl Report {
             verdict: Verdict::NoEffect,
             functions: Vec::new(),
             data: Vec::new(),
+            hooks: Vec::new(),
             reasons: Vec::new(),
             notes: Vec::new(),
             omitted: Vec::new(),
@@ -241,6 +256,9 @@ impl Report {
         }
         if !self.functions.is_empty() {
             let _ = writeln!(text, "{}", self.function_table());
+        }
+        for hook in &self.hooks {
+            let _ = writeln!(text, "hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
         }
         let kind = match self.verdict {
             Verdict::Type1 => "Type 1 (functions only)",

@@ -13,6 +13,7 @@ use diff_analyzer::pieces::{PieceIndex, Pieces};
 use prelink::by_hand::{Declared, OldFunction};
 use prelink::copies;
 use prelink::refusal::Refusal;
+use prelink::symbol_db::SymbolKind;
 use prelink::units::UnitIndex;
 use prelink::vmlinux::KernelImage;
 use std::collections::BTreeSet;
@@ -32,7 +33,8 @@ const SHAPING: [&str; 9] = [
     "-fpack-struct",
 ];
 /// Options of `-m…` by their beginnings that change how fast code is or what records there are, and that units of a kernel differ in.
-const HARMLESS: [&str; 6] = ["-mtune=", "-mfentry", "-mrecord-mcount", "-mstack-protector", "-mpreferred-stack-boundary", "-march="];
+const HARMLESS: [&str; 6] =
+    ["-mtune=", "-mfentry", "-mrecord-mcount", "-mstack-protector", "-mpreferred-stack-boundary", "-march="];
 
 /// What a module's object says that it was made for (`scripts/mod/modpost.c`, `add_header`).
 pub(super) fn vermagic(object: &Object) -> Option<String> {
@@ -87,7 +89,11 @@ pub(super) fn options(object: &HandObject, image: &KernelImage, units: &UnitInde
             list(&theirs, &ours),
             list(&ours, &theirs)
         );
-        refusals.push(refuse("wrong-options", message, "compile it as the kernel's build compiles a unit of the image"));
+        refusals.push(refuse(
+            "wrong-options",
+            message,
+            "compile it as the kernel's build compiles a unit of the image",
+        ));
     }
     refusals
 }
@@ -133,10 +139,15 @@ pub(super) fn functions(
                     let section = image.section_at(address).map_or("", |section| section.name.as_str());
                     !section.starts_with(".init.") && !section.starts_with(".exit.")
                 };
+                // Parts that the compiler made for some callers have the function's name in the debug information.
+                let name = |address: u64, known: &str| {
+                    let mut symbols = image.symbols().at(address).filter(|symbol| symbol.kind == SymbolKind::Function);
+                    symbols.next().map_or_else(|| known.to_owned(), |symbol| symbol.name.clone())
+                };
                 let left: Vec<String> = holders
                     .iter()
                     .filter(|holder| !replaced.contains(&holder.address) && lives(holder.address))
-                    .map(|holder| format!("`{}` ({:#x})", holder.name, holder.address))
+                    .map(|holder| format!("`{}` ({:#x})", name(holder.address, &holder.name), holder.address))
                     .collect();
                 if !left.is_empty() {
                     let message = format!(
@@ -144,7 +155,11 @@ pub(super) fn functions(
                         old.symbol.name,
                         left.join(", ")
                     );
-                    refuse("inlined-copies", message, "replace these functions as well, or make the update from a diff");
+                    refuse(
+                        "inlined-copies",
+                        message,
+                        "replace these functions as well, or make the update from a diff",
+                    );
                 }
             }
             Err(error) => refuse("no-debug-information", error.to_string(), "give an undamaged vmlinux"),
@@ -170,7 +185,10 @@ fn same_types(
         return Err(("signature-changed", message));
     };
     let Some(after) = find(&object.layouts, new_name) else {
-        return Err(("no-debug-information", format!("the debug information does not say what types `{new_name}` takes")));
+        return Err((
+            "no-debug-information",
+            format!("the debug information does not say what types `{new_name}` takes"),
+        ));
     };
     if (&before.returns, &before.parameters) != (&after.returns, &after.parameters) {
         let message = format!(
@@ -201,7 +219,8 @@ mod tests {
 
     #[test]
     fn options_that_shape_code_count() {
-        let kernel = "GNU C11 12.2.0 -mno-sse -mcmodel=kernel -mtune=generic -mfentry -O2 -fcf-protection=none -fno-common";
+        let kernel =
+            "GNU C11 12.2.0 -mno-sse -mcmodel=kernel -mtune=generic -mfentry -O2 -fcf-protection=none -fno-common";
         let same = "GNU C11 12.2.0 -mcmodel=kernel -mno-sse -g -O2 -fcf-protection=none";
         assert_eq!(shaping(kernel), shaping(same));
         for other in ["-fcf-protection=branch", "-mcmodel=small", "-fPIC", "-mindirect-branch=keep"] {

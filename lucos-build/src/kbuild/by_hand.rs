@@ -6,6 +6,7 @@
 
 use super::command::UnitCommands;
 use super::{BuildFolder, KbuildError, io};
+use crate::identity::Config;
 use crate::request::Request;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,11 @@ pub fn compile(
     let header = include.join(HEADER_NAME);
     fs::write(&header, HEADER).map_err(io(&header))?;
     let object = work.join(format!("{stem}.o"));
-    let commands = commands_for(&commands, like, &source, &object, &include, &request.source);
+    let mut commands = commands_for(&commands, like, &source, &object, &include, &request.source);
+    if Config::parse(&request.config).get("CONFIG_CC_IS_GCC") == Some("y") {
+        // Two functions with the same code stay two: each may replace another one.
+        commands.compile.push("-fno-ipa-icf".to_owned());
+    }
     for words in std::iter::once(&commands.compile).chain(&commands.after) {
         let (program, arguments) = words.split_first().expect("a command has at least its program");
         let output = Command::new(program)
