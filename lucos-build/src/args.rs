@@ -296,8 +296,33 @@ mod tests {
     }
 
     #[test]
+    fn an_update_by_hand_stands_in_place_of_a_diff() {
+        let build = |line: &str| parse(line).expect("a complete command line").build.expect("a build");
+        let update = build("--update dir/fix.c --vmlinux v --like fs/proc/version.c");
+        assert_eq!((update.name().as_str(), update.bundle_path()), ("fix", PathBuf::from("fix.lpk")));
+        let hooks = build("fix.diff --hooks hooks.c --vmlinux v");
+        assert_eq!((hooks.name().as_str(), hooks.hooks), ("fix", Some(PathBuf::from("hooks.c"))));
+        let line = "prelink fix.o --vmlinux v --replace a=b --replace mm/shmem.c:c=d -o x.lpk";
+        let Some(Command::Prelink(prelink)) = parse(line).expect("a complete command line").command else {
+            panic!("not prelink");
+        };
+        assert_eq!(prelink.replace.len(), 2);
+        assert_eq!((prelink.build().name().as_str(), prelink.build().bundle_path()), ("fix", PathBuf::from("x.lpk")));
+        assert!(matches!(parse("header").expect("complete").command, Some(Command::Header)));
+    }
+
+    #[test]
     fn incomplete_lines_are_usage_errors() {
-        for line in ["", "fix.diff", "--vmlinux v", "inspect", "fix.diff --vmlinux v -j 0", "fix.diff --vmlinux v x"] {
+        let by_hand = [
+            "--update fix.c",
+            "fix.diff --update fix.c --vmlinux v",
+            "--update fix.c --hooks h.c --vmlinux v",
+            "prelink fix.o",
+            "prelink fix.o --vmlinux v --replace a",
+        ];
+        let of_diffs =
+            ["", "fix.diff", "--vmlinux v", "inspect", "fix.diff --vmlinux v -j 0", "fix.diff --vmlinux v x"];
+        for line in of_diffs.into_iter().chain(by_hand) {
             assert_eq!(parse(line).map(|_| ()).expect_err(line).exit_code(), 2, "{line}");
         }
     }

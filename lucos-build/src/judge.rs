@@ -139,6 +139,9 @@ impl Judge<'_, '_> {
             return Err(Stop::Refused(exits));
         }
         if judged.iter().all(|unit| unit.diff.is_empty()) {
+            if self.hooks.is_some() {
+                report.notes.push("without a change the hooks are not used".to_owned());
+            }
             return Ok(None);
         }
         self.refuse_type2(&read, &judged, report)?;
@@ -256,7 +259,7 @@ impl Judge<'_, '_> {
         if !refusals.is_empty() {
             return Err(self.of_refusals(refusals));
         }
-        for (module, linked) in parts.extract_if(.., |(_, linked)| linked.functions.is_empty()) {
+        for (module, linked) in parts.extract_if(.., |(_, linked)| is_idle(linked)) {
             let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
             let new: Vec<String> =
                 linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
@@ -547,6 +550,11 @@ impl Judge<'_, '_> {
         }
         bundle
     }
+}
+
+/// Whether nothing would ever run what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.hooks.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.

@@ -181,7 +181,7 @@ fn hand(args: &BuildArgs, from: &Source<'_>, progress: &Progress, report: &mut R
     // 4. Compile: kbuild/by_hand.rs
     let clock = Instant::now();
     let (object, replace): (_, &[Replacement]) = match *from {
-        Source::C(path) => (compile_hand(args, path, &folder, &request, work.path(), progress)?, &[]),
+        Source::C(path) => (compile_hand(args, path, (&folder, &units), &request, work.path(), progress)?, &[]),
         Source::Object(path, replace) => (HandObject::read(path, &file_name(path))?, replace),
     };
     report.timings_ms.compile = millis(clock.elapsed());
@@ -212,7 +212,7 @@ fn hand(args: &BuildArgs, from: &Source<'_>, progress: &Progress, report: &mut R
 fn compile_hand(
     args: &BuildArgs,
     path: &Path,
-    folder: &BuildFolder,
+    (folder, units): (&BuildFolder, &UnitIndex<'_>),
     request: &Request,
     work: &Path,
     progress: &Progress,
@@ -220,11 +220,23 @@ fn compile_hand(
     let name = file_name(path);
     progress.phase(format!("compiling {name}"));
     let like = args.like.as_deref().unwrap_or(Path::new(kbuild::by_hand::LIKE));
+    if args.like.is_some() && units.named(&like.display().to_string()).is_empty() {
+        let message = format!("{} is not compiled into this kernel", like.display());
+        let help = "--like names a .c file of the kernel image, relative to its source";
+        return Err(Stop::refused(Reason::new("not-built-in", message).help(help)));
+    }
     match kbuild::by_hand::compile(folder, request, path, like, work) {
         Ok(object) => HandObject::read(&object, &name),
         Err(error @ ByHandError::Compile(_)) => {
             let help = "it is kernel C, compiled with the kernel's headers and options; docs/hooks.md has examples";
-            Err(Stop::refused(Reason::new("compile-error", error.to_string()).at(name, None).help(help)))
+            let said = error.to_string();
+            // FILE:LINE:COLUMN: error: …
+            let first = said.lines().filter_map(|line| line.split_once(" error: ")).find_map(|(place, _)| {
+                let mut parts = place.trim_end_matches(':').rsplit(':');
+                let (_, line) = (parts.next()?, parts.next()?);
+                parts.next()?.ends_with(&name).then(|| line.parse::<usize>().ok())?
+            });
+            Err(Stop::refused(Reason::new("compile-error", said).at(name, first).help(help)))
         }
         Err(error @ ByHandError::Module(_)) => Err(Stop::refused(Reason::new("not-built-in", error.to_string()))),
         Err(ByHandError::Kbuild(KbuildError::Command(error @ CommandError::NotCompiled { .. }))) => {
@@ -312,7 +324,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
             let work = work.path().join("hooks");
             std::fs::create_dir_all(&work)
                 .map_err(|source| Stop::failed(WorkError::Io { path: work.clone(), source }))?;
-            Some(compile_hand(args, path, &folder, &request, &work, progress)?)
+            Some(compile_hand(args, path, (&folder, &units), &request, &work, progress)?)
         }
         None => None,
     };

@@ -128,7 +128,8 @@ impl Linker<'_, '_> {
                 self.refuse_unit(declared.unit, "declaration", message, "have one call both");
             }
         }
-        for datum in &declared.data {
+        // Data of a diff are carried over by the runtime where there is no hook.
+        for datum in declared.data.iter().filter(|datum| datum.unit == declared.unit) {
             for kind in [HookKind::SyncToNew, HookKind::SyncToOld] {
                 let there =
                     hooks.iter().any(|hook| hook.kind == kind && hook.subject.old_address() == datum.symbol.address);

@@ -41,11 +41,28 @@ impl Linker<'_, '_> {
                 self.select_function(unit_index, unit, function);
             }
         }
+        self.refuse_declarations();
         self.select_declared();
         self.refuse_remaining_callers();
         self.note_globals();
         self.refuse_second_definitions();
         self.refuse_labels();
+    }
+
+    /// Records in a unit that nobody reads would be forgotten silently.
+    fn refuse_declarations(&mut self) {
+        for (index, unit) in self.units.iter().enumerate() {
+            let read = self.declared.is_some_and(|declared| declared.unit == index);
+            if !read && crate::declare::declares(unit.patched) {
+                self.refusals.insert(Refusal {
+                    rule: "declaration",
+                    unit: unit.name.to_owned(),
+                    subject: String::new(),
+                    message: "it declares replacements or hooks, which belong into a file of their own".to_owned(),
+                    help: "move them into a file given with --hooks or --update".to_owned(),
+                });
+            }
+        }
     }
 
     /// Functions of a unit written by hand: all are new to it, and some replace one of the kernel.
