@@ -4,6 +4,7 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::by_hand::{HandObject, HandPieces, Replacement};
 use crate::data::{self, Decided};
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
@@ -12,7 +13,7 @@ use crate::modules::Modules;
 use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
-use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
+use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use diff_analyzer::classify::{Classification, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
@@ -62,6 +63,8 @@ pub struct Judge<'a, 'i> {
     pub allow_untraceable: bool,
     /// What the author says of the change.
     pub overrides: &'a Overrides,
+    /// Hooks that go along.
+    pub hooks: Option<&'a HandObject>,
 }
 
 /// An object that cannot be used.
@@ -141,6 +144,9 @@ impl Judge<'_, '_> {
             return Err(Stop::Refused(exits));
         }
         if judged.iter().all(|unit| unit.diff.is_empty()) {
+            if self.hooks.is_some() {
+                report.notes.push("without a change the hooks are not used".to_owned());
+            }
             return Ok(None);
         }
         let decided = self.decide(&read, &judged, report)?;
@@ -155,7 +161,8 @@ impl Judge<'_, '_> {
             let (diff, proof) = (&judged.diff, &judged.proof);
             (unit, link::Unit { name: &unit.unit, original, patched, diff, proof, data })
         });
-        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
+        let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
         if parts.is_empty() {
             return Ok(None);
         }
@@ -168,6 +175,20 @@ impl Judge<'_, '_> {
             }
         }
         report.timings_ms.link = millis(clock.elapsed());
+        self.complete(parts, profile, report, progress).map(Some)
+    }
+
+    /// From linked parts to a bundle: what forbids it all the same, and the part that runs in the guest.
+    ///
+    /// # Errors
+    /// [`Stop`] when it is refused.
+    pub fn complete(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        profile: GuestProfile,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Bundle, Stop> {
         let untraceable: Vec<Reason> = parts.iter().flat_map(|(_, linked)| untraceable(linked)).collect();
         if !untraceable.is_empty() && !self.allow_untraceable {
             return Err(Stop::Refused(untraceable));
@@ -195,16 +216,23 @@ impl Judge<'_, '_> {
                 None
             }
         };
-        if report.verdict != Verdict::Type2 {
-            report.verdict = Verdict::Type1;
-        }
-        Ok(Some(self.bundle(parts, support, profile, report)))
+        let warnings = parts.iter().flat_map(|(_, linked)| &linked.warnings);
+        report
+            .notes
+            .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
+        let bundle = self.bundle(parts, support, profile, report);
+        report.verdict = match bundle.manifest.update_type {
+            UpdateType::Type1 => Verdict::Type1,
+            UpdateType::Type2 => Verdict::Type2,
+        };
+        Ok(bundle)
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
     fn link<'p>(
         &self,
         units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        hooks: Option<&'p HandPieces<'p>>,
         sizes: &BTreeMap<String, u64>,
         report: &mut Report,
     ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
@@ -215,11 +243,21 @@ impl Judge<'_, '_> {
             groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
         }
         let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        let mut declared = None;
+        if let Some(hooks) = hooks {
+            let (_, units) = groups.entry(None).or_insert_with(|| (self.image, Vec::new()));
+            units.push(hooks.unit());
+            match hooks.declared(self.image, self.units, units.len() - 1, &[]) {
+                Ok(found) => declared = Some(found),
+                Err(more) => refusals.extend(more),
+            }
+        }
         for (&part, (image, units)) in &groups {
             let others = groups.iter().filter(|&(&other, _)| other != part).flat_map(|(_, (_, units))| units);
             let elsewhere: BTreeSet<String> = others.flat_map(global_names).collect();
             let tables = BootTables::read(image, sizes).map_err(of_sites)?;
-            match link::link(image, &tables, units, &elsewhere) {
+            let declared = declared.as_ref().filter(|_| part.is_none());
+            match link::link_declared(image, &tables, units, &elsewhere, declared) {
                 Ok(linked) => parts.push((image.module().cloned(), linked)),
                 Err(more) => refusals.extend(more),
             }
@@ -227,15 +265,36 @@ impl Judge<'_, '_> {
         if !refusals.is_empty() {
             return Err(self.of_refusals(refusals));
         }
-        for (module, linked) in
-            parts.extract_if(.., |(_, linked)| linked.functions.is_empty() && linked.payload.changed.is_empty())
-        {
+        for (module, linked) in parts.extract_if(.., |(_, linked)| is_idle(linked)) {
             let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
             let new: Vec<String> =
                 linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
             report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
         }
         Ok(parts)
+    }
+
+    /// Links a unit that is written by hand, and nothing else.
+    ///
+    /// # Errors
+    /// [`Stop::Refused`] with all reasons.
+    pub fn link_by_hand(
+        &self,
+        pieces: &HandPieces<'_>,
+        replace: &[Replacement],
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Linked, Stop> {
+        let refuse = |refusals| self.of_refusals(refusals);
+        let declared = pieces.declared(self.image, self.units, 0, replace).map_err(refuse)?;
+        let tables = BootTables::read(self.image, sizes).map_err(of_sites)?;
+        let (units, elsewhere) = ([pieces.unit()], BTreeSet::new());
+        let linked = link::link_declared(self.image, &tables, &units, &elsewhere, Some(&declared)).map_err(refuse)?;
+        if linked.functions.is_empty() {
+            let message = "it replaces no function of the kernel, so nothing would ever run it";
+            let help = "say what replaces what: LUCOS_REPLACE(old, new) in the file, or --replace OLD=NEW";
+            return Err(Stop::refused(Reason::new("nothing-replaced", message).help(help)));
+        }
+        Ok(linked)
     }
 
     /// The image that a unit's code is in.
@@ -343,7 +402,11 @@ impl Judge<'_, '_> {
             .collect()
     }
 
-    fn profile(&self) -> Result<GuestProfile, Stop> {
+    /// What the runtime must know of the kernel.
+    ///
+    /// # Errors
+    /// [`Stop`] when it cannot be read.
+    pub fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
             std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
@@ -448,10 +511,17 @@ impl Judge<'_, '_> {
                 unit: datum.unit.clone(),
                 size: datum.size,
             }));
+            report.hooks.extend(linked.payload.hooks.iter().map(|hook| HookRow {
+                kind: hook.kind,
+                subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
+            }));
         }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
+        // Types and data were looked at before; hooks are the author's word that old and new code differ in meaning.
+        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
+        let update_type = if hooks || report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -461,7 +531,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
+                update_type,
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -515,6 +585,11 @@ fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plan
             judged.diff.follow_data(patched, &here, &names);
         }
     }
+}
+
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.hooks.is_empty() && linked.payload.changed.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.

@@ -7,7 +7,7 @@ use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use diff_analyzer::layout_diff::{EnumeratorChange, MemberChange};
-use lpk_format::Vouched;
+use lpk_format::{HookKind, Vouched};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -22,7 +22,7 @@ use std::time::Duration;
 pub enum Verdict {
     /// Functions change, existing data does not; a bundle was written.
     Type1,
-    /// Existing data change too; a bundle was written, or the reasons say why not.
+    /// Existing data change too, or the author gave hooks. Without a bundle the reasons say why.
     Type2,
     /// No bundle was written; the reasons say why.
     Refused,
@@ -201,6 +201,16 @@ pub struct TypeRow {
     pub data: BTreeSet<String>,
 }
 
+/// A hook of the author.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookRow {
+    /// When it is called.
+    pub kind: HookKind,
+    /// Function or datum that it is about; absent for the whole update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
 /// Where the time went, in milliseconds of wall time; `compiler` is processor time of compilers and their kin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the names are the phases, in order")]
@@ -242,6 +252,9 @@ pub struct Report {
     pub types: Vec<TypeRow>,
     /// What the author vouches for.
     pub vouched: Vec<Vouched>,
+    /// Hooks of the author.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRow>,
     /// Why it is refused; empty otherwise.
     pub reasons: Vec<Reason>,
     /// What else a person should know: parts of the diff without effect, hunks that moved.
@@ -274,6 +287,7 @@ impl Report {
             data_changes: Vec::new(),
             types: Vec::new(),
             vouched: Vec::new(),
+            hooks: Vec::new(),
             reasons: Vec::new(),
             notes: Vec::new(),
             omitted: Vec::new(),
@@ -329,6 +343,9 @@ impl Report {
         }
         if !self.functions.is_empty() {
             let _ = writeln!(text, "{}", self.function_table());
+        }
+        for hook in &self.hooks {
+            let _ = writeln!(text, "hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
         }
         let kind = match self.verdict {
             Verdict::Type1 => "Type 1 (functions only)",
