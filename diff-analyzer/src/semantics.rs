@@ -116,9 +116,11 @@ impl Ways {
         else {
             return Self::Unclear; // a function that never returns
         };
+        // Where one version never leaves more than it found, and always the same, the other one drops what it was given.
+        let (old_gives, new_gives) = (*old_high <= 0 && old_low == old_high, *new_high <= 0 && new_low == new_high);
         match () {
-            () if old_high > new_high => Self::LeavesMore(Version::Old),
-            () if new_high > old_high => Self::LeavesMore(Version::New),
+            () if old_high > new_high && !old_gives => Self::LeavesMore(Version::Old),
+            () if new_high > old_high && !new_gives => Self::LeavesMore(Version::New),
             () if old_low < new_low => Self::DropsMore(Version::Old),
             () if new_low < old_low => Self::DropsMore(Version::New),
             () if old_low == old_high => Self::Equal,
@@ -213,19 +215,23 @@ fn of_source(name: &str, source: &Source, texts: &Texts<'_>) -> Vec<Warning> {
             && of_resource().all(|key| key.effect == Effect::Drop && calls(old, key) > 0 && calls(new, key) > 0)
     };
     let mut families: BTreeMap<Family, (Vec<String>, Option<Key>, Vec<Ways>)> = BTreeMap::new();
-    for key in differing.iter().filter(|key| !more_ways_out(key)) {
-        let family = families.entry(key.resource.family).or_default();
-        let names: BTreeSet<&str> =
-            [old, new].into_iter().filter_map(|counts| counts.get(key)).flat_map(|Count { names, .. }| names).copied().collect();
-        let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
-        let [before, after] = [old, new].map(|counts| times(calls(counts, key)));
-        family.0.push(format!("calls {} {before} before and {after} after", names.join(" or ")));
-        family.1.get_or_insert(*key);
-    }
     for (resource, &ways) in source.ways.iter().filter(|(_, ways)| ways.is_different()) {
         let family = families.entry(resource.family).or_default();
         family.0.push(describe(resource, ways));
         family.2.push(ways);
+    }
+    for key in differing.iter().filter(|key| !more_ways_out(key)) {
+        let names: BTreeSet<&str> =
+            [old, new].into_iter().filter_map(|counts| counts.get(key)).flat_map(|Count { names, .. }| names).copied().collect();
+        // The end of a guard's scope goes without saying.
+        if key.effect == Effect::Drop && names.iter().all(|name| name.starts_with("guard(")) {
+            continue;
+        }
+        let family = families.entry(key.resource.family).or_default();
+        let names: Vec<String> = names.into_iter().map(|name| format!("`{name}`")).collect();
+        let [before, after] = [old, new].map(|counts| times(calls(counts, key)));
+        family.0.push(format!("{} is called {before} before and {after} after", names.join(" or ")));
+        family.1.get_or_insert(*key);
     }
     let warning = |(family, (parts, key, ways)): (Family, (Vec<String>, Option<Key>, Vec<Ways>))| {
         let side = match key {
@@ -233,11 +239,11 @@ fn of_source(name: &str, source: &Source, texts: &Texts<'_>) -> Vec<Warning> {
             _ => Side::New,
         };
         let (line, diff_line) = texts.place(source.found, name, key.as_ref(), side);
-        let transition = ways.contains(&Ways::LeavesMore(Version::Old)) || ways.contains(&Ways::DropsMore(Version::Old));
+        let transition = ways.contains(&Ways::LeavesMore(Version::Old));
         Warning {
             rule: family.rule(),
             subject: name.to_owned(),
-            message: format!("`{name}` {}", parts.join("; ")),
+            message: format!("`{name}`: {}", parts.join("; ")),
             help: if transition { TRANSITION } else { SIDE_BY_SIDE },
             file: Some(texts.change(source.found).path.display().to_string()),
             line,
@@ -257,18 +263,16 @@ fn times(calls: usize) -> String {
 }
 
 fn describe(resource: &Resource, ways: Ways) -> String {
-    let state = resource.state;
-    match ways {
-        Ways::LeavesMore(Version::Old) => format!("may leave {state} before, on a way that it does not have after"),
-        Ways::LeavesMore(Version::New) => format!("may leave {state} after, on a way that it does not have before"),
-        Ways::DropsMore(Version::Old) => {
-            format!("may drop once too often what it has taken before ({state}), on a way that it does not have after")
-        }
-        Ways::DropsMore(Version::New) => {
-            format!("may drop more than it has taken after ({state}), on a way that it does not have before")
-        }
-        Ways::Equal | Ways::Unclear => String::new(),
-    }
+    let sides = |version: Version| match version {
+        Version::Old => ("old", "new"),
+        Version::New => ("new", "old"),
+    };
+    let (what, (one, other)) = match ways {
+        Ways::LeavesMore(version) => (format!("ends with {}", resource.state), sides(version)),
+        Ways::DropsMore(version) => (format!("drops more than it takes ({})", resource.name), sides(version)),
+        Ways::Equal | Ways::Unclear => return String::new(),
+    };
+    format!("a way through the {one} version {what}, none through the {other} one does")
 }
 
 /// A function that exists with two signatures as long as the update lasts.

@@ -1,7 +1,8 @@
 //! Where the code of a unit takes and drops something.
 //!
 //! Comes in: an object in pieces, and its inline functions. Decided: which calls and which copies of inline functions are
-//! primitives; of a primitive inside of another one only the outer counts, unless both mean the same resource. Goes out:
+//! primitives; of a primitive inside of another one only the outer counts, unless both mean the same resource and the inner one is
+//! therefore the place where it happens. Goes out:
 //! [`Events`] by place in the code, and for each compiled function the inline functions in it.
 
 use super::inlined::Inlined;
@@ -29,7 +30,8 @@ impl Events {
         for (address, place, primitive) in calls(pieces) {
             let around = outer.iter().position(|(inlined, _)| inlined.ranges.iter().any(|range| range.contains(&address)));
             if let Some(around) = around {
-                if outer[around].1.resource != primitive.resource {
+                let (around_it, outer) = outer[around];
+                if outer.resource != primitive.resource || Primitives::known().of_class(&around_it.name).is_some() {
                     continue;
                 }
                 counted.remove(&around);
@@ -76,8 +78,10 @@ impl Events {
             for &piece in &home {
                 self.inside.entry(piece).or_default().insert(copy.name.clone());
             }
-            let primitive = Primitives::known().get(&copy.name).filter(|_| copy.parent.is_some() && !within);
-            outer.extend(primitive.map(|&primitive| (copy, primitive)));
+            let known = Primitives::known();
+            let primitive = known.get(&copy.name).copied().or_else(|| known.of_class(&copy.name));
+            let primitive = primitive.filter(|_| copy.parent.is_some() && !within);
+            outer.extend(primitive.map(|primitive| (copy, primitive)));
             homes.push((home, within || primitive.is_some()));
         }
         outer

@@ -110,6 +110,17 @@ impl Primitives {
         self.by_name.get(name)
     }
 
+    /// What an inline function that a class of `guard()` consists of does. It does so in any case: where it takes nothing, there is
+    /// nothing to drop in the end.
+    pub fn of_class(&self, function: &str) -> Option<Primitive> {
+        let class = function.strip_prefix("class_")?;
+        let (class, effect) = match class.strip_suffix("_constructor") {
+            Some(class) => (class, Effect::Take),
+            None => (class.strip_suffix("_destructor")?, Effect::Drop),
+        };
+        self.guard(class).map(|guard| Primitive { effect, ..*guard })
+    }
+
     /// What a class of `guard()` takes, and drops at the end of the scope.
     pub fn guard(&self, class: &str) -> Option<&Primitive> {
         self.guards.get(class)
