@@ -36,6 +36,7 @@ pub fn add(warnings: &mut Vec<Warning>, unit: &str, found: &[semantics::Warning]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn one_warning_for_all_units_that_see_a_header() {
@@ -57,5 +58,13 @@ mod tests {
         assert_eq!(rules, [("lock-calls", 2), ("rcu-calls", 1)]);
         let json = serde_json::to_value(&warnings[0]).expect("JSON");
         assert_eq!((json["rule"].as_str(), json["subject"].as_str()), (Some("lock-calls"), Some("f")));
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../../docs/build-report.schema.json")).expect("the schema");
+        let schema = &schema["properties"]["warnings"]["items"];
+        let keys: BTreeSet<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
+        let known = schema["properties"].as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(keys, known);
+        let required = schema["required"].as_array().expect("a list").iter().filter_map(serde_json::Value::as_str).collect();
+        assert_eq!(keys, required);
     }
 }
