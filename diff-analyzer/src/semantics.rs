@@ -221,8 +221,12 @@ fn of_source(name: &str, source: &Source, texts: &Texts<'_>) -> Vec<Warning> {
         family.2.push(ways);
     }
     for key in differing.iter().filter(|key| !more_ways_out(key)) {
-        let names: BTreeSet<&str> =
-            [old, new].into_iter().filter_map(|counts| counts.get(key)).flat_map(|Count { names, .. }| names).copied().collect();
+        let names: BTreeSet<&str> = [old, new]
+            .into_iter()
+            .filter_map(|counts| counts.get(key))
+            .flat_map(|Count { names, .. }| names)
+            .copied()
+            .collect();
         // The end of a guard's scope goes without saying.
         if key.effect == Effect::Drop && names.iter().all(|name| name.starts_with("guard(")) {
             continue;
@@ -280,9 +284,8 @@ fn signature(unit: &Unit<'_, '_>, change: &SignatureChange, texts: &Texts<'_>) -
     let [old, new] = unit.pieces;
     let name_of = |pieces: &Pieces<'_>, piece: PieceIndex| own_name(&pieces.piece(piece).name).to_owned();
     let mut changed = unit.diff.changed_functions().filter_map(|function| Some((function.original?, function.patched)));
-    let (_, patched) = changed.find(|&(before, after)| {
-        name_of(old, before) == change.name && name_of(new, after) == change.name
-    })?;
+    let (_, patched) =
+        changed.find(|&(before, after)| name_of(old, before) == change.name && name_of(new, after) == change.name)?;
     let calls = |caller: &PieceIndex| {
         new.relocs(*caller).iter().any(|reloc| matches!(new.target(reloc), Target::Piece(piece, 0) if piece == patched))
     };

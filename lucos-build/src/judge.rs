@@ -288,8 +288,9 @@ impl Judge<'_, '_> {
 
     fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
         let texts = Texts::of(self.changes);
-        let judge =
-            |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched, &texts);
+        let judge = |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| {
+            self.judge(unit, original, patched, &texts)
+        };
         let mut judged: Vec<Judged> =
             read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)?;
         let globals = |(judged, (_, patched)): (&Judged, &(Pieces<'_>, Pieces<'_>))| -> Vec<String> {

@@ -381,7 +381,8 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
-        let warned = Reason::new("lock-calls", "`f` calls `mutex_unlock` once before and twice after").at("x.c", Some(1));
+        let warned =
+            Reason::new("lock-calls", "`f` calls `mutex_unlock` once before and twice after").at("x.c", Some(1));
         report.warnings.push(Warning { subject: "f".to_owned(), reason: warned.in_diff(Some(4)) });
         let text = report.to_text();
         let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is missing in\n{text}"));

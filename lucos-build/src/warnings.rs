@@ -20,11 +20,13 @@ pub struct Warning {
 /// Adds the warnings of a unit. A function or type of a header is found in every unit that sees it.
 pub fn add(warnings: &mut Vec<Warning>, unit: &str, found: &[semantics::Warning]) {
     for warning in found {
-        let mut reason = Reason::new(warning.rule, warning.message.clone()).help(warning.help).in_diff(warning.diff_line);
+        let mut reason =
+            Reason::new(warning.rule, warning.message.clone()).help(warning.help).in_diff(warning.diff_line);
         reason = reason.at(warning.file.clone().unwrap_or_else(|| unit.to_owned()), warning.line).of_unit(unit);
         let same = |known: &&mut Warning| {
             let (one, other) = (&known.reason, &reason);
-            known.subject == warning.subject && (&one.rule, &one.message, &one.file) == (&other.rule, &other.message, &other.file)
+            known.subject == warning.subject
+                && (&one.rule, &one.message, &one.file) == (&other.rule, &other.message, &other.file)
         };
         match warnings.iter_mut().find(same) {
             Some(known) => drop(known.reason.units.insert(unit.to_owned())),
@@ -64,7 +66,8 @@ mod tests {
         let keys: BTreeSet<&str> = json.as_object().expect("an object").keys().map(String::as_str).collect();
         let known = schema["properties"].as_object().expect("an object").keys().map(String::as_str).collect();
         assert_eq!(keys, known);
-        let required = schema["required"].as_array().expect("a list").iter().filter_map(serde_json::Value::as_str).collect();
+        let required =
+            schema["required"].as_array().expect("a list").iter().filter_map(serde_json::Value::as_str).collect();
         assert_eq!(keys, required);
     }
 }

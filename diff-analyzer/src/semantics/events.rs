@@ -28,7 +28,8 @@ impl Events {
         let outer = this.read_inlined(pieces, inlined);
         let mut counted: BTreeSet<usize> = (0..outer.len()).collect();
         for (address, place, primitive) in calls(pieces) {
-            let around = outer.iter().position(|(inlined, _)| inlined.ranges.iter().any(|range| range.contains(&address)));
+            let around =
+                outer.iter().position(|(inlined, _)| inlined.ranges.iter().any(|range| range.contains(&address)));
             if let Some(around) = around {
                 let (around_it, outer) = outer[around];
                 if outer.resource != primitive.resource || Primitives::known().of_class(&around_it.name).is_some() {
@@ -40,7 +41,9 @@ impl Events {
         }
         for (inlined, primitive) in counted.into_iter().map(|index| outer[index]) {
             // What makes no code, as `rcu_read_lock()` may, cannot be followed.
-            if let Some(place) = inlined.entry.filter(|_| !inlined.ranges.is_empty()).and_then(|at| place_of(pieces, at)) {
+            if let Some(place) =
+                inlined.entry.filter(|_| !inlined.ranges.is_empty()).and_then(|at| place_of(pieces, at))
+            {
                 this.at.entry(place).or_default().push(primitive);
             }
         }

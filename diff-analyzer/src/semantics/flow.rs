@@ -158,7 +158,9 @@ impl Walk<'_, '_> {
             }
             FlowControl::Return => step.leaves = true,
             FlowControl::Interrupt => {}
-            FlowControl::Exception if instruction.code() == Code::Ud2 => step.next.extend(self.warns(place).then_some(after)),
+            FlowControl::Exception if instruction.code() == Code::Ud2 => {
+                step.next.extend(self.warns(place).then_some(after))
+            }
             FlowControl::Exception => {}
             FlowControl::XbeginXabortXend => step.next.push(after),
         }
@@ -219,7 +221,8 @@ impl Walk<'_, '_> {
     /// Whether the kernel goes on behind an undefined instruction: `WARN`, not `BUG` (`BUGFLAG_WARNING`, include/asm-generic/bug.h;
     /// the flags are the last member of `struct bug_entry`).
     fn warns(&self, (piece, offset): Place) -> bool {
-        let entries = self.pieces.entries(piece).iter().filter(|entry| entry.table == Table::Bugs && entry.place == offset);
+        let entries =
+            self.pieces.entries(piece).iter().filter(|entry| entry.table == Table::Bugs && entry.place == offset);
         let flags = |entry: &Entry| -> Option<u8> {
             let data = &self.pieces.object.section(entry.section).data;
             data.get((entry.offset + entry.size).checked_sub(2)? as usize).copied()
@@ -242,7 +245,10 @@ impl Walk<'_, '_> {
             let Some(reloc) = self.pieces.relocs_in(entry.section, field).first() else { continue };
             match self.pieces.resolve(reloc.symbol, reloc.addend) {
                 Target::Piece(to, at) if self.is_part(to) => {
-                    self.more.entry((piece, entry.place)).or_default().extend(u64::try_from(at).ok().map(|at| (to, at)));
+                    self.more
+                        .entry((piece, entry.place))
+                        .or_default()
+                        .extend(u64::try_from(at).ok().map(|at| (to, at)));
                 }
                 _ => {}
             }

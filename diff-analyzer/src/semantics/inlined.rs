@@ -82,7 +82,9 @@ fn read_unit(dwarf: &Dwarf<Slice<'_>>, unit: &Unit<Slice<'_>>, found: &mut Vec<I
             entry.parent = None;
         }
         // Copies inside the abstract description of an inline function are in no code.
-        if (tag == dw::DW_TAG_subprogram && compiled) || (tag == dw::DW_TAG_inlined_subroutine && entry.parent.is_some()) {
+        if (tag == dw::DW_TAG_subprogram && compiled)
+            || (tag == dw::DW_TAG_inlined_subroutine && entry.parent.is_some())
+        {
             open.push((depth, copies.len()));
             copies.push(entry);
         }

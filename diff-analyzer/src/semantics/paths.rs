@@ -154,10 +154,12 @@ impl<'p, 'o> Paths<'p, 'o> {
                 let decided = pending.filter(|pending| pending.tested).zip(step.condition);
                 for (index, &next) in step.next.iter().enumerate() {
                     let taken = index > 0;
-                    left.push(match decided.and_then(|(pending, condition)| is_taken(pending.effect, condition, taken)) {
-                        Some(takes) => (next, depth + i8::from(takes), None),
-                        None => (next, depth, pending),
-                    });
+                    left.push(
+                        match decided.and_then(|(pending, condition)| is_taken(pending.effect, condition, taken)) {
+                            Some(takes) => (next, depth + i8::from(takes), None),
+                            None => (next, depth, pending),
+                        },
+                    );
                 }
             }
         }

@@ -170,7 +170,8 @@ impl<'c> Texts<'c> {
         let last = word.rsplit('.').next().unwrap_or(word);
         let text = crate::source_diff::lines(&change.new);
         let mut added = change.hunks.iter().flat_map(|hunk| &hunk.edits).flat_map(|edit| edit.new.clone());
-        let line = added.find(|&line| text.get(line).is_some_and(|text| words(text).any(|word| word == last.as_bytes())))?;
+        let line =
+            added.find(|&line| text.get(line).is_some_and(|text| words(text).any(|word| word == last.as_bytes())))?;
         Some((change.path.display().to_string(), line + 1, change.diff_line_of(line)))
     }
 
@@ -191,9 +192,8 @@ impl<'c> Texts<'c> {
             let calls = before.zip(&body.words).zip(&body.word_lines);
             calls.filter(|((before, word), _)| is_meant(before, word)).map(|(_, &line)| line)
         });
-        let mut changed = calls.filter_map(|line| {
-            edits().find(|edit| range(edit).contains(&line)).map(|edit| (line, edit))
-        });
+        let mut changed =
+            calls.filter_map(|line| edits().find(|edit| range(edit).contains(&line)).map(|edit| (line, edit)));
         if let Some((line, edit)) = changed.next() {
             return match side {
                 Side::New => (Some(line + 1), change.diff_line_of(line)),
@@ -246,7 +246,8 @@ impl<'c> File<'c> {
         let mut file = Self::default();
         let tokens = tokens(text);
         let line_of = {
-            let ends: Vec<usize> = (text.iter().enumerate()).filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
+            let ends: Vec<usize> =
+                (text.iter().enumerate()).filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at).collect();
             // A token is a part of the text.
             move |token: &Token<'c>| {
                 let at = token.text.as_ptr() as usize - text.as_ptr() as usize;
@@ -268,7 +269,9 @@ impl<'c> File<'c> {
             } else if token.is(b'}') {
                 // Conditions may have several beginnings of one block; a function ends in the first column.
                 depth = if token.first_column { 0 } else { depth.saturating_sub(1) };
-                if depth == 0 && let Some(opened) = opened.take() {
+                if depth == 0
+                    && let Some(opened) = opened.take()
+                {
                     if let Some((name, by_macro)) = function_name(&tokens[start..opened]) {
                         let words = tokens[opened..index].iter().filter(|token| token.kind == TokenKind::Word);
                         let words = words.filter_map(|token| Some((str_of(token.text)?, line_of(token))));
@@ -309,8 +312,17 @@ impl<'c> File<'c> {
 }
 
 /// Words before a function's parameters that have parentheses of their own.
-const ATTRIBUTES: &[&str] =
-    &["__attribute__", "__printf", "__scanf", "__section", "__aligned", "__alloc_size", "__diagnose_as", "__acquires", "__releases"];
+const ATTRIBUTES: &[&str] = &[
+    "__attribute__",
+    "__printf",
+    "__scanf",
+    "__section",
+    "__aligned",
+    "__alloc_size",
+    "__diagnose_as",
+    "__acquires",
+    "__releases",
+];
 
 /// The name of the function that what stands before a `{` declares, and whether a macro makes the name; nothing when it is no
 /// function.
@@ -409,7 +421,8 @@ mod tests {
     #[test]
     fn places_are_those_of_the_diff() {
         let old = "int f(int a)\n{\n\tmutex_lock(&m);\n\tif (a)\n\t\treturn 1;\n\tmutex_unlock(&m);\n\treturn 0;\n}\n";
-        let new = old.replace("\tif (a)\n", "\tif (a) {\n\t\tmutex_unlock(&m);\n").replace("return 1;\n", "return 1;\n\t}\n");
+        let new =
+            old.replace("\tif (a)\n", "\tif (a) {\n\t\tmutex_unlock(&m);\n").replace("return 1;\n", "return 1;\n\t}\n");
         let changes = changes(old, &new);
         let texts = Texts::of(&changes);
         let found = texts.find("f.c", "f").expect("there");

@@ -54,7 +54,10 @@ pub(super) fn check(layouts: [&Layouts; 2], types: &[TypeChange], texts: &Texts<
             let kind = if LOCKS.contains(&after.type_text.as_str()) { "is" } else { "contains" };
             let (rule, help, message) = match &member.old {
                 Some(before) if !old.is_empty() => {
-                    let message = format!("{what} is a lock of another kind: `{}` before, `{}` after", before.type_text, after.type_text);
+                    let message = format!(
+                        "{what} is a lock of another kind: `{}` before, `{}` after",
+                        before.type_text, after.type_text
+                    );
                     ("lock-retyped", RETYPED, message)
                 }
                 _ => {
