@@ -27,8 +27,8 @@ Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or it
 3 refused: the reasons are printed, with --json as JSON on standard output.
 
 JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
-old_address, old_size, new_size), data, reasons (rule, message, file, line, help), notes, omitted, modules, bundle,
-inputs, timings_ms.";
+old_address, old_size, new_size), data, reasons (rule, message, file, line, help), warnings (as reasons, with a
+subject), notes, omitted, modules, bundle, inputs, timings_ms.";
 
 /// Makes a live-update bundle from a kernel diff, or shows one.
 #[derive(Debug, Parser)]

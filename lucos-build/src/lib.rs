@@ -24,3 +24,4 @@ pub mod report;
 pub mod request;
 pub mod rules;
 pub mod scope;
+pub mod warnings;

@@ -5,6 +5,7 @@
 
 use crate::explain::Explanation;
 use crate::inputs::Inputs;
+use crate::warnings::Warning;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use diff_analyzer::layout_diff::{EnumeratorChange, MemberChange};
 use lpk_format::{HookKind, Vouched};
@@ -257,6 +258,8 @@ pub struct Report {
     pub hooks: Vec<HookRow>,
     /// Why it is refused; empty otherwise.
     pub reasons: Vec<Reason>,
+    /// What old and new code may disagree about; it stops nothing.
+    pub warnings: Vec<Warning>,
     /// What else a person should know: parts of the diff without effect, hunks that moved.
     pub notes: Vec<String>,
     /// Parts of the diff that the bundle leaves out, because `--allow-partial` was given.
@@ -289,6 +292,7 @@ impl Report {
             vouched: Vec::new(),
             hooks: Vec::new(),
             reasons: Vec::new(),
+            warnings: Vec::new(),
             notes: Vec::new(),
             omitted: Vec::new(),
             modules: Vec::new(),
@@ -325,6 +329,9 @@ impl Report {
         for vouched in &self.vouched {
             let Vouched { about, subject, says, reason } = vouched;
             let _ = writeln!(text, "on the author's word: {about} `{subject}`: {says} ({reason})");
+        }
+        for warning in &self.warnings {
+            text.push_str(&self.diagnostic_of(&warning.reason, Severity::Warning));
         }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
@@ -406,6 +413,10 @@ impl Report {
 
     /// A reason for people, pointing into the diff where it can.
     pub fn diagnostic(&self, reason: &Reason) -> String {
+        self.diagnostic_of(reason, Severity::Error)
+    }
+
+    fn diagnostic_of(&self, reason: &Reason, severity: Severity) -> String {
         let place = match (&reason.file, reason.line) {
             (Some(file), Some(line)) if !reason.message.starts_with(file) => format!("{file}:{line}: "),
             (Some(file), None) if !reason.message.contains(file) => format!("{file}: "),
@@ -413,7 +424,7 @@ impl Report {
         };
         let mut diagnostic = MietteDiagnostic::new(format!("{place}{}", reason.message))
             .with_code(reason.rule.clone())
-            .with_severity(Severity::Error);
+            .with_severity(severity);
         if let Some(help) = &reason.help {
             diagnostic = diagnostic.with_help(help.clone());
         }
@@ -479,7 +490,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
+        let warned =
+            Reason::new("lock-calls", "`f` calls `mutex_unlock` once before and twice after").at("x.c", Some(1));
+        report.warnings.push(Warning { subject: "f".to_owned(), reason: warned.in_diff(Some(4)) });
+        let text = report.to_text();
+        let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is missing in\n{text}"));
+        assert!(place("x.c:1: `f` calls") < place("compile-error"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
+        assert_eq!(json["warnings"][0]["subject"], "f");
         assert_eq!(json["verdict"], "refused");
         assert_eq!(json["reasons"][0]["line"], 1);
     }
