@@ -242,7 +242,7 @@ fn same_anonymous_enum<'a>(before: &TypeLayout, new: &'a Layouts) -> Option<&'a 
     new.types.values().find(shares)
 }
 
-fn compare_type(before: &TypeLayout, after: &TypeLayout) -> Option<TypeChange> {
+pub(crate) fn compare_type(before: &TypeLayout, after: &TypeLayout) -> Option<TypeChange> {
     let members = compare_members(before, after);
     let enumerators = compare_enumerators(before, after);
     let mut effect = members.iter().map(|member| member.effect).max();
@@ -347,7 +347,7 @@ fn compare_enumerators(before: &TypeLayout, after: &TypeLayout) -> Vec<Enumerato
 }
 
 /// What a change of nothing but the type's text means.
-fn text_effect(old: &str, new: &str) -> Effect {
+pub(crate) fn text_effect(old: &str, new: &str) -> Effect {
     let bare = |text: &str| -> String {
         let words = text.replace('*', " * ");
         let kept = words.split_whitespace().filter(|word| !matches!(*word, "const" | "volatile" | "restrict"));
@@ -357,7 +357,7 @@ fn text_effect(old: &str, new: &str) -> Effect {
 }
 
 /// Whether two versions declare the same: members, their order, types and widths, but not where they lie.
-fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
+pub(crate) fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
     fn text(members: &[Member], out: &mut Vec<String>) {
         for member in members {
             out.push(member.declaration.clone());
@@ -371,7 +371,7 @@ fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
 }
 
 /// Keys of the types that a type contains directly.
-fn embedded(layout: &TypeLayout) -> impl Iterator<Item = &String> {
+pub(crate) fn embedded(layout: &TypeLayout) -> impl Iterator<Item = &String> {
     layout.leaves().into_iter().flat_map(|leaf| &leaf.member.embeds).chain(&layout.embeds)
 }
 

@@ -59,7 +59,7 @@ pub enum SectionsError {
 }
 
 /// The sections that types, variables, functions and file names are read from.
-const READ: [&str; 9] = [
+pub(crate) const READ: [&str; 9] = [
     ".debug_abbrev",
     ".debug_addr",
     ".debug_info",
