@@ -225,6 +225,8 @@ pub struct Payload {
     pub fixups: Vec<Fixup>,
     /// Tables about new code that the guest's kernel has to know, sorted by kind, at most one of each.
     pub tables: Vec<Table>,
+    /// Functions of the author that run at the switch, sorted by kind, name and old address.
+    pub hooks: Vec<crate::Hook>,
 }
 
 impl Payload {

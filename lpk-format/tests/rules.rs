@@ -31,6 +31,11 @@ fn alternative(offset: u32, len: u8, replacement: u32, replacement_len: u8, feat
     Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted: false }
 }
 
+fn datum(old_address: u64, old_size: u32, new_offset: u32, new_size: u32) -> HookSubject {
+    let (name, section) = ("calls".to_owned(), SectionKind::Data);
+    HookSubject::Datum { name, old_address, old_size, section, new_offset, new_size }
+}
+
 fn site(offset: u32, len: u8, kind: BootSiteKind) -> Vec<BootSite> {
     vec![BootSite { offset, len, kind }]
 }
@@ -153,6 +158,22 @@ refused! {
     form_of_other_length: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![vec![0; 3], vec![0; 2]] }) => Problem::FormLength { found: 2, len: 3, .. },
     no_forms: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![] }) => Problem::NoForms { site: 0, .. },
     too_many_forms: |b| b.functions[1].sites = site(0, 1, BootSiteKind::Alternative { forms: vec![vec![0]; 256] }) => Problem::TooMany { found: 256, .. },
+
+    hooks_of_type1: |b| b.manifest.update_type = UpdateType::Type1 => Problem::HooksOfType1(8),
+    hooks_of_the_support: |b| b.support.as_mut().expect("the sample has one").hooks.push(b.payload.hooks[0].clone()) => Problem::SupportHooks(1),
+    hooks_out_of_order: |b| b.payload.hooks.swap(0, 1) => Problem::HookOrder { kind: HookKind::Pre, .. },
+    hook_twice: |b| { let hook = b.payload.hooks[0].clone(); b.payload.hooks.insert(1, hook) } => Problem::HookOrder { kind: HookKind::Pre, .. },
+    hook_inside_a_function: |b| b.payload.hooks[0].offset = 0x51 => Problem::HookFunction { offset: 0x51, .. },
+    hook_outside: |b| b.payload.hooks[0].offset = u32::MAX => Problem::HookFunction { .. },
+    hook_of_another_subject: |b| b.payload.hooks[0].subject = b.payload.hooks[4].subject.clone() => Problem::HookSubject { kind: HookKind::Pre, .. },
+    hook_of_no_function: |b| b.payload.hooks[4].subject = HookSubject::Function { name: "show".to_owned(), old_address: TEXT + 0x1080 } => Problem::HookSubject { kind: HookKind::Transition, .. },
+    hook_of_another_name: |b| b.payload.hooks[4].subject = HookSubject::Function { name: "count".to_owned(), old_address: TEXT + 0x1000 } => Problem::HookSubject { .. },
+    hook_datum_outside: |b| b.payload.hooks[2].subject = datum(END, 1, 8, 8) => Problem::OutsideImage { what: "datum of a hook", .. },
+    hook_datum_without_old: |b| b.payload.hooks[2].subject = datum(TEXT, 0, 8, 8) => Problem::HookSubject { kind: HookKind::SyncToNew, .. },
+    hook_datum_without_new: |b| b.payload.hooks[2].subject = datum(TEXT, 1, 8, 0) => Problem::HookSubject { .. },
+    hook_datum_behind_its_section: |b| b.payload.hooks[2].subject = datum(TEXT, 1, 161, 8) => Problem::HookSubject { .. },
+    hook_datum_overflows: |b| b.payload.hooks[2].subject = datum(TEXT, 1, u32::MAX, 8) => Problem::HookSubject { .. },
+    hook_datum_with_a_bad_name: |b| if let HookSubject::Datum { name, .. } = &mut b.payload.hooks[2].subject { name.push('\n') } => Problem::Text { .. },
 
     name_with_slash: |b| b.manifest.name = "../x".to_owned() => Problem::Text { .. },
     name_empty: |b| b.manifest.name.clear() => Problem::Text { .. },

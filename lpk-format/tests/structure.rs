@@ -76,6 +76,21 @@ refused! {
     table_offset: ".lucos.tables" [4] = [0xff; 4] => Unsound(Problem::TableRange { .. }),
     table_size: ".lucos.tables" [8] = [24] => Unsound(Problem::TableOverlap { .. }),
 
+    // .lucos.hooks: records of 32 bytes, names behind; the sync hooks are the third and the fourth.
+    hook_kind: ".lucos.hooks" [0] = [9] => Record { cause: R::Kind { index: 0, kind: 9 }, section: ".lucos.hooks" },
+    hook_kind_zero: ".lucos.hooks" [32] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
+    hook_section_unused: ".lucos.hooks" [1] = [1] => ReadError::NotCanonical { .. },
+    hook_section: ".lucos.hooks" [65] = [5] => Record { cause: R::Kind { index: 2, kind: 5 }, .. },
+    hook_section_none: ".lucos.hooks" [65] = [0] => Record { cause: R::Kind { index: 2, kind: 0 }, .. },
+    hook_datum_in_the_code: ".lucos.hooks" [65] = [1] => Unsound(Problem::HookSubject { .. }),
+    hook_reserved: ".lucos.hooks" [2] = [1] => ReadError::NotCanonical { .. },
+    hook_offset: ".lucos.hooks" [4] = [0xff; 4] => Unsound(Problem::HookFunction { offset: u32::MAX, .. }),
+    hook_address_unused: ".lucos.hooks" [8] = [1] => ReadError::NotCanonical { .. },
+    hook_name_unused: ".lucos.hooks" [28] = [32] => ReadError::NotCanonical { .. },
+    hook_name_too_long: ".lucos.hooks" [64 + 28] = [0xff; 4] => Record { cause: R::Truncated { index: 2, .. }, .. },
+    hook_name_not_utf8: ".lucos.hooks" [64 + 32] = [0xff] => Record { cause: R::Text { index: 2 }, .. },
+    hook_name_padding: ".lucos.hooks" [64 + 37] = [1] => ReadError::NotCanonical { .. },
+
     // The support object: its symbols stand behind the file symbol, number 12.
     file_symbol_value: ".symtab" [12 * 24 + 8] = [1] => ReadError::NotCanonical { .. },
     file_symbol_section: ".symtab" [12 * 24 + 6] = [0, 0] => ReadError::NotCanonical { .. },
@@ -131,12 +146,12 @@ refused! {
 #[test]
 fn version_and_algorithm_are_told_before_the_digest() {
     for (at, right) in [
-        (0, (|error| matches!(error, Seal(SealError::Version(4)))) as fn(&ReadError) -> bool),
+        (0, (|error| matches!(error, Seal(SealError::Version(99)))) as fn(&ReadError) -> bool),
         (4, |error| matches!(error, Seal(SealError::Algorithm(2)))),
     ] {
         let mut bytes = file();
         let start = section(&bytes, ".lucos.digest").start;
-        bytes[start + at] = if at == 0 { 4 } else { 2 };
+        bytes[start + at] = if at == 0 { 99 } else { 2 };
         expect(&bytes, right, "Version or Algorithm");
     }
 }

@@ -197,6 +197,23 @@ impl<'a> Index<'a> {
 }
 
 impl Definition<'_> {
+    /// The key that [`crate::dwarf_layout::Layouts::types`] has for it.
+    pub(super) fn spelled(&self) -> String {
+        let name = String::from_utf8_lossy(self.name);
+        let mut spelled = match self.kind {
+            _ if self.anonymous => format!("enum {{ {name} }}"),
+            _ if self.by_typedef => name.into_owned(),
+            TypeKind::Struct => format!("struct {name}"),
+            TypeKind::Union => format!("union {name}"),
+            TypeKind::Enum => format!("enum {name}"),
+            TypeKind::Typedef => name.into_owned(),
+        };
+        if !self.function.is_empty() {
+            spelled.push_str(&format!(" in {}()", String::from_utf8_lossy(self.function)));
+        }
+        spelled
+    }
+
     fn merge(&mut self, other: &Self) {
         self.units += other.units;
         self.first = self.first.min(other.first);

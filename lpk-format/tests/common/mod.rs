@@ -170,7 +170,7 @@ pub fn image_only() -> Bundle {
         profile,
         manifest: Manifest {
             name: "show-more".to_owned(),
-            update_type: UpdateType::Type1,
+            update_type: UpdateType::Type2,
             built_by: "lucos-build 0.1.0".to_owned(),
             diff_sha256: "0123456789abcdef".repeat(4),
             files: vec!["fs/proc/internal.h".to_owned(), "fs/proc/show.c".to_owned()],
@@ -237,12 +237,33 @@ pub fn image_only() -> Bundle {
                 table(TableKind::DynamicDebug, 104, 56),
                 table(TableKind::Unprobed, 160, 8),
             ],
+            hooks: hooks(),
         },
         functions,
         support: Some(support()),
         module: None,
         modules: Vec::new(),
     }
+}
+
+/// A hook of every kind.
+fn hooks() -> Vec<Hook> {
+    let function = || HookSubject::Function { name: "show".to_owned(), old_address: TEXT + 0x1000 };
+    let datum = |section, new_offset| HookSubject::Datum {
+        name: "calls".to_owned(),
+        old_address: TEXT + 0x1a0_0000,
+        old_size: 4,
+        section,
+        new_offset,
+        new_size: 8,
+    };
+    let subject = |kind: HookKind| match kind {
+        HookKind::Transition | HookKind::UndoTransition => function(),
+        HookKind::SyncToNew => datum(SectionKind::Data, 8),
+        HookKind::SyncToOld => datum(SectionKind::Bss, 64),
+        _ => HookSubject::Update,
+    };
+    HookKind::ALL.map(|kind| Hook { kind, subject: subject(kind), offset: 0x50 }).to_vec()
 }
 
 fn table(kind: TableKind, offset: u32, size: u32) -> Table {
@@ -270,6 +291,7 @@ fn support() -> Payload {
         ],
         fixups: vec![Fixup::Return { offset: 11 }],
         tables: Vec::new(),
+        hooks: Vec::new(),
     }
 }
 
