@@ -75,8 +75,8 @@ impl Wanted {
 
     fn has(&self, definition: &Definition<'_>) -> bool {
         self.is_all()
-            || self.0.contains(&*String::from_utf8_lossy(definition.name))
-            || self.0.contains(&definition.spelled())
+            || self.0.contains(&*String::from_utf8_lossy(definition.name.bare))
+            || self.0.contains(&definition.name.to_string())
     }
 }
 

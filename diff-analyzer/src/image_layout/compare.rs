@@ -150,7 +150,7 @@ impl<'a> Pairs<'a> {
         for (old, new) in &self.several {
             positions.extend([old, new][side].iter().map(|definition| definition.first));
         }
-        let enums = [&self.removed, &self.added][side].iter().filter(|definition| definition.anonymous);
+        let enums = [&self.removed, &self.added][side].iter().filter(|definition| definition.name.is_enumerator);
         positions.extend(enums.map(|definition| definition.first));
         positions
     }
@@ -178,7 +178,7 @@ impl<'a> Pairs<'a> {
             self.certain.extend(left.into_iter().zip(new).map(|(old, new)| Pair { old, new, shares_name: true }));
         }
         let enumerators = |side: usize, definition: &Definition<'_>| -> BTreeSet<&str> {
-            let layout = full[side].types.get(&definition.first).filter(|_| definition.anonymous);
+            let layout = full[side].types.get(&definition.first).filter(|_| definition.name.is_enumerator);
             layout.into_iter().flat_map(|layout| &layout.enumerators).map(|(name, _)| name.as_str()).collect()
         };
         let mut left = Vec::new();
@@ -233,6 +233,6 @@ impl<'a> Pairs<'a> {
 }
 
 fn names(definitions: &[Definition<'_>]) -> Vec<String> {
-    let names: BTreeSet<String> = definitions.iter().map(Definition::spelled).collect();
+    let names: BTreeSet<String> = definitions.iter().map(|definition| definition.name.to_string()).collect();
     names.into_iter().collect()
 }

@@ -10,10 +10,11 @@ use super::shape::{Known, Names, Shapes};
 use super::source::Image;
 use super::unit::Unit;
 use crate::dwarf_layout::sections::{Slice, dwarf_of};
-use crate::dwarf_layout::{LayoutError, TypeKind};
+use crate::dwarf_layout::LayoutError;
 use gimli::{Dwarf, UnitHeader, constants as dw};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
+use std::fmt::{self, Display, Formatter};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -56,15 +57,20 @@ pub(super) struct Definition<'a> {
     pub(super) first: Position,
     /// How many units have it.
     pub(super) units: u32,
-    pub(super) kind: TypeKind,
-    /// Name without keyword; of an anonymous enum its first enumerator.
-    pub(super) name: &'a [u8],
-    /// Whether `name` is that of an enumerator.
-    pub(super) anonymous: bool,
-    /// Whether it is a struct, union or enum that only a typedef names.
-    pub(super) by_typedef: bool,
+    pub(super) name: Spelled<'a>,
+}
+
+/// The name of a type, as it lies in the file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Spelled<'a> {
+    /// What stands before the name: `struct`, or nothing.
+    keyword: &'static str,
+    /// Name without keyword; of an enum without a name its first enumerator.
+    pub(super) bare: &'a [u8],
+    /// Whether it is an enum without a name.
+    pub(super) is_enumerator: bool,
     /// Function that it is local to.
-    pub(super) function: &'a [u8],
+    function: &'a [u8],
 }
 
 /// A variable of file scope.
@@ -73,10 +79,11 @@ pub(super) struct VariableEntry<'a> {
     pub(super) name: &'a [u8],
     pub(super) unit: u32,
     pub(super) external: bool,
-    pub(super) address: u64,
     pub(super) text: Digest,
     pub(super) size: Option<u64>,
     pub(super) contents: Digest,
+    /// The struct, union or enum that it is, or is an array of.
+    pub(super) of: Option<Spelled<'a>>,
     /// Offset in the unit.
     pub(super) offset: u32,
 }
@@ -197,23 +204,6 @@ impl<'a> Index<'a> {
 }
 
 impl Definition<'_> {
-    /// The key that [`crate::dwarf_layout::Layouts::types`] has for it.
-    pub(super) fn spelled(&self) -> String {
-        let name = String::from_utf8_lossy(self.name);
-        let mut spelled = match self.kind {
-            _ if self.anonymous => format!("enum {{ {name} }}"),
-            _ if self.by_typedef => name.into_owned(),
-            TypeKind::Struct => format!("struct {name}"),
-            TypeKind::Union => format!("union {name}"),
-            TypeKind::Enum => format!("enum {name}"),
-            TypeKind::Typedef => name.into_owned(),
-        };
-        if !self.function.is_empty() {
-            spelled.push_str(&format!(" in {}()", String::from_utf8_lossy(self.function)));
-        }
-        spelled
-    }
-
     fn merge(&mut self, other: &Self) {
         self.units += other.units;
         self.first = self.first.min(other.first);
@@ -288,12 +278,15 @@ impl<'a> Part<'a> {
                             let shape = global.shape(index)?;
                             let first = Position { unit: number, offset: entry.offset };
                             place.insert(self.types.len());
-                            self.types.push(Definition { key, shape, first, ..definition(entries, index)? });
+                            let name = Spelled::of(entries, index)?;
+                            self.types.push(Definition { key, shape, first, units: 1, name });
                         }
                     }
                 }
                 dw::DW_TAG_variable => {
-                    let Some(address) = entry.location.get() else { continue };
+                    if entry.location.get().is_none() {
+                        continue;
+                    }
                     let origin = entries.get(entries.origin(index)?);
                     let ty = if entry.ty == 0 { origin.ty } else { entry.ty };
                     if origin.name.is_none() {
@@ -311,10 +304,10 @@ impl<'a> Part<'a> {
                         name: origin.name.text(),
                         unit: number,
                         external: entry.external || origin.external,
-                        address,
                         text,
                         size,
                         contents,
+                        of: local.element(ty).map(|element| Spelled::of(entries, element)).transpose()?,
                         offset: entry.offset,
                     });
                 }
@@ -325,34 +318,42 @@ impl<'a> Part<'a> {
     }
 }
 
-/// What a definition is called; without digests.
-fn definition<'a>(entries: &Entries<'a>, index: scan::Index) -> Result<Definition<'a>, LayoutError> {
-    let entry = entries.get(index);
-    let unnamed = entry.name.is_none();
-    let by_typedef = unnamed && entry.named_by != 0;
-    let anonymous = unnamed && !by_typedef;
-    let named = match (by_typedef, anonymous) {
-        (true, _) => Some(entries.get(entry.named_by)),
-        (_, true) => entries.parts(index).find(|part| !part.name.is_none()),
-        _ => Some(entry),
-    };
-    Ok(Definition {
-        key: Digest(0),
-        shape: Digest(0),
-        first: Position { unit: 0, offset: entry.offset },
-        units: 1,
-        kind: match entry.tag {
-            dw::DW_TAG_structure_type => TypeKind::Struct,
-            dw::DW_TAG_union_type => TypeKind::Union,
-            dw::DW_TAG_enumeration_type => TypeKind::Enum,
-            _ => TypeKind::Typedef,
-        },
-        name: named.map(|named| named.name.text()).unwrap_or_default(),
-        anonymous,
-        by_typedef,
-        function: match entry.scope {
-            0 => &[],
-            scope => entries.get(entries.origin(scope)?).name.text(),
-        },
-    })
+impl<'a> Spelled<'a> {
+    /// The name of a struct, union, enum or typedef.
+    fn of(entries: &Entries<'a>, index: scan::Index) -> Result<Self, LayoutError> {
+        let entry = entries.get(index);
+        let (keyword, named) = match entry.tag {
+            _ if entry.name.is_none() && entry.named_by != 0 => ("", Some(entries.get(entry.named_by))),
+            _ if entry.name.is_none() => ("enum", entries.parts(index).find(|part| !part.name.is_none())),
+            dw::DW_TAG_structure_type => ("struct", Some(entry)),
+            dw::DW_TAG_union_type => ("union", Some(entry)),
+            dw::DW_TAG_enumeration_type => ("enum", Some(entry)),
+            _ => ("", Some(entry)),
+        };
+        Ok(Self {
+            keyword,
+            bare: named.map(|named| named.name.text()).unwrap_or_default(),
+            is_enumerator: entry.name.is_none() && entry.named_by == 0,
+            function: match entry.scope {
+                0 => &[],
+                scope => entries.get(entries.origin(scope)?).name.text(),
+            },
+        })
+    }
+}
+
+/// As [`crate::dwarf_layout::Layouts::types`] has it.
+impl Display for Spelled<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let bare = String::from_utf8_lossy(self.bare);
+        match self.keyword {
+            _ if self.is_enumerator => write!(f, "enum {{ {bare} }}")?,
+            "" => write!(f, "{bare}")?,
+            keyword => write!(f, "{keyword} {bare}")?,
+        }
+        if self.function.is_empty() {
+            return Ok(());
+        }
+        write!(f, " in {}()", String::from_utf8_lossy(self.function))
+    }
 }

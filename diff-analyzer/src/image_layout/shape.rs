@@ -309,6 +309,22 @@ impl<'e, 'a> Shapes<'e, 'a> {
         Ok((Digest(facts.text), (facts.size != u64::MAX).then_some(facts.size), contents))
     }
 
+    /// The struct, union or enum with a name that a type is, or is an array of.
+    pub(super) fn element(&self, ty: Index) -> Option<Index> {
+        let mut index = ty;
+        for _ in 0..MAX_DEPTH {
+            let entry = self.entries.get(index);
+            if entry.is_aggregate() {
+                return (!entry.name.is_none() || entry.named_by != 0).then_some(index);
+            }
+            if index == 0 || !(is_alias(entry.tag) || entry.tag == dw::DW_TAG_array_type) {
+                return None;
+            }
+            index = entry.ty;
+        }
+        None
+    }
+
     fn contents(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
         let entries = self.entries;
         let entry = entries.get(ty);

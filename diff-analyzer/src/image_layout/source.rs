@@ -56,24 +56,15 @@ pub enum SourceError {
 #[derive(Debug)]
 pub struct Image {
     path: PathBuf,
+    map: Mmap,
     debug: Debug,
-    per_cpu: PerCpu,
 }
 
 /// Debug sections: where they lie in the mapped file, or copies.
 #[derive(Debug)]
 enum Debug {
-    Linked { map: Mmap, ranges: HashMap<String, Range<usize>>, unpacked: HashMap<String, Vec<u8>> },
+    Linked { ranges: HashMap<String, Range<usize>>, unpacked: HashMap<String, Vec<u8>> },
     Relocated(ObjectDebug),
-}
-
-/// How per-CPU variables are told from others.
-#[derive(Debug)]
-enum PerCpu {
-    /// By their link address.
-    Section(Range<u64>),
-    /// By name: all sections of a relocatable object start at 0.
-    Names(HashSet<String>),
 }
 
 impl Image {
@@ -109,15 +100,11 @@ impl Image {
                 SectionsError::NoDebugInfo => none(),
                 error => broken(error),
             })?;
-            let per_cpu = PerCpu::Names(per_cpu_names(&elf));
-            return Ok(Self { path: path.to_owned(), debug: Debug::Relocated(debug), per_cpu });
+            return Ok(Self { path: path.to_owned(), map, debug: Debug::Relocated(debug) });
         }
-        let (mut ranges, mut unpacked, mut per_cpu) = (HashMap::new(), HashMap::new(), 0..0);
+        let (mut ranges, mut unpacked) = (HashMap::new(), HashMap::new());
         for section in elf.sections() {
             let Ok(name) = section.name() else { continue };
-            if name == PER_CPU {
-                per_cpu = section.address()..section.address().saturating_add(section.size());
-            }
             if !READ.contains(&name) {
                 continue;
             }
@@ -140,8 +127,7 @@ impl Image {
         if empty && unpacked.get(".debug_info").is_none_or(Vec::is_empty) {
             return Err(none());
         }
-        let debug = Debug::Linked { map, ranges, unpacked };
-        Ok(Self { path: path.to_owned(), debug, per_cpu: PerCpu::Section(per_cpu) })
+        Ok(Self { path: path.to_owned(), map, debug: Debug::Linked { ranges, unpacked } })
     }
 
     /// The file.
@@ -149,34 +135,25 @@ impl Image {
         &self.path
     }
 
-    /// Whether a variable with static storage is a per-CPU one.
-    pub(super) fn is_per_cpu(&self, name: &str, address: u64) -> bool {
-        match &self.per_cpu {
-            PerCpu::Section(range) => range.contains(&address),
-            PerCpu::Names(names) => names.contains(name),
-        }
+    /// Names of the per-CPU variables.
+    pub(super) fn per_cpu(&self) -> HashSet<String> {
+        let Ok(elf) = ElfFile64::<Endianness>::parse(&*self.map) else { return HashSet::new() };
+        let in_section = elf.sections().filter(|section| section.name().is_ok_and(|name| name.starts_with(PER_CPU)));
+        let sections: HashSet<_> = in_section.map(|section| section.index()).collect();
+        let inside = elf.symbols().filter(|symbol| symbol.section_index().is_some_and(|index| sections.contains(&index)));
+        inside.filter_map(|symbol| symbol.name().ok().map(str::to_owned)).collect()
     }
 }
 
 /// Section of per-CPU variables (include/asm-generic/vmlinux.lds.h, `PERCPU_SECTION`).
 const PER_CPU: &str = ".data..percpu";
 
-fn per_cpu_names(elf: &ElfFile64<'_, Endianness>) -> HashSet<String> {
-    let sections: HashSet<_> = elf
-        .sections()
-        .filter(|section| section.name().is_ok_and(|name| name.starts_with(PER_CPU)))
-        .map(|section| section.index())
-        .collect();
-    let inside = elf.symbols().filter(|symbol| symbol.section_index().is_some_and(|index| sections.contains(&index)));
-    inside.filter_map(|symbol| symbol.name().ok().map(str::to_owned)).collect()
-}
-
 impl DebugSource for Image {
     fn debug_section(&self, name: &str) -> &[u8] {
         match &self.debug {
             Debug::Relocated(debug) => debug.debug_section(name),
-            Debug::Linked { map, ranges, unpacked } => match (ranges.get(name), unpacked.get(name)) {
-                (Some(range), _) => &map[range.clone()],
+            Debug::Linked { ranges, unpacked } => match (ranges.get(name), unpacked.get(name)) {
+                (Some(range), _) => &self.map[range.clone()],
                 (None, Some(data)) => data,
                 (None, None) => &[],
             },

@@ -23,17 +23,15 @@ pub struct VariableDifference {
     pub per_cpu: bool,
     /// How much the change matters.
     pub effect: Effect,
-    /// Type before.
-    pub old_type: String,
-    /// Type after.
-    pub new_type: String,
+    /// Types before and after, when its own type changed.
+    pub types: Option<[String; 2]>,
+    /// The type that changed, or contains one that did, when its own type is written as before.
+    pub because_of: Option<String>,
     /// Size in bytes before, when known.
     pub old_size: Option<u64>,
     /// Size in bytes after, when known.
     pub new_size: Option<u64>,
-    /// Whether the type is written as before, and what it contains has changed.
-    pub consequence: bool,
-    /// Where it is declared, in the new image.
+    /// Where it is declared, in the new image; of one whose own type changed.
     pub place: Option<Place>,
 }
 
@@ -51,13 +49,17 @@ struct Pair<'a> {
     sides: [VariableEntry<'a>; 2],
 }
 
+/// Names that end in a number, which changes with the code above it (include/linux/compiler.h, `__UNIQUE_ID`).
+const COUNTED: &[u8] = b"__UNIQUE_ID_";
+
 /// Name, and the source file of a static variable.
 type Key = (String, Option<String>);
 
 fn by_key<'a>(index: &Index<'a>) -> BTreeMap<Key, VariableEntry<'a>> {
     let root = root(index);
     let mut found = BTreeMap::new();
-    for variable in &index.variables {
+    let is_named = |variable: &&VariableEntry<'_>| !variable.name.starts_with(COUNTED);
+    for variable in index.variables.iter().filter(is_named) {
         let unit = (!variable.external).then(|| {
             let path = clean_path(&String::from_utf8_lossy(index.names[variable.unit as usize]));
             path.strip_prefix(&root).unwrap_or(&path).to_owned()
@@ -93,41 +95,55 @@ impl<'a> VariablePairs<'a> {
                 continue;
             };
             if (before.text, before.contents) != (after.text, after.contents) || before.size != after.size {
-                let per_cpu = images[1].is_per_cpu(&key.0, after.address);
-                pairs.changed.push(Pair { name: key.0, unit: key.1, per_cpu, sides: [before, after] });
+                pairs.changed.push(Pair { name: key.0, unit: key.1, per_cpu: false, sides: [before, after] });
             }
         }
         pairs.only[1].extend(new.into_keys().map(|(name, _)| name));
+        if !pairs.changed.is_empty() {
+            let per_cpu = images[1].per_cpu();
+            for pair in &mut pairs.changed {
+                pair.per_cpu = per_cpu.contains(&pair.name);
+            }
+        }
         pairs
     }
 
+    /// Positions of what has to be read in full, in the old image (0) or in the new one (1).
     pub(super) fn positions(&self, side: usize) -> Vec<Position> {
-        self.changed.iter().map(|pair| position(&pair.sides[side])).collect()
+        self.changed.iter().filter(|pair| pair.is_rewritten()).map(|pair| position(&pair.sides[side])).collect()
     }
 
     /// What differs in each pair, by name.
     pub(super) fn differences(&self, full: &[Full; 2]) -> Vec<VariableDifference> {
         let difference = |pair: &Pair<'_>| {
-            let old = full[0].variables.get(&position(&pair.sides[0]))?;
-            let new = full[1].variables.get(&position(&pair.sides[1]))?;
-            let rewritten = old.type_text != new.type_text;
-            Some(VariableDifference {
+            let [old, new] = &pair.sides;
+            let read = |side: usize| full[side].variables.get(&position(&pair.sides[side]));
+            let (before, after) = (read(0), read(1));
+            let types = before.zip(after).map(|(before, after)| [before.type_text.clone(), after.type_text.clone()]);
+            let effect = match &types {
+                Some([before, after]) if old.size == new.size => text_effect(before, after),
+                _ => Effect::Layout,
+            };
+            VariableDifference {
                 name: pair.name.clone(),
                 unit: pair.unit.clone(),
                 per_cpu: pair.per_cpu,
-                effect: match old.size == new.size {
-                    true if rewritten => text_effect(&old.type_text, &new.type_text),
-                    _ => Effect::Layout,
-                },
-                old_type: old.type_text.clone(),
-                new_type: new.type_text.clone(),
+                effect,
+                because_of: new.of.filter(|_| types.is_none()).map(|of| of.to_string()),
+                types,
                 old_size: old.size,
                 new_size: new.size,
-                consequence: !rewritten,
-                place: new.place.clone().or_else(|| old.place.clone()),
-            })
+                place: after.and_then(|after| after.place.clone()),
+            }
         };
-        self.changed.iter().filter_map(difference).collect()
+        self.changed.iter().map(difference).collect()
+    }
+}
+
+impl Pair<'_> {
+    /// Whether its own type changed, and not only what that contains.
+    fn is_rewritten(&self) -> bool {
+        self.sides[0].text != self.sides[1].text
     }
 }
 
