@@ -73,6 +73,21 @@ impl Wanted {
         self.0.iter().map(String::as_str)
     }
 
+    /// Wanted names that no definition of some images has.
+    fn missing(&self, indexes: &[&Index<'_>]) -> Vec<String> {
+        let mut missing = self.0.clone();
+        for definition in indexes.iter().flat_map(|index| &index.types) {
+            if missing.is_empty() {
+                break;
+            }
+            if self.has(definition) {
+                missing.remove(&*String::from_utf8_lossy(definition.name.bare));
+                missing.remove(&definition.name.to_string());
+            }
+        }
+        missing.into_iter().collect()
+    }
+
     fn has(&self, definition: &Definition<'_>) -> bool {
         self.is_all()
             || self.0.contains(&*String::from_utf8_lossy(definition.name.bare))
@@ -120,11 +135,22 @@ pub struct ImageType {
     pub units: u32,
 }
 
-/// All types of an image, or those that are wanted, by name; one that is laid out in several ways has several entries.
+/// Types of one image.
+#[derive(Debug, Clone, Default)]
+pub struct ImageTypes {
+    /// The image.
+    pub image: ImageFacts,
+    /// Types by name; one that is laid out in several ways has several entries.
+    pub types: Vec<ImageType>,
+    /// Wanted types that are not there.
+    pub missing: Vec<String>,
+}
+
+/// All types of an image, or those that are wanted.
 ///
 /// # Errors
 /// [`IndexError`] when the DWARF cannot be used.
-pub fn types(image: &Image, wanted: &Wanted) -> Result<(ImageFacts, Vec<ImageType>), IndexError> {
+pub fn types(image: &Image, wanted: &Wanted) -> Result<ImageTypes, IndexError> {
     let index = Index::read(image, Digest::start())?;
     let definitions: Vec<&Definition<'_>> = index.types.iter().filter(|definition| wanted.has(definition)).collect();
     let positions: Vec<_> = definitions.iter().map(|definition| definition.first).collect();
@@ -136,5 +162,5 @@ pub fn types(image: &Image, wanted: &Wanted) -> Result<(ImageFacts, Vec<ImageTyp
         })
         .collect();
     types.sort_by(|a, b| (&a.layout.name, &a.layout.place).cmp(&(&b.layout.name, &b.layout.place)));
-    Ok((ImageFacts::of(&index, image), types))
+    Ok(ImageTypes { image: ImageFacts::of(&index, image), types, missing: wanted.missing(&[&index]) })
 }

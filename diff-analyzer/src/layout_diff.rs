@@ -470,9 +470,14 @@ pub fn render(change: &TypeChange, old: &Layouts, new: &Layouts) -> String {
     if let Some(before) = old.types.get(&change.name)
         && let Some(after) = new.types.get(&change.name).or_else(|| same_anonymous_enum(before, new))
     {
-        let (before, after) = (listing(before), listing(after));
-        let diff = TextDiff::from_lines(&before, &after);
-        text.push_str(&diff.unified_diff().context_radius(2).header("before", "after").to_string());
+        text.push_str(&listing_diff(before, after));
     }
     text
+}
+
+/// A diff of the listings of two versions of a type.
+pub fn listing_diff(before: &TypeLayout, after: &TypeLayout) -> String {
+    let (before, after) = (listing(before), listing(after));
+    let diff = TextDiff::from_lines(&before, &after);
+    diff.unified_diff().context_radius(2).header("before", "after").to_string()
 }

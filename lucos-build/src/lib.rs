@@ -13,6 +13,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod judge;
 pub mod kbuild;
+pub mod layout;
 pub mod modules;
 pub mod pipeline;
 pub mod plan;

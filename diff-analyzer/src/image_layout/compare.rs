@@ -53,6 +53,8 @@ pub struct Difference {
     pub only_types: [Vec<String>; 2],
     /// Variables that only the old or only the new image has.
     pub only_variables: [Vec<String>; 2],
+    /// Wanted types that neither image has.
+    pub missing: Vec<String>,
 }
 
 impl Difference {
@@ -86,6 +88,7 @@ pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, 
         variables: variables.differences(&full),
         only_types: [names(&pairs.removed), names(&pairs.added)],
         only_variables: variables.only,
+        missing: wanted.missing(&[&indexes[0], &indexes[1]]),
     })
 }
 
