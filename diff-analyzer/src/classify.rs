@@ -71,6 +71,8 @@ pub struct DatumFinding {
     pub users: BTreeSet<String>,
     /// Members that other objects point to: path, and why that forbids to move it.
     pub anchors: Vec<(String, String)>,
+    /// How its contents are carried from old to new, and back, where debug information tells.
+    pub transfers: Option<(Transfer, Transfer)>,
     /// What could become of it.
     pub fate: Fate,
 }
@@ -86,12 +88,7 @@ pub enum Fate {
         edited: Vec<Range<u64>>,
     },
     /// A new one takes its place, and its contents are carried over, both ways.
-    Moved {
-        /// From the old one to the new one.
-        to_new: Transfer,
-        /// Back.
-        to_old: Transfer,
-    },
+    Moved,
     /// Neither: why.
     Stuck(String),
 }

@@ -129,6 +129,16 @@ impl ObjectDiff {
         join_callers_of_clones(patched, &mut self.functions, &self.resigned);
     }
 
+    /// Has the functions change that refer to data of this unit, or to those of some names of others, which move.
+    pub fn follow_data(&mut self, patched: &Pieces<'_>, data: &BTreeSet<PieceIndex>, names: &BTreeSet<String>) {
+        join_callers(patched, &mut self.functions, |target| match target {
+            Target::External(symbol) => names.contains(&patched.object.symbol(symbol).name),
+            Target::Piece(piece, _) => data.contains(&piece),
+        });
+        join_families(patched, &mut self.functions);
+        join_callers_of_clones(patched, &mut self.functions, &self.resigned);
+    }
+
     /// The comparison, to be asked for more.
     pub(crate) fn comparison<'a, 'o>(
         &'a self,

@@ -9,6 +9,7 @@ use crate::layout_diff;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Formatter};
+use std::ops::Range;
 
 /// Moves of one transfer beyond this are too many to be carried: a large array whose elements change.
 const MAX_MOVES: usize = 1 << 14;
@@ -92,6 +93,8 @@ pub struct Move {
 pub struct Stuck {
     /// The member as the target names it.
     pub member: String,
+    /// Its bits in the target.
+    pub to: Bits,
     /// Why.
     pub why: String,
 }
@@ -221,6 +224,35 @@ fn anchors_in(layouts: &Layouts, shape: &Shape, path: &str, depth: usize, found:
     }
 }
 
+/// The numbers and pointers that a variable is made of, as byte ranges, as far as debug information tells.
+pub fn scalars(layouts: &Layouts, variable: &Variable) -> Vec<Range<u64>> {
+    let mut found = Vec::new();
+    scalars_in(layouts, &variable.shape, 0..variable.size.unwrap_or(0), 0, &mut found);
+    found
+}
+
+fn scalars_in(layouts: &Layouts, shape: &Shape, bytes: Range<u64>, depth: usize, found: &mut Vec<Range<u64>>) {
+    let size = bytes.end.saturating_sub(bytes.start);
+    match shape {
+        Shape::Array(Some(count), element) if *count > 0 && found.len() < MAX_MOVES => {
+            for start in (0..*count).map(|index| bytes.start + index * (size / count)) {
+                scalars_in(layouts, element, start..start + size / count, depth, found);
+            }
+        }
+        Shape::Named(key) if depth < MAX_DEPTH && found.len() < MAX_MOVES => match layouts.types.get(key) {
+            Some(layout) if layout.kind == TypeKind::Struct => {
+                for leaf in layout.leaves() {
+                    let (start, end) = (leaf.member.bit_offset, leaf.member.bit_offset + leaf.member.bit_size);
+                    let inner = bytes.start + start / 8..bytes.start + end.div_ceil(8);
+                    scalars_in(layouts, &leaf.member.shape, inner, depth + 1, found);
+                }
+            }
+            _ => found.push(bytes),
+        },
+        _ => found.push(bytes),
+    }
+}
+
 /// One side of a value that is carried.
 struct Value {
     shape: Shape,
@@ -238,7 +270,7 @@ impl Walk<'_> {
     fn value(&mut self, path: &str, from: &Value, to: &Value, depth: usize) {
         if self.transfer.moves.len() >= MAX_MOVES || depth > MAX_DEPTH {
             let why = format!("it has more than {MAX_MOVES} parts");
-            return self.stuck(path, why);
+            return self.stuck(path, to.bits, why);
         }
         match (&from.shape, &to.shape) {
             (Shape::Named(old), Shape::Named(new)) => match (self.from.types.get(old), self.to.types.get(new)) {
@@ -297,7 +329,7 @@ impl Walk<'_> {
     /// Members of a type that is laid out differently, by name.
     fn members(&mut self, path: &str, old: (&TypeLayout, &Value), new: (&TypeLayout, &Value), depth: usize) {
         if old.0.kind == TypeKind::Union {
-            return self.stuck(path, format!("nothing tells which member of `{}` is in use", old.0.name));
+            return self.stuck(path, new.1.bits, format!("nothing tells which member of `{}` is in use", old.0.name));
         }
         let renamed = layout_diff::renamed_members(old.0, new.0);
         let (before, after) = (blocks(&old.0.members), blocks(&new.0.members));
@@ -320,7 +352,7 @@ impl Walk<'_> {
             } else if self.same_block(origin, member) {
                 self.step(&join(name), &from, &to, How::Copy);
             } else {
-                self.stuck(&join(name), "a union in it is laid out differently".to_owned());
+                self.stuck(&join(name), to.bits, "a union in it is laid out differently".to_owned());
             }
         }
         self.transfer.lost.extend(left.into_keys().map(join));
@@ -385,11 +417,11 @@ impl Walk<'_> {
     }
 
     fn retyped(&mut self, path: &str, from: &Value, to: &Value) {
-        self.stuck(path, format!("it changes from `{}` to `{}`", from.text, to.text));
+        self.stuck(path, to.bits, format!("it changes from `{}` to `{}`", from.text, to.text));
     }
 
-    fn stuck(&mut self, member: &str, why: String) {
-        self.transfer.stuck.push(Stuck { member: member.to_owned(), why });
+    fn stuck(&mut self, member: &str, to: Bits, why: String) {
+        self.transfer.stuck.push(Stuck { member: member.to_owned(), to, why });
     }
 }
 

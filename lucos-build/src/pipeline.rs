@@ -9,6 +9,7 @@ use crate::identity::Config;
 use crate::inputs::{Found, OF_BUILD};
 use crate::kbuild::BuildFolder;
 use crate::kbuild::given::Given;
+use crate::overrides::{Overrides, OverridesError};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
@@ -158,8 +159,15 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.inputs.build_folder = Some(folder.path.clone());
     report.notes.extend(folder.drift.iter().cloned());
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
+    let overrides = Overrides::find(args.overrides.as_deref(), &args.diff).map_err(of_overrides)?;
+    report.inputs.overrides = overrides.path().map(|path| Found {
+        path: path.to_owned(),
+        how: if args.overrides.is_some() { "given" } else { "beside the diff" }.to_owned(),
+    });
+    report.vouched = overrides.vouched();
     let plan = Plan {
         args,
+        overrides: &overrides,
         request: &request,
         folder: &folder,
         image: &image,
@@ -177,6 +185,10 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
     let bundle = faults.judge(&judge, compiled, report, progress)?;
+    let unused = overrides.unused();
+    if !unused.is_empty() {
+        return Err(Stop::Refused(unused));
+    }
     faults.end(bundle.is_some(), report)?;
     let Some(bundle) = bundle else { return Ok(()) };
 
@@ -235,6 +247,16 @@ impl Work {
         match self {
             Self::Kept(path) => path,
             Self::Temporary(folder) => folder.path(),
+        }
+    }
+}
+
+fn of_overrides(error: OverridesError) -> Stop {
+    match &error {
+        OverridesError::Read { .. } => Stop::failed(error),
+        OverridesError::Form { path, line, message } => {
+            let reason = Reason::new("override-form", message.clone()).at(path.display().to_string(), Some(*line));
+            Stop::refused(reason.help("docs/classification.md describes the file"))
         }
     }
 }

@@ -126,6 +126,14 @@ impl<'a> Unit<'a, '_> {
             }
         });
         let anchors = variable.map(|variable| transfer::anchors(self.new, variable)).unwrap_or_default();
+        let transfers = match relaid {
+            Some(relaid) => Some((
+                transfer::between((self.old, relaid.old), (self.new, relaid.new)),
+                transfer::between((self.new, relaid.new), (self.old, relaid.old)),
+            )),
+            None if before.size() == after.size() => Some(whole(before.size())),
+            None => None,
+        };
         DatumFinding {
             rule,
             message: format!("existing datum `{name}`: {what}"),
@@ -134,12 +142,19 @@ impl<'a> Unit<'a, '_> {
             sizes: (before.size(), after.size()),
             users: self.users(patched),
             anchors,
-            fate: self.fate(original, patched, relaid),
+            fate: self.fate((original, patched), relaid, variable, transfers.as_ref()),
+            transfers,
             name,
         }
     }
 
-    fn fate(&self, original: PieceIndex, patched: PieceIndex, relaid: Option<&Relaid<'_>>) -> Fate {
+    fn fate(
+        &self,
+        (original, patched): (PieceIndex, PieceIndex),
+        relaid: Option<&Relaid<'_>>,
+        variable: Option<&Variable>,
+        transfers: Option<&(Transfer, Transfer)>,
+    ) -> Fate {
         let (before, after) = (self.original.piece(original), self.patched.piece(patched));
         match (before.role, after.role) {
             (SectionRole::PerCpu, _) | (_, SectionRole::PerCpu) => {
@@ -160,26 +175,24 @@ impl<'a> Unit<'a, '_> {
             return Fate::Stuck("it ends with a flexible array, whose contents its type does not tell".to_owned());
         }
         let becomes_writable = (before.role, after.role) == (SectionRole::ReadOnly, SectionRole::Data);
-        let transfers = match relaid {
-            Some(relaid) => Some((
-                transfer::between((self.old, relaid.old), (self.new, relaid.new)),
-                transfer::between((self.new, relaid.new), (self.old, relaid.old)),
-            )),
-            None if before.size() == after.size() => Some(whole(before.size())),
-            None => None,
-        };
-        let Some((to_new, to_old)) = transfers else {
+        let Some((to_new, _)) = transfers else {
             let why = "its size changes, and debug information does not tell of what its contents are made";
             return Fate::Stuck(why.to_owned());
         };
-        match self.in_place(original, patched, &to_new) {
+        match self.in_place(original, patched, variable, to_new) {
             Some(fate) if !becomes_writable => fate,
-            _ => Fate::Moved { to_new, to_old },
+            _ => Fate::Moved,
         }
     }
 
     /// What is written when all that the datum had keeps its place.
-    fn in_place(&self, original: PieceIndex, patched: PieceIndex, to_new: &Transfer) -> Option<Fate> {
+    fn in_place(
+        &self,
+        original: PieceIndex,
+        patched: PieceIndex,
+        variable: Option<&Variable>,
+        to_new: &Transfer,
+    ) -> Option<Fate> {
         let stays = |step: &transfer::Move| step.from == step.to && step.how == How::Copy;
         if !to_new.stuck.is_empty() || !to_new.lost.is_empty() || !to_new.moves.iter().all(stays) {
             return None;
@@ -191,6 +204,12 @@ impl<'a> Unit<'a, '_> {
         }
         let is_old = |byte: u64| old_bits[byte as usize * 8..][..8].iter().any(|&old| old);
         let differing = self.differing(original, patched);
+        // A number is written as a whole or not at all; without debug information the datum is one.
+        let scalars = variable.filter(|variable| variable.size == Some(after.size()));
+        let scalars = scalars.map_or_else(|| vec![0..after.size()], |variable| transfer::scalars(self.new, variable));
+        let meets =
+            |range: &&Range<u64>| differing.iter().any(|other| range.start < other.end && other.start < range.end);
+        let differing: Vec<Range<u64>> = scalars.iter().filter(meets).chain(&differing).cloned().collect();
         let is_edited = |byte: &u64| differing.iter().any(|range| range.contains(byte));
         let edited: Vec<u64> =
             (0..before.size().min(after.size())).filter(|&byte| is_old(byte)).filter(is_edited).collect();

@@ -37,9 +37,8 @@ fn one(bundle: &Bundle, image: Image<'_>, functions: &BTreeSet<u32>, hook: &Hook
     match &hook.subject {
         HookSubject::Update => Ok(()),
         HookSubject::Function { name, old_address } => {
-            let replaced = |function: &crate::FunctionPatch| {
-                function.old_address == *old_address && function.name == *name
-            };
+            let replaced =
+                |function: &crate::FunctionPatch| function.old_address == *old_address && function.name == *name;
             let known = bundle.functions.iter().any(replaced);
             if known { Ok(()) } else { Err(Problem::HookSubject { kind, subject }) }
         }
