@@ -12,3 +12,4 @@ pub mod object_diff;
 pub mod pieces;
 pub mod source_diff;
 pub mod special;
+pub mod transfer;

@@ -9,6 +9,7 @@
 
 mod bundle;
 mod check;
+mod data;
 mod digest;
 pub mod hex;
 mod hooks;
@@ -19,6 +20,7 @@ mod write;
 
 pub use bundle::*;
 pub use check::Problem;
+pub use data::{DataChange, DataPatch, Step, StepKind};
 pub use digest::{BundleId, NotAnId, SealError, seal};
 pub use hooks::{Hook, HookKind, HookSubject};
 pub use layout::limits;

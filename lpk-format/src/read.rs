@@ -14,11 +14,11 @@ use object::pod::slice_from_all_bytes;
 
 use crate::check::{Image, Problem, check};
 use crate::digest::{self, BundleId, SealError};
-use crate::hooks;
 use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
 use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, ModuleId, Payload, Place, Reloc, RelocKind, Symbol};
+use crate::{data, hooks};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -272,6 +272,7 @@ fn read_file(bytes: &[u8], is_part: bool) -> Result<ReadBundle, ReadError> {
     let (of_payload, of_support) = entries.split_at(file_symbol.unwrap_or(entries.len()));
     let mut payload = part(&sections, Part::Payload, symbols(&sections, Part::Payload, of_payload, 1, image)?, 1)?;
     payload.tables = records::decode_tables(sections.get(index::TABLES)).map_err(record(index::TABLES))?;
+    payload.changed = data::decode(sections.get(index::CHANGED)).map_err(record(index::CHANGED))?;
     payload.hooks = hooks::decode(sections.get(index::HOOKS)).map_err(record(index::HOOKS))?;
     let support = match of_support {
         [] => None,
@@ -341,6 +342,7 @@ fn part(sections: &Sections<'_>, part: Part, symbols: Vec<Symbol>, first_symbol:
         fixups: records::decode_fixups(sections.get(of.fixups)).map_err(cause)?,
         tables: Vec::new(),
         hooks: Vec::new(),
+        changed: Vec::new(),
     })
 }
 

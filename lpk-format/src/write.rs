@@ -12,12 +12,12 @@ use object::pod::bytes_of;
 
 use crate::check::{self, Image, Problem};
 use crate::digest::{SealError, seal};
-use crate::hooks;
 use crate::layout::{
     self, ALGORITHM_SHA256, DIGEST_SIZE, FORMAT_VERSION, Part, SECTIONS, SUPPORT_FILE, align_up, index, limits,
 };
 use crate::records::{self, FunctionRecord};
 use crate::{Bundle, Payload, SectionKind, Symbol};
+use crate::{data, hooks};
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,7 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
         payload.fixups.iter().for_each(|fixup| records::encode_fixup(fixup, &mut contents[sections.fixups]));
     }
     bundle.payload.tables.iter().for_each(|table| records::encode_table(table, &mut contents[index::TABLES]));
+    bundle.payload.changed.iter().for_each(|datum| data::encode(datum, &mut contents[index::CHANGED]));
     bundle.payload.hooks.iter().for_each(|hook| hooks::encode(hook, &mut contents[index::HOOKS]));
     [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
     if let Some(module) = &bundle.module {

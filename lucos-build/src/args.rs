@@ -230,6 +230,10 @@ pub struct BuildArgs {
     /// probing the entry of such a function makes the guest's ftrace warn and switch itself off.
     #[arg(long)]
     pub allow_untraceable: bool,
+    /// What you know of the change and no tool can see: strategies for data, findings to silence, each with its reason
+    /// [default: the diff's name with .toml, if it is there].
+    #[arg(long, value_name = "FILE.toml")]
+    pub overrides: Option<PathBuf>,
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,

@@ -128,6 +128,7 @@ impl<'o> HandPieces<'o> {
             patched: &self.pieces,
             diff: &self.diff,
             proof: &self.proof,
+            data: &[],
         }
     }
 

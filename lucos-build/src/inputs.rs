@@ -46,6 +46,8 @@ pub struct Inputs {
     pub compiler: Option<Found>,
     /// What the compiler says of itself.
     pub compiler_version: Option<String>,
+    /// What the author says of the change.
+    pub overrides: Option<Found>,
     /// The prepared build folder.
     pub build_folder: Option<PathBuf>,
 }

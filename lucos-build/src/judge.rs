@@ -5,15 +5,17 @@
 //! or the reasons for a refusal.
 
 use crate::by_hand::{HandObject, HandPieces, Replacement};
+use crate::data::{self, Decided};
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
 use crate::modules::Modules;
+use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
-use diff_analyzer::classify::{Finding, classify};
+use diff_analyzer::classify::{Classification, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
@@ -25,6 +27,7 @@ use lpk_format::{
     BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
     TableKind, UpdateType,
 };
+use prelink::link::data::{DatumPlan, Planned};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -60,6 +63,8 @@ pub struct Judge<'a, 'i> {
     pub allow_untraceable: bool,
     /// Hooks that go along.
     pub hooks: Option<&'a HandObject>,
+    /// What the author says of the change.
+    pub overrides: &'a Overrides,
 }
 
 /// An object that cannot be used.
@@ -87,7 +92,7 @@ struct Read {
 struct Judged {
     proof: Proof,
     diff: ObjectDiff,
-    findings: Vec<Finding>,
+    found: Classification,
     /// Time taken: prove, compare and classify.
     times: [Duration; 2],
 }
@@ -110,7 +115,7 @@ impl Judge<'_, '_> {
         progress.phase(format!("proving and comparing {} units", compiled.len()));
         let read = self.read(compiled)?;
         let pieces = self.cut(&read, &profile)?;
-        let judged = self.judge_all(&read, &pieces)?;
+        let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
         if !self.explain.is_empty() {
@@ -144,17 +149,18 @@ impl Judge<'_, '_> {
             }
             return Ok(None);
         }
-        self.refuse_type2(&read, &judged, report)?;
+        let decided = self.decide(&read, &judged, report)?;
+        follow_moved(&mut judged, &pieces, &decided.plans);
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
         progress.phase("resolving symbols");
-        let units = (read.iter().zip(&pieces).zip(&judged)).filter(|(_, judged)| !judged.diff.is_empty()).map(
-            |((unit, (original, patched)), judged)| {
-                let (diff, proof) = (&judged.diff, &judged.proof);
-                (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
-            },
-        );
+        let changed = (read.iter().zip(&pieces).zip(&judged).zip(&decided.plans))
+            .filter(|((_, judged), _)| !judged.diff.is_empty());
+        let units = changed.map(|(((unit, (original, patched)), judged), data)| {
+            let (diff, proof) = (&judged.diff, &judged.proof);
+            (unit, link::Unit { name: &unit.unit, original, patched, diff, proof, data })
+        });
         let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
         let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
         if parts.is_empty() {
@@ -214,12 +220,13 @@ impl Judge<'_, '_> {
         report
             .notes
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
-        let bundle = self.bundle(parts, support, profile, report);
-        report.verdict = match bundle.manifest.update_type {
-            UpdateType::Type1 => Verdict::Type1,
-            UpdateType::Type2 => Verdict::Type2,
-        };
-        Ok(bundle)
+        let has_hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
+        if has_hooks {
+            report.verdict = Verdict::Type2;
+        } else if report.verdict != Verdict::Type2 {
+            report.verdict = Verdict::Type1;
+        }
+        Ok(self.bundle(parts, support, profile, report))
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
@@ -304,7 +311,7 @@ impl Judge<'_, '_> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
         let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
-        self.refuse_type2(&read, &judged, report)
+        self.decide(&read, &judged, report).map(drop)
     }
 
     fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
@@ -345,6 +352,7 @@ impl Judge<'_, '_> {
             patched: &patched,
             diff: &diff,
             proof: &proof,
+            data: &[],
         };
         link::link_support(self.image, &unit).map_err(|refusals| {
             let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -414,7 +422,7 @@ impl Judge<'_, '_> {
         let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
-        let mut findings = Vec::new();
+        let mut found = Classification::default();
         if !diff.is_empty() {
             let layouts = |path: &PathBuf| {
                 let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
@@ -429,41 +437,48 @@ impl Judge<'_, '_> {
                 diff = compare_resigned(original, patched, resigned);
             }
             diff.locks = layout_diff::locks(&new);
-            findings = classify(&diff, patched, &old, &new);
+            found = classify(&diff, original, patched, &old, &new);
         }
-        Ok(Judged { proof, diff, findings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+        Ok(Judged { proof, diff, found, times: [proved, clock.elapsed().saturating_sub(proved)] })
     }
 
-    /// Type 2 is recognised and explained; applying it is not part of this version.
-    fn refuse_type2(&self, read: &[Read], judged: &[Judged], report: &mut Report) -> Result<(), Stop> {
+    /// What becomes of existing types and data.
+    ///
+    /// # Errors
+    /// [`Stop`] when something cannot be left to any strategy.
+    fn decide(&self, read: &[Read], judged: &[Judged], report: &mut Report) -> Result<Decided, Stop> {
+        let units: Vec<data::Unit<'_>> = (read.iter().zip(judged))
+            .map(|(unit, judged)| data::Unit {
+                name: &unit.unit,
+                image: self.image_of(unit),
+                proof: &judged.proof,
+                found: &judged.found,
+            })
+            .collect();
+        let mut decided = data::decide(&units, self.overrides);
+        report.data_changes = std::mem::take(&mut decided.data);
+        report.types = std::mem::take(&mut decided.types);
         let mut reasons: Vec<Reason> = Vec::new();
-        for (unit, judged) in read.iter().zip(judged) {
-            for finding in &judged.findings {
-                let mut reason = Reason::new(finding.rule, finding.message.clone()).at(unit.unit.clone(), None);
-                if let Some(place) = &finding.place {
-                    let file = self.relative(&place.file);
-                    let line = usize::try_from(place.line).ok();
-                    let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
-                    reason.diff_line =
-                        change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
-                    reason = reason.at(file, line);
-                }
-                reason = reason.help(
-                    "existing data changes: this is a Type 2 update, which this version recognises but does not build",
-                );
-                // A type of a header is found again in every unit that sees it.
-                let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
-                match reasons.iter_mut().find(same) {
-                    Some(known) => drop(known.units.insert(unit.unit.clone())),
-                    None => reasons.push(reason.of_unit(unit.unit.clone())),
-                }
+        for (mut reason, place) in std::mem::take(&mut decided.reasons) {
+            if let Some(place) = place {
+                let file = self.relative(&place.file);
+                let line = usize::try_from(place.line).ok();
+                let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
+                reason.diff_line =
+                    change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
+                reason = reason.at(file, line);
+            }
+            // A type of a header is found again in every unit that sees it.
+            let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
+            match reasons.iter_mut().find(same) {
+                Some(known) => known.units.append(&mut reason.units),
+                None => reasons.push(reason),
             }
         }
-        if reasons.is_empty() {
-            return Ok(());
+        if !report.data_changes.is_empty() || !report.types.is_empty() {
+            report.verdict = Verdict::Type2;
         }
-        report.verdict = Verdict::Type2;
-        Err(Stop::Refused(reasons))
+        if reasons.is_empty() { Ok(decided) } else { Err(Stop::Refused(reasons)) }
     }
 
     /// A path in debug information, relative to the source tree.
@@ -505,8 +520,6 @@ impl Judge<'_, '_> {
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
-        let update_type = if hooks { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -516,7 +529,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type,
+                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -524,6 +537,7 @@ impl Judge<'_, '_> {
                 data: Vec::new(),
                 left_out: Vec::new(),
                 omitted: Vec::new(),
+                vouched: report.vouched.clone(),
                 unchanged_modules: Vec::new(),
             },
             payload: Payload::default(),
@@ -552,9 +566,28 @@ impl Judge<'_, '_> {
     }
 }
 
-/// Whether nothing would ever run what is linked.
+/// Whether nothing would ever run or use what is linked.
 fn is_idle(linked: &Linked) -> bool {
-    linked.functions.is_empty() && linked.payload.hooks.is_empty()
+    linked.functions.is_empty() && linked.payload.changed.is_empty() && linked.payload.hooks.is_empty()
+}
+
+/// What refers to a datum that moves changes with it, in all units.
+fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
+    let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
+        let moved = plans.iter().filter(|plan| matches!(plan.fate, Planned::Moved { .. }));
+        moved.map(|plan| plan.patched).collect()
+    };
+    let names: BTreeSet<String> = (plans.iter().zip(pieces))
+        .flat_map(|(plans, (_, patched))| moved(plans).into_iter().map(move |datum| patched.piece(datum)))
+        .filter(|piece| piece.global)
+        .map(|piece| piece.name.clone())
+        .collect();
+    for ((judged, (_, patched)), plans) in judged.iter_mut().zip(pieces).zip(plans) {
+        let here = moved(plans);
+        if !here.is_empty() || !names.is_empty() {
+            judged.diff.follow_data(patched, &here, &names);
+        }
+    }
 }
 
 /// Functions and data of a patched unit that other units can see.

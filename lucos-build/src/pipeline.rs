@@ -13,6 +13,7 @@ use crate::kbuild::command::CommandError;
 use crate::kbuild::given::Given;
 use crate::kbuild::{self, BuildFolder, KbuildError};
 use crate::modules::Modules;
+use crate::overrides::{Overrides, OverridesError};
 use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
@@ -189,9 +190,10 @@ fn hand(args: &BuildArgs, from: &Source<'_>, progress: &Progress, report: &mut R
     // 9. Pre-link: by_hand.rs, prelink/src/{declare,by_hand,link}.rs
     let clock = Instant::now();
     progress.phase("resolving symbols");
-    let (modules, changes) = (Modules::default(), Vec::new());
+    let (modules, changes, overrides) = (Modules::default(), Vec::new(), Overrides::default());
     let plan = Plan {
         args,
+        overrides: &overrides,
         request: &request,
         folder: &folder,
         image: &kernel.image,
@@ -311,8 +313,22 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     report.inputs.build_folder = Some(folder.path.clone());
     report.notes.extend(folder.drift.iter().cloned());
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    let plan =
-        Plan { args, request: &request, folder: &folder, image, units: &units, changes: &changes, work: work.path() };
+    let overrides = Overrides::find(args.overrides.as_deref(), diff).map_err(of_overrides)?;
+    report.inputs.overrides = overrides.path().map(|path| Found {
+        path: path.to_owned(),
+        how: if args.overrides.is_some() { "given" } else { "beside the diff" }.to_owned(),
+    });
+    report.vouched = overrides.vouched();
+    let plan = Plan {
+        args,
+        overrides: &overrides,
+        request: &request,
+        folder: &folder,
+        image,
+        units: &units,
+        changes: &changes,
+        work: work.path(),
+    };
     let mut list = plan.units(&scope, &mut faults, report, progress)?;
     let modules = plan.modules(&mut list, &mut faults, report, progress)?;
     report.timings_ms.setup = millis(clock.elapsed());
@@ -333,6 +349,10 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
     let bundle = faults.judge(&judge, compiled, report, progress)?;
+    let unused = overrides.unused();
+    if !unused.is_empty() {
+        return Err(Stop::Refused(unused));
+    }
     faults.end(bundle.is_some(), report)?;
     let Some(bundle) = bundle else { return Ok(()) };
     write(args, &bundle, report, progress)
@@ -394,6 +414,16 @@ impl Work {
         match self {
             Self::Kept(path) => path,
             Self::Temporary(folder) => folder.path(),
+        }
+    }
+}
+
+fn of_overrides(error: OverridesError) -> Stop {
+    match &error {
+        OverridesError::Read { .. } => Stop::failed(error),
+        OverridesError::Form { path, line, message } => {
+            let reason = Reason::new("override-form", message.clone()).at(path.display().to_string(), Some(*line));
+            Stop::refused(reason.help("docs/classification.md describes the file"))
         }
     }
 }

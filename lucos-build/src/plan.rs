@@ -14,6 +14,7 @@ use crate::kbuild::compile::{Compile, CompileError, CompiledUnit, Side, Unit, ch
 use crate::kbuild::kept::Kept;
 use crate::kbuild::{BuildFolder, KbuildError};
 use crate::modules::Modules;
+use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, millis};
@@ -48,6 +49,8 @@ pub struct Plan<'a, 'i> {
     pub units: &'a UnitIndex<'i>,
     /// What the diff changes.
     pub changes: &'a [FileChange],
+    /// What the author says of the change.
+    pub overrides: &'a Overrides,
     /// Where trees and objects go.
     pub work: &'a Path,
 }
@@ -73,6 +76,7 @@ impl<'i> Plan<'_, 'i> {
             explain: &self.args.explain,
             allow_untraceable: self.args.allow_untraceable,
             hooks,
+            overrides: self.overrides,
         }
     }
 

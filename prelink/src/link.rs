@@ -8,10 +8,12 @@
 //! 2. `Linker::place_functions`: their place in `.text`
 //! 3. `Linker::relocate_functions`: their references, which bring data, strings and replacement code along;
 //!    link/refer.rs, link/tables.rs
-//! 4. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
-//! 5. `Linker::replace`: the old functions, their bytes as proved or as the image has them, their boot sites
-//! 6. `Linker::place_hooks`: the author's hooks; link/hooks.rs
+//! 4. `Linker::change_data`: the new contents of existing data; link/data.rs
+//! 5. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
+//! 6. `Linker::replace`: the old functions, their bytes as proved or as the image has them, their boot sites
+//! 7. `Linker::place_hooks`: the author's hooks; link/hooks.rs
 
+pub mod data;
 mod entry;
 mod hooks;
 mod refer;
@@ -24,6 +26,7 @@ use crate::prove::Proof;
 use crate::refusal::Refusal;
 use crate::sites::BootTables;
 use crate::vmlinux::{ImageReloc, KernelImage};
+use data::DatumPlan;
 use diff_analyzer::correlate::without_number;
 use diff_analyzer::object_diff::ObjectDiff;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
@@ -48,6 +51,8 @@ pub struct Unit<'a, 'o> {
     pub diff: &'a ObjectDiff,
     /// What was proved about the original.
     pub proof: &'a Proof,
+    /// What becomes of existing data that the change alters.
+    pub data: &'a [DatumPlan],
 }
 
 /// A linked payload and what it replaces.
@@ -96,6 +101,7 @@ pub fn link_declared<'a>(
     linker.place_functions();
     linker.place_descriptors();
     linker.relocate_functions();
+    linker.change_data();
     linker.relocate_descriptors();
     linker.refuse_boot_setup();
     linker.register_unprobed();
@@ -371,6 +377,7 @@ impl<'a, 'o> Linker<'a, 'o> {
         let payload = &mut self.linked.payload;
         payload.relocs.sort_by_key(|reloc| (reloc.section, reloc.offset));
         payload.fixups.sort_by_key(tables::fixup_order);
+        payload.changed.sort_by_key(|datum| datum.old_address);
         Ok(self.linked)
     }
 

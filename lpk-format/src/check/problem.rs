@@ -171,6 +171,19 @@ pub enum Problem {
     #[error("the part of module `{0}` is of another kernel or update than the bundle")]
     PartOfAnother(String),
 
+    /// Changed data of the support object.
+    #[error("the support object changes {0} data, none are expected")]
+    SupportData(usize),
+    /// Changed data in a bundle that says that it changes functions only.
+    #[error("the bundle changes {0} data and is of Type 1")]
+    DataOfType1(usize),
+    /// Changed data are not sorted, or overlap.
+    #[error("changed datum `{name}` at {address:#x} does not follow the one before it")]
+    DataOrder { name: String, address: u64 },
+    /// A changed datum that cannot be.
+    #[error("changed datum `{name}`: {what}")]
+    Datum { name: String, what: &'static str },
+
     /// Hooks of the support object.
     #[error("the support object has {0} hooks, none are expected")]
     SupportHooks(usize),

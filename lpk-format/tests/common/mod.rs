@@ -186,6 +186,12 @@ pub fn image_only() -> Bundle {
                 consequence: "stack traces through the new code are guesses".to_owned(),
             }],
             omitted: Vec::new(),
+            vouched: vec![Vouched {
+                about: "lock-calls".to_owned(),
+                subject: "show".to_owned(),
+                says: "silenced".to_owned(),
+                reason: "the lock is new".to_owned(),
+            }],
             unchanged_modules: Vec::new(),
         },
         payload: Payload {
@@ -238,12 +244,58 @@ pub fn image_only() -> Bundle {
                 table(TableKind::Unprobed, 160, 8),
             ],
             hooks: hooks(),
+            changed: changed(),
         },
         functions,
         support: Some(support()),
         module: None,
         modules: Vec::new(),
     }
+}
+
+/// A changed datum of every kind, with a step of every kind.
+fn changed() -> Vec<DataPatch> {
+    let datum = |name: &str, at: u64, change| DataPatch {
+        name: name.to_owned(),
+        unit: "fs/proc/show.c".to_owned(),
+        old_address: TEXT + 0x1b0_0000 + at,
+        old_size: 24,
+        section: SectionKind::Data,
+        new_offset: 8,
+        new_size: 32,
+        change,
+    };
+    let step = |from, from_size, to, to_size, how| Step { from, from_size, to, to_size, how };
+    vec![
+        datum(
+            "limits",
+            0,
+            DataChange::InPlace {
+                initial: vec![7; 24],
+                slides: vec![0, 16],
+                added: vec![12..16, 24..32],
+                edited: vec![0..8],
+                overwrite: true,
+            },
+        ),
+        datum(
+            "state",
+            24,
+            DataChange::Moved {
+                to_new: vec![
+                    step(0, 3, 4, 3, StepKind::Copy),
+                    step(32, 16, 64, 64, StepKind::ZeroExtend),
+                    step(64, 32, 128, 64, StepKind::SignExtend),
+                    step(0, 1, 192, 8, StepKind::Constant(0xff)),
+                ],
+                to_old: vec![
+                    step(4, 3, 0, 3, StepKind::Copy),
+                    step(64, 64, 32, 16, StepKind::NarrowUnsigned),
+                    step(128, 64, 64, 32, StepKind::NarrowSigned),
+                ],
+            },
+        ),
+    ]
 }
 
 /// A hook of every kind.
@@ -292,6 +344,7 @@ fn support() -> Payload {
         fixups: vec![Fixup::Return { offset: 11 }],
         tables: Vec::new(),
         hooks: Vec::new(),
+        changed: Vec::new(),
     }
 }
 

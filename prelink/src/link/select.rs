@@ -184,7 +184,10 @@ impl Linker<'_, '_> {
     }
 
     /// Where the old version of a carried function is.
-    fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+    pub(super) fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+        if let Some(old) = self.declared_function(carried.key) {
+            return Some(old.symbol.address..old.symbol.address + old.symbol.size);
+        }
         let unit = &self.units[carried.key.0];
         let original = carried.original?;
         let &address = unit.proof.functions.get(&original)?;
@@ -232,7 +235,11 @@ impl Linker<'_, '_> {
                         },
                     };
                     let (_, datum) = self.piece(key);
-                    if has_state(datum) && self.placed.contains_key(&key) && !self.is_ready_lock(key) {
+                    if has_state(datum)
+                        && self.plan(key).is_none()
+                        && self.placed.contains_key(&key)
+                        && !self.is_ready_lock(key)
+                    {
                         let message = format!(
                             "`{}`, which has run at boot, now refers to `{}`, which is new and which new code uses",
                             unit.patched.piece(function).name,
@@ -259,8 +266,11 @@ impl Linker<'_, '_> {
     fn refuse_changed_data(&mut self, unit_index: usize, unit: &Unit<'_, '_>) {
         for (datum, difference) in unit.diff.changed_data() {
             let key = (unit_index, datum.patched);
+            if self.plan(key).is_some() {
+                continue;
+            }
             let message = format!("existing datum `{}`: {difference}", unit.patched.piece(datum.patched).name);
-            self.refuse("data-changed", key, message, "existing data changes: this is a Type 2 update");
+            self.refuse("data-value", key, message, "existing data changes: this is a Type 2 update");
         }
     }
 

@@ -45,6 +45,7 @@ pub(super) fn bundle() -> Bundle {
             data: Vec::new(),
             left_out: Vec::new(),
             omitted: Vec::new(),
+            vouched: Vec::new(),
             unchanged_modules: Vec::new(),
         },
         payload: Payload {
