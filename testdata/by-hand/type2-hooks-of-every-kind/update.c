@@ -1,36 +1,29 @@
-#include <linux/printk.h>
+#include <linux/errno.h>
 #include <linux/spinlock.h>
-#include <linux/workqueue.h>
 #include <lucos.h>
 
 static DEFINE_SPINLOCK(lock);
-static struct { int force; } new_poweroff_force;
+static struct { long count; } new_family_registered;
 
-static void new_orderly_poweroff(bool force)
+static void new_taskstats_exit(struct task_struct *tsk, int group_dead)
 {
-	if (force)
-		new_poweroff_force.force = 1;
+	if (new_family_registered.count && group_dead)
+		new_family_registered.count++;
 }
-LUCOS_REPLACE(orderly_poweroff, new_orderly_poweroff);
-
-static void new_poweroff_work_func(struct work_struct *work)
-{
-	pr_emerg("asked to power off: %d\n", new_poweroff_force.force);
-}
-LUCOS_REPLACE(poweroff_work_func, new_poweroff_work_func);
-LUCOS_DATUM(poweroff_force, new_poweroff_force);
+LUCOS_REPLACE(taskstats_exit, new_taskstats_exit);
+LUCOS_DATUM(family_registered, new_family_registered);
 
 static void to_new(const struct lucos_sync *sync)
 {
-	*(int *)sync->to = *(const bool *)sync->from;
+	*(long *)sync->to = *(const int *)sync->from;
 }
-LUCOS_SYNC_TO_NEW(poweroff_force, to_new);
+LUCOS_SYNC_TO_NEW(family_registered, to_new);
 
 static void to_old(const struct lucos_sync *sync)
 {
-	*(bool *)sync->to = *(const int *)sync->from != 0;
+	*(int *)sync->to = *(const long *)sync->from;
 }
-LUCOS_SYNC_TO_OLD(poweroff_force, to_old);
+LUCOS_SYNC_TO_OLD(family_registered, to_old);
 
 static int pre(const struct lucos_context *context)
 {
@@ -43,14 +36,14 @@ LUCOS_UNDO_PRE(pre);
 
 static void post(const struct lucos_context *context)
 {
-	WRITE_ONCE(new_poweroff_force.force, context->undo);
+	WRITE_ONCE(new_family_registered.count, context->undo);
 }
 LUCOS_POST(post);
 LUCOS_UNDO_POST(post);
 
 static void leaves(const struct lucos_transition *transition)
 {
-	WRITE_ONCE(new_poweroff_force.force, transition->regs->ax);
+	WRITE_ONCE(new_family_registered.count, transition->regs->ax);
 }
-LUCOS_TRANSITION(orderly_poweroff, leaves);
-LUCOS_UNDO_TRANSITION_IN("kernel/reboot.c", poweroff_work_func, leaves);
+LUCOS_TRANSITION(taskstats_exit, leaves);
+LUCOS_UNDO_TRANSITION_IN("kernel/taskstats.c", taskstats_exit, leaves);
