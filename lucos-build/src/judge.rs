@@ -246,12 +246,14 @@ impl Judge<'_, '_> {
         report
             .notes
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
-        let bundle = self.bundle(parts, support, profile, report);
-        report.verdict = match bundle.manifest.update_type {
-            UpdateType::Type1 => Verdict::Type1,
-            UpdateType::Type2 => Verdict::Type2,
-        };
-        Ok(bundle)
+        let is_type_2 = |linked: &Linked| !linked.payload.hooks.is_empty() || !linked.payload.changed.is_empty();
+        // Types were looked at before; hooks are the author's word that old and new code differ in meaning.
+        if parts.iter().any(|(_, linked)| is_type_2(linked)) {
+            report.verdict = Verdict::Type2;
+        } else if report.verdict != Verdict::Type2 {
+            report.verdict = Verdict::Type1;
+        }
+        Ok(self.bundle(parts, support, profile, report))
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
@@ -573,9 +575,6 @@ impl Judge<'_, '_> {
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        // Types and data were looked at before; hooks are the author's word that old and new code differ in meaning.
-        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
-        let update_type = if hooks || report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -585,7 +584,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type,
+                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -622,6 +621,11 @@ impl Judge<'_, '_> {
     }
 }
 
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.changed.is_empty() && linked.payload.hooks.is_empty()
+}
+
 /// What refers to a datum that moves changes with it, in all units.
 fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
     let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
@@ -639,11 +643,6 @@ fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plan
             judged.diff.follow_data(patched, &here, &names);
         }
     }
-}
-
-/// Whether nothing would ever run or use what is linked.
-fn is_idle(linked: &Linked) -> bool {
-    linked.functions.is_empty() && linked.payload.hooks.is_empty() && linked.payload.changed.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.
