@@ -314,7 +314,8 @@ pub fn types_of_unit<'a>(
     Ok(layouts.types)
 }
 
-/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these.
+/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these; `local` says that
+/// some of the types are local to functions.
 ///
 /// # Errors
 /// [`LayoutError`] when the DWARF cannot be used, or no type or variable with a name is at an offset.
@@ -323,8 +324,10 @@ pub(crate) fn at_offsets<'a>(
     unit: &Unit<Slice<'a>>,
     types: &[usize],
     variables: &[usize],
+    local: bool,
 ) -> Result<(Vec<TypeLayout>, Vec<Variable>), LayoutError> {
-    let tree = tree::Tree::read(dwarf, unit)?;
+    let read = if local { tree::Tree::read } else { tree::Tree::read_without_code };
+    let tree = read(dwarf, unit)?;
     let collector = collect::Collector::new(&tree, files(dwarf, unit)?)?;
     let types = types.iter().map(|&offset| collector.type_at(offset)).collect::<Result<_, _>>()?;
     let variables = variables.iter().map(|&offset| collector.variable_at(offset)).collect::<Result<_, _>>()?;

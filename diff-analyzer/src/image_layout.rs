@@ -81,17 +81,15 @@ impl Wanted {
                 break;
             }
             if self.has(definition) {
-                missing.remove(&*String::from_utf8_lossy(definition.name.bare));
+                missing.remove(&definition.name.bare);
                 missing.remove(&definition.name.to_string());
             }
         }
         missing.into_iter().collect()
     }
 
-    fn has(&self, definition: &Definition<'_>) -> bool {
-        self.is_all()
-            || self.0.contains(&*String::from_utf8_lossy(definition.name.bare))
-            || self.0.contains(&definition.name.to_string())
+    fn has(&self, definition: &Definition) -> bool {
+        self.is_all() || self.0.contains(&definition.name.bare) || self.0.contains(&definition.name.to_string())
     }
 }
 
@@ -152,7 +150,7 @@ pub struct ImageTypes {
 /// [`IndexError`] when the DWARF cannot be used.
 pub fn types(image: &Image, wanted: &Wanted) -> Result<ImageTypes, IndexError> {
     let index = Index::read(image, Digest::start())?;
-    let definitions: Vec<&Definition<'_>> = index.types.iter().filter(|definition| wanted.has(definition)).collect();
+    let definitions: Vec<&Definition> = index.types.iter().filter(|definition| wanted.has(definition)).collect();
     let positions: Vec<_> = definitions.iter().map(|definition| definition.first).collect();
     let mut full = Full::read(&index, &positions, &[])?;
     let mut types: Vec<ImageType> = definitions

@@ -91,22 +91,22 @@ pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, 
 
 /// Definitions that differ, and which belongs to which.
 #[derive(Default)]
-struct Pairs<'a> {
-    certain: Vec<Pair<'a>>,
+struct Pairs {
+    certain: Vec<Pair>,
     /// Definitions of one name, several on at least one side.
-    several: Vec<(Vec<Definition<'a>>, Vec<Definition<'a>>)>,
-    removed: Vec<Definition<'a>>,
-    added: Vec<Definition<'a>>,
+    several: Vec<(Vec<Definition>, Vec<Definition>)>,
+    removed: Vec<Definition>,
+    added: Vec<Definition>,
 }
 
-struct Pair<'a> {
-    old: Definition<'a>,
-    new: Definition<'a>,
+struct Pair {
+    old: Definition,
+    new: Definition,
     shares_name: bool,
 }
 
-impl<'a> Pairs<'a> {
-    fn find(indexes: &[Index<'a>; 2], wanted: &Wanted) -> Self {
+impl Pairs {
+    fn find(indexes: &[Index<'_>; 2], wanted: &Wanted) -> Self {
         let [old, new] = indexes.each_ref().map(|index| {
             let groups = index.types.chunk_by(|a, b| a.key == b.key);
             let wanted = groups.filter(|group| wanted.has(&group[0]));
@@ -126,10 +126,10 @@ impl<'a> Pairs<'a> {
     }
 
     /// Takes in the definitions that one name has in both images.
-    fn add(&mut self, before: &[Definition<'a>], after: &[Definition<'a>]) {
-        let without = |these: &[Definition<'a>], those: &[Definition<'a>]| -> Vec<Definition<'a>> {
-            let is_new = |definition: &&Definition<'_>| !those.iter().any(|other| other.shape == definition.shape);
-            these.iter().filter(is_new).copied().collect()
+    fn add(&mut self, before: &[Definition], after: &[Definition]) {
+        let without = |these: &[Definition], those: &[Definition]| -> Vec<Definition> {
+            let is_new = |definition: &&Definition| !those.iter().any(|other| other.shape == definition.shape);
+            these.iter().filter(is_new).cloned().collect()
         };
         let (old, new) = (without(before, after), without(after, before));
         match (old.as_slice(), new.as_slice()) {
@@ -137,7 +137,7 @@ impl<'a> Pairs<'a> {
             ([], new) => self.added.extend_from_slice(new),
             ([old], [new]) => {
                 let shares_name = before.len() > 1 || after.len() > 1;
-                self.certain.push(Pair { old: *old, new: *new, shares_name });
+                self.certain.push(Pair { old: old.clone(), new: new.clone(), shares_name });
             }
             _ => self.several.push((old, new)),
         }
@@ -158,7 +158,7 @@ impl<'a> Pairs<'a> {
     /// Pairs what was not certain: types of one name by the file that declares them, enums without a name by their
     /// enumerators.
     fn settle(&mut self, full: &[Full; 2]) {
-        let file = |side: usize, definition: &Definition<'_>| {
+        let file = |side: usize, definition: &Definition| {
             full[side].types.get(&definition.first).and_then(|layout| Some(layout.place.as_ref()?.file.clone()))
         };
         for (old, mut new) in std::mem::take(&mut self.several) {
@@ -177,7 +177,7 @@ impl<'a> Pairs<'a> {
             self.added.extend(new.split_off(both));
             self.certain.extend(left.into_iter().zip(new).map(|(old, new)| Pair { old, new, shares_name: true }));
         }
-        let enumerators = |side: usize, definition: &Definition<'_>| -> BTreeSet<&str> {
+        let enumerators = |side: usize, definition: &Definition| -> BTreeSet<&str> {
             let layout = full[side].types.get(&definition.first).filter(|_| definition.name.is_enumerator);
             layout.into_iter().flat_map(|layout| &layout.enumerators).map(|(name, _)| name.as_str()).collect()
         };
@@ -232,7 +232,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-fn names(definitions: &[Definition<'_>]) -> Vec<String> {
+fn names(definitions: &[Definition]) -> Vec<String> {
     let names: BTreeSet<String> = definitions.iter().map(|definition| definition.name.to_string()).collect();
     names.into_iter().collect()
 }

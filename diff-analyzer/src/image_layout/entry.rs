@@ -2,14 +2,13 @@
 //!
 //! Comes in: attributes, one by one. Decided: what a value means, whatever form it has. Goes out: [`Entry`].
 
-use super::digest::Digest;
-use super::name::Name;
+use super::name::{Name, Texts};
 use super::plan::{Fixed, Read};
 use super::scan::Index;
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::Slice;
-use gimli::{AttributeValue, DebugStrOffset, DwAt, DwTag, Dwarf, Operation, Section as _, UnitOffset, constants as dw};
+use gimli::{AttributeValue, DebugStrOffset, DwAt, DwTag, Dwarf, Operation, UnitOffset, constants as dw};
 
 /// Whether an attribute matters to layouts.
 pub(super) fn wanted(attribute: DwAt) -> bool {
@@ -42,48 +41,59 @@ pub(super) struct Number(u64);
 impl Number {
     const NONE: Self = Self(u64::MAX);
 
+    #[inline]
     pub(super) fn get(self) -> Option<u64> {
         (self != Self::NONE).then_some(self.0)
     }
+}
 
-    fn of(value: Option<u64>) -> Self {
-        Self(value.unwrap_or(u64::MAX))
+/// A number of bits, or an alignment, that an attribute may state; what is larger than any is taken for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Small(u32);
+
+impl Small {
+    const NONE: Self = Self(u32::MAX);
+
+    #[inline]
+    pub(super) fn get(self) -> Option<u64> {
+        (self != Self::NONE).then_some(u64::from(self.0))
+    }
+
+    fn of(number: Number) -> Self {
+        Self(u32::try_from(number.0).unwrap_or(u32::MAX))
     }
 }
 
-/// A type, a part of a type, a function or a variable.
+/// A type, a part of a type, a function or a variable. There are millions: what no kind of entry has together shares a field.
 #[derive(Debug, Clone)]
-pub(super) struct Entry<'a> {
+pub(super) struct Entry {
+    pub(super) name: Name,
+    /// `DW_AT_byte_size`; elements of a bound; value of an enumerator.
+    amount: Number,
+    /// `DW_AT_data_member_location` in bytes; the address of a variable.
+    pub(super) location: Number,
     /// Offset in the unit.
     pub(super) offset: u32,
-    pub(super) tag: DwTag,
-    pub(super) name: Name<'a>,
     /// Its type: while the unit is read an offset, then the entry.
     pub(super) ty: Index,
     /// What it completes or copies: while the unit is read an offset, then the entry.
     pub(super) origin: Index,
-    /// Function that it is local to.
-    pub(super) scope: Index,
-    /// The type that it is a member, an enumerator, a bound or a parameter of.
-    pub(super) parent: Index,
-    /// First part of it.
+    /// Function that it is local to; of a part the type that it is a part of.
+    pub(super) owner: Index,
+    /// First part of it: member, enumerator, bound or parameter.
     pub(super) first: Index,
     /// Behind its last part.
     pub(super) end: Index,
     /// The typedef that names an anonymous struct, union or enum.
     pub(super) named_by: Index,
-    pub(super) byte_size: Number,
-    pub(super) bit_size: Number,
+    pub(super) bit_size: Small,
     /// `DW_AT_data_bit_offset`, or `DW_AT_bit_offset` when `from_top`.
-    pub(super) bit_offset: Number,
+    pub(super) bit_offset: Small,
+    pub(super) alignment: Small,
+    pub(super) tag: DwTag,
     pub(super) from_top: bool,
-    /// `DW_AT_data_member_location` in bytes; the address of a variable.
-    pub(super) location: Number,
-    pub(super) alignment: Number,
-    /// Elements of a bound.
-    pub(super) count: Number,
-    /// Value of an enumerator, and whether it is stated as a signed one.
-    pub(super) value: (u64, bool),
+    /// Whether the value of an enumerator is below zero.
+    pub(super) negative: bool,
     pub(super) declaration: bool,
     pub(super) external: bool,
     pub(super) prototyped: bool,
@@ -99,31 +109,44 @@ fn reference<'a>(unit: &Unit<'a>, value: &AttributeValue<Slice<'a>>, offset: usi
     target.and_then(|target| u32::try_from(target).ok()).ok_or(LayoutError::OtherUnit { offset })
 }
 
-impl<'a> Entry<'a> {
+impl Entry {
     pub(super) fn new(offset: u32, tag: DwTag) -> Self {
         Self {
-            offset,
-            tag,
             name: Name::NONE,
+            amount: Number::NONE,
+            location: Number::NONE,
+            offset,
             ty: 0,
             origin: 0,
-            scope: 0,
-            parent: 0,
+            owner: 0,
             first: 0,
             end: 0,
             named_by: 0,
-            byte_size: Number::NONE,
-            bit_size: Number::NONE,
-            bit_offset: Number::NONE,
+            bit_size: Small::NONE,
+            bit_offset: Small::NONE,
+            alignment: Small::NONE,
+            tag,
             from_top: false,
-            location: Number::NONE,
-            alignment: Number::NONE,
-            count: Number::NONE,
-            value: (0, false),
+            negative: false,
             declaration: false,
             external: false,
             prototyped: false,
         }
+    }
+
+    /// `DW_AT_byte_size` of a type or member.
+    pub(super) fn byte_size(&self) -> Option<u64> {
+        self.amount.get()
+    }
+
+    /// Elements of a bound.
+    pub(super) fn count(&self) -> Option<u64> {
+        self.amount.get()
+    }
+
+    /// Value of an enumerator, as 64 bits.
+    pub(super) fn value(&self) -> u64 {
+        self.amount.0
     }
 
     /// Whether the entry is a struct, union or enum.
@@ -132,11 +155,11 @@ impl<'a> Entry<'a> {
     }
 
     /// An attribute as gimli reads it.
-    pub(super) fn attribute(
+    pub(super) fn attribute<'a>(
         &mut self,
         dwarf: &Dwarf<Slice<'a>>,
         unit: &Unit<'a>,
-        start: Digest,
+        texts: &mut Texts<'a>,
         attribute: &gimli::Attribute<Slice<'a>>,
     ) -> Result<(), LayoutError> {
         let (name, offset) = (attribute.name(), self.offset as usize);
@@ -146,8 +169,10 @@ impl<'a> Entry<'a> {
         match name {
             dw::DW_AT_name => {
                 self.name = match attribute.raw_value() {
-                    AttributeValue::DebugStrRef(DebugStrOffset(place)) => self.shared_name(dwarf, place as u32)?,
-                    value => Name::of(unit.string(dwarf, value)?, start),
+                    AttributeValue::DebugStrRef(DebugStrOffset(place)) if u32::try_from(place).is_ok() => {
+                        Name::at(place as u32)
+                    }
+                    value => texts.name(unit.string(dwarf, value)?),
                 }
             }
             dw::DW_AT_type | dw::DW_AT_specification | dw::DW_AT_abstract_origin => {
@@ -191,12 +216,7 @@ impl<'a> Entry<'a> {
 
     /// The attributes of a regular plan; `data` has its length.
     #[inline]
-    pub(super) fn regular(
-        &mut self,
-        data: &'a [u8],
-        reads: &[Read],
-        dwarf: &Dwarf<Slice<'a>>,
-    ) -> Result<(), LayoutError> {
+    pub(super) fn regular(&mut self, data: &[u8], reads: &[Read]) {
         for read in reads {
             let data = &data[read.at as usize..];
             match read.form {
@@ -207,17 +227,9 @@ impl<'a> Entry<'a> {
                     self.number(read.what, u64::from(four(data)) | u64::from(four(&data[4..])) << 32, false);
                 }
                 Fixed::Constant(value) => self.number(read.what, value as u64, value < 0),
-                Fixed::Text => self.name = self.shared_name(dwarf, four(data))?,
+                Fixed::Text => self.name = Name::at(four(data)),
             }
         }
-        Ok(())
-    }
-
-    /// A name in `.debug_str`.
-    #[inline]
-    fn shared_name(&self, dwarf: &Dwarf<Slice<'a>>, place: u32) -> Result<Name<'a>, LayoutError> {
-        let section = dwarf.debug_str.reader().slice();
-        Name::at(section, place).ok_or(LayoutError::Name { offset: self.offset as usize })
     }
 
     /// An attribute whose value is a number, a flag or a reference within the unit.
@@ -227,20 +239,18 @@ impl<'a> Entry<'a> {
         match attribute {
             dw::DW_AT_type => self.ty = value as u32,
             dw::DW_AT_specification | dw::DW_AT_abstract_origin => self.origin = value as u32,
-            dw::DW_AT_byte_size => self.byte_size = number,
-            dw::DW_AT_bit_size => self.bit_size = number,
-            dw::DW_AT_data_bit_offset => (self.bit_offset, self.from_top) = (number, false),
-            dw::DW_AT_bit_offset if self.bit_offset == Number::NONE => {
-                (self.bit_offset, self.from_top) = (number, true)
+            dw::DW_AT_byte_size | dw::DW_AT_count => self.amount = number,
+            dw::DW_AT_bit_size => self.bit_size = Small::of(number),
+            dw::DW_AT_data_bit_offset => (self.bit_offset, self.from_top) = (Small::of(number), false),
+            dw::DW_AT_bit_offset if self.bit_offset == Small::NONE => {
+                (self.bit_offset, self.from_top) = (Small::of(number), true);
             }
             dw::DW_AT_data_member_location | dw::DW_AT_location => self.location = number,
-            dw::DW_AT_alignment => self.alignment = number,
-            dw::DW_AT_count => self.count = number,
+            dw::DW_AT_alignment => self.alignment = Small::of(number),
             // An upper bound of -1 is an array of no elements.
-            dw::DW_AT_upper_bound => {
-                self.count = Number::of((!negative || value == u64::MAX).then(|| value.wrapping_add(1)))
-            }
-            dw::DW_AT_const_value => self.value = (value, negative),
+            dw::DW_AT_upper_bound if negative && value != u64::MAX => {}
+            dw::DW_AT_upper_bound => self.amount = Number(value.wrapping_add(1)),
+            dw::DW_AT_const_value => (self.amount, self.negative) = (Number(value), negative),
             dw::DW_AT_declaration => self.declaration = value != 0,
             dw::DW_AT_external => self.external = value != 0,
             dw::DW_AT_prototyped => self.prototyped = value != 0,

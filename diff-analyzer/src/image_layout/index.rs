@@ -5,13 +5,14 @@
 //! all variables of file scope. Names stay where they lie in the file.
 
 use super::digest::Digest;
+use super::name::{Name, Texts};
 use super::scan::{self, Entries};
 use super::shape::{Known, Names, Shapes};
 use super::source::Image;
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::{Slice, dwarf_of};
-use gimli::{Dwarf, UnitHeader, constants as dw};
+use gimli::{Dwarf, Section as _, UnitHeader, constants as dw};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::fmt::{self, Display, Formatter};
@@ -47,43 +48,45 @@ pub enum IndexError {
 pub(super) struct Position {
     pub(super) unit: u32,
     pub(super) offset: u32,
+    /// Whether it is in a function.
+    pub(super) local: bool,
 }
 
 /// A layout that a name has somewhere.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Definition<'a> {
+#[derive(Debug, Clone)]
+pub(super) struct Definition {
     pub(super) key: Digest,
     pub(super) shape: Digest,
     pub(super) first: Position,
     /// How many units have it.
     pub(super) units: u32,
-    pub(super) name: Spelled<'a>,
+    pub(super) name: Spelled,
 }
 
 /// The name of a type, as it lies in the file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Spelled<'a> {
+#[derive(Debug, Clone)]
+pub(super) struct Spelled {
     /// What stands before the name: `struct`, or nothing.
     keyword: &'static str,
     /// Name without keyword; of an enum without a name its first enumerator.
-    pub(super) bare: &'a [u8],
+    pub(super) bare: String,
     /// Whether it is an enum without a name.
     pub(super) is_enumerator: bool,
     /// Function that it is local to.
-    function: &'a [u8],
+    function: String,
 }
 
 /// A variable of file scope.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct VariableEntry<'a> {
-    pub(super) name: &'a [u8],
+#[derive(Debug, Clone)]
+pub(super) struct VariableEntry {
+    pub(super) name: String,
     pub(super) unit: u32,
     pub(super) external: bool,
     pub(super) text: Digest,
     pub(super) size: Option<u64>,
     pub(super) contents: Digest,
     /// The struct, union or enum that it is, or is an array of.
-    pub(super) of: Option<Spelled<'a>>,
+    pub(super) of: Option<Spelled>,
     /// Offset in the unit.
     pub(super) offset: u32,
 }
@@ -95,8 +98,8 @@ pub(super) struct Index<'a> {
     /// Names of the units, as recorded.
     pub(super) names: Vec<&'a [u8]>,
     /// Sorted by key, then by position.
-    pub(super) types: Vec<Definition<'a>>,
-    pub(super) variables: Vec<VariableEntry<'a>>,
+    pub(super) types: Vec<Definition>,
+    pub(super) variables: Vec<VariableEntry>,
     /// Units in Rust, which are left alone.
     pub(super) rust_units: usize,
     /// Definitions of types in all units.
@@ -128,8 +131,8 @@ struct Part<'a> {
     start: Digest,
     /// Places in `types`, by the digests that hold within the image.
     found: Map<usize>,
-    types: Vec<Definition<'a>>,
-    variables: Vec<VariableEntry<'a>>,
+    types: Vec<Definition>,
+    variables: Vec<VariableEntry>,
     /// Text and contents of types of variables, by those that hold within the image.
     variable_types: Map<(Digest, Digest)>,
     units: Vec<(u32, &'a [u8])>,
@@ -153,7 +156,7 @@ impl<'a> Index<'a> {
         }
         let next = AtomicUsize::new(0);
         let parts = rayon::broadcast(|_| {
-            let mut part = Part::new(start);
+            let mut part = Part::new(dwarf.debug_str.reader().slice(), start);
             loop {
                 let unit = next.fetch_add(1, Ordering::Relaxed);
                 let Some(header) = headers.get(unit) else { break Ok(part) };
@@ -172,7 +175,7 @@ impl<'a> Index<'a> {
             rust_units: 0,
             definitions: 0,
         };
-        let mut found = Map::<Definition<'a>>::default();
+        let mut found = Map::<Definition>::default();
         let mut failures = Vec::new();
         for part in parts {
             let part = match part {
@@ -203,7 +206,7 @@ impl<'a> Index<'a> {
     }
 }
 
-impl Definition<'_> {
+impl Definition {
     fn merge(&mut self, other: &Self) {
         self.units += other.units;
         self.first = self.first.min(other.first);
@@ -211,7 +214,7 @@ impl Definition<'_> {
 }
 
 impl<'a> Part<'a> {
-    fn new(start: Digest) -> Self {
+    fn new(strings: &'a [u8], start: Digest) -> Self {
         Self {
             start,
             found: Map::default(),
@@ -221,7 +224,7 @@ impl<'a> Part<'a> {
             units: Vec::new(),
             rust_units: 0,
             definitions: 0,
-            entries: Entries::default(),
+            entries: Entries::new(Texts::new(strings, start)),
             known: Default::default(),
         }
     }
@@ -243,7 +246,7 @@ impl<'a> Part<'a> {
     }
 
     fn contents(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>, number: u32) -> Result<(), LayoutError> {
-        self.entries.read(dwarf, unit, self.start)?;
+        self.entries.read(dwarf, unit)?;
         let entries = &self.entries;
         let [places, texts] = &mut self.known;
         let mut local = Shapes::new(entries, self.start, Names::Places, places);
@@ -266,7 +269,7 @@ impl<'a> Part<'a> {
                         MapEntry::Vacant(place) => {
                             let Some(key) = global.key(index)? else { continue };
                             let shape = global.shape(index)?;
-                            let first = Position { unit: number, offset: entry.offset };
+                            let first = Position { unit: number, offset: entry.offset, local: entry.owner != 0 };
                             place.insert(self.types.len());
                             let name = Spelled::of(entries, index)?;
                             self.types.push(Definition { key, shape, first, units: 1, name });
@@ -291,7 +294,7 @@ impl<'a> Part<'a> {
                         }
                     };
                     self.variables.push(VariableEntry {
-                        name: origin.name.text(),
+                        name: spelled(entries, origin.name),
                         unit: number,
                         external: entry.external || origin.external,
                         text,
@@ -308,9 +311,9 @@ impl<'a> Part<'a> {
     }
 }
 
-impl<'a> Spelled<'a> {
+impl Spelled {
     /// The name of a struct, union, enum or typedef.
-    fn of(entries: &Entries<'a>, index: scan::Index) -> Result<Self, LayoutError> {
+    fn of(entries: &Entries<'_>, index: scan::Index) -> Result<Self, LayoutError> {
         let entry = entries.get(index);
         let (keyword, named) = match entry.tag {
             _ if entry.name.is_none() && entry.named_by != 0 => ("", Some(entries.get(entry.named_by))),
@@ -322,20 +325,24 @@ impl<'a> Spelled<'a> {
         };
         Ok(Self {
             keyword,
-            bare: named.map(|named| named.name.text()).unwrap_or_default(),
+            bare: named.map(|named| spelled(entries, named.name)).unwrap_or_default(),
             is_enumerator: entry.name.is_none() && entry.named_by == 0,
-            function: match entry.scope {
-                0 => &[],
-                scope => entries.get(entries.origin(scope)?).name.text(),
+            function: match entry.owner {
+                0 => String::new(),
+                function => spelled(entries, entries.get(entries.origin(function)?).name),
             },
         })
     }
 }
 
+fn spelled(entries: &Entries<'_>, name: Name) -> String {
+    String::from_utf8_lossy(&entries.texts.text(name)).into_owned()
+}
+
 /// As [`crate::dwarf_layout::Layouts::types`] has it.
-impl Display for Spelled<'_> {
+impl Display for Spelled {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let bare = String::from_utf8_lossy(self.bare);
+        let bare = &self.bare;
         match self.keyword {
             _ if self.is_enumerator => write!(f, "enum {{ {bare} }}")?,
             "" => write!(f, "{bare}")?,
@@ -344,6 +351,6 @@ impl Display for Spelled<'_> {
         if self.function.is_empty() {
             return Ok(());
         }
-        write!(f, " in {}()", String::from_utf8_lossy(self.function))
+        write!(f, " in {}()", self.function)
     }
 }

@@ -5,7 +5,7 @@
 
 use super::entry::wanted;
 use crate::dwarf_layout::sections::Slice;
-use gimli::{Abbreviation, Abbreviations, DwAt, DwTag, Format, UnitHeader, constants as dw};
+use gimli::{Abbreviation, Abbreviations, AttributeSpecification, DwAt, DwTag, Format, UnitHeader, constants as dw};
 
 /// Codes beyond this have no plan; compilers number abbreviations from 1 without gaps.
 const MAX_CODE: u64 = 1 << 16;
@@ -39,6 +39,8 @@ pub(super) struct Plan<'u> {
     pub(super) abbreviation: &'u Abbreviation,
     pub(super) tag: DwTag,
     pub(super) has_children: bool,
+    /// Whether all entries start with their name; the rest is counted from behind it.
+    pub(super) text_first: bool,
     /// Bytes of all attributes, when they are the same for all entries.
     pub(super) length: Option<u32>,
     /// Whether `reads` has all attributes that matter.
@@ -78,7 +80,10 @@ impl<'u> Plans<'u> {
         let abbreviation = self.abbreviations.get(code).ok_or(gimli::Error::InvalidAbbreviationCode(code))?;
         let start = self.reads.len() as u32;
         let (mut length, mut regular, mut sibling) = (Some(0_u32), true, None);
-        for spec in abbreviation.attributes() {
+        let name_in_place =
+            |spec: &AttributeSpecification| spec.name() == dw::DW_AT_name && spec.form() == dw::DW_FORM_string;
+        let text_first = abbreviation.attributes().first().is_some_and(name_in_place);
+        for spec in abbreviation.attributes().iter().skip(usize::from(text_first)) {
             let at = length;
             let size = spec.size(header).and_then(|size| u32::try_from(size).ok());
             length = length.zip(size).and_then(|(length, size)| length.checked_add(size));
@@ -107,6 +112,7 @@ impl<'u> Plans<'u> {
             abbreviation,
             tag: abbreviation.tag(),
             has_children: abbreviation.has_children(),
+            text_first,
             length,
             regular: regular && length.is_some(),
             reads: (start, self.reads.len() as u32),

@@ -4,8 +4,8 @@
 //! is jumped over. Goes out: [`Entries`], a flat list that is filled again for the next unit. [`crate::dwarf_layout`] reads
 //! the same entries for people, one unit at a time; this is for thousands of units of which all but a few are the same.
 
-use super::digest::Digest;
 use super::entry::Entry;
+use super::name::Texts;
 use super::unit::Unit;
 use super::walk::Walk;
 use crate::dwarf_layout::LayoutError;
@@ -16,9 +16,11 @@ use gimli::{DwTag, Dwarf, constants as dw};
 pub(super) type Index = u32;
 
 /// The entries of a unit.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Entries<'a> {
-    list: Vec<Entry<'a>>,
+    list: Vec<Entry>,
+    /// Where the names are.
+    pub(super) texts: Texts<'a>,
     /// Index by offset. Left over from other units where `list` does not confirm it.
     at: Vec<Index>,
     open: Vec<Open>,
@@ -84,11 +86,15 @@ fn treat(tag: DwTag, parent: What) -> Treat {
 }
 
 impl<'a> Entries<'a> {
+    pub(super) fn new(texts: Texts<'a>) -> Self {
+        Self { list: Vec::new(), texts, at: Vec::new(), open: Vec::new() }
+    }
+
     /// Reads a unit.
     ///
     /// # Errors
     /// [`LayoutError`] when the DWARF is malformed or refers to another unit.
-    pub(super) fn read(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>, start: Digest) -> Result<(), LayoutError> {
+    pub(super) fn read(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>) -> Result<(), LayoutError> {
         self.list.clear();
         self.open.clear();
         let end = unit.header.length_including_self();
@@ -126,12 +132,12 @@ impl<'a> Entries<'a> {
             let index = self.list.len() as Index;
             self.list.push(Entry::new(offset as u32, plan.tag));
             let entry = &mut self.list[index as usize];
-            walk.attributes(&plan, dwarf, start, entry)?;
-            entry.scope = parent.scope;
+            walk.attributes(&plan, dwarf, &mut self.texts, entry)?;
+            entry.owner = parent.scope;
             let mut open = Open { what: What::Type, entry: index, scope: parent.scope };
             match treat {
                 Treat::Part => {
-                    entry.parent = parent.entry;
+                    entry.owner = parent.entry;
                     let parent = &mut self.list[parent.entry as usize];
                     if parent.first == 0 {
                         parent.first = index;
@@ -185,7 +191,7 @@ impl<'a> Entries<'a> {
 
     /// An entry by its index.
     #[inline]
-    pub(super) fn get(&self, index: Index) -> &Entry<'a> {
+    pub(super) fn get(&self, index: Index) -> &Entry {
         &self.list[index as usize]
     }
 
@@ -194,10 +200,10 @@ impl<'a> Entries<'a> {
     }
 
     /// Members, enumerators, bounds or parameters of an entry.
-    pub(super) fn parts(&self, index: Index) -> impl Iterator<Item = &Entry<'a>> {
+    pub(super) fn parts(&self, index: Index) -> impl Iterator<Item = &Entry> {
         let entry = self.get(index);
         let parts = &self.list[entry.first as usize..entry.end as usize];
-        parts.iter().filter(move |part| part.parent == index)
+        parts.iter().filter(move |part| part.owner == index)
     }
 
     /// The entry that states name and type: itself, or what it completes or copies.

@@ -58,10 +58,10 @@ impl<'e, 'a> Shapes<'e, 'a> {
     }
 
     #[inline]
-    fn name(&self, name: &Name<'a>) -> u64 {
+    fn name(&self, name: Name) -> u64 {
         match self.names {
-            Names::Places => name.token,
-            Names::Texts => self.start.with_bytes(name.text()).0,
+            Names::Places => name.0,
+            Names::Texts => self.entries.texts.digest(name),
         }
     }
 
@@ -72,7 +72,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
         let (tag, name) = match entry.tag {
             dw::DW_TAG_typedef => {
                 let named_by = self.entries.get(entry.ty).named_by;
-                let only_names = named_by != 0 && self.entries.get(named_by).name.token == entry.name.token;
+                let only_names = named_by != 0 && self.entries.get(named_by).name == entry.name;
                 if only_names || entry.name.is_none() {
                     return Ok(None);
                 }
@@ -86,10 +86,10 @@ impl<'e, 'a> Shapes<'e, 'a> {
             },
             _ => return Ok(None),
         };
-        let key = self.start.with(u64::from(tag.0)).with(self.name(&name));
-        Ok(Some(match entry.scope {
+        let key = self.start.with(u64::from(tag.0)).with(self.name(name));
+        Ok(Some(match entry.owner {
             0 => key,
-            scope => key.with(self.name(&self.entries.get(self.entries.origin(scope)?).name)),
+            scope => key.with(self.name(self.entries.get(self.entries.origin(scope)?).name)),
         }))
     }
 
@@ -118,13 +118,13 @@ impl<'e, 'a> Shapes<'e, 'a> {
         let mut shape = self.start.with(u64::from(entry.tag.0));
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                shape = shape.with(entry.byte_size.get().unwrap_or(0));
+                shape = shape.with(entry.byte_size().unwrap_or(0));
                 let mut align = 1;
                 shape = self.members(shape, index, 0, 0, &mut align)?;
                 shape = shape.with(entry.alignment.get().unwrap_or(align));
             }
             dw::DW_TAG_enumeration_type => {
-                shape = self.enumerators(shape.with(entry.byte_size.get().unwrap_or(0)), index);
+                shape = self.enumerators(shape.with(entry.byte_size().unwrap_or(0)), index);
             }
             _ => {
                 let facts = self.facts(entry.ty, 0)?;
@@ -145,7 +145,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
         align: &mut u64,
     ) -> Result<Digest, LayoutError> {
         let entries = self.entries;
-        let whole = entries.get(index).byte_size.get().unwrap_or(0);
+        let whole = entries.get(index).byte_size().unwrap_or(0);
         let mut digest = digest;
         for member in entries.parts(index).filter(|part| part.tag == dw::DW_TAG_member) {
             if depth > MAX_DEPTH {
@@ -156,7 +156,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
             let size = if facts.size == u64::MAX { 0 } else { facts.size };
             let bit_offset = base.wrapping_add(offset_in_bits(member, size));
             let bit_size = member.bit_size.get().unwrap_or(size.saturating_mul(8));
-            digest = digest.with(self.name(&member.name)).with(bit_offset).with(bit_size);
+            digest = digest.with(self.name(member.name)).with(bit_offset).with(bit_size);
             digest = match self.anonymous(member.ty)? {
                 Some((inner, qualifiers)) => {
                     let tag = entries.get(inner).tag;
@@ -208,7 +208,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
             return Ok(facts);
         }
         let tag = entry.tag;
-        facts.size = entry.byte_size.get().unwrap_or(u64::MAX);
+        facts.size = entry.byte_size().unwrap_or(u64::MAX);
         if is_alias(tag) || tag == dw::DW_TAG_array_type {
             let target = self.facts(entry.ty, depth + 1)?;
             if facts.size == u64::MAX && target.size != u64::MAX {
@@ -221,10 +221,10 @@ impl<'e, 'a> Shapes<'e, 'a> {
                     Some(stated) => stated,
                     None => self.facts(member.ty, depth + 1)?.align,
                 };
-                widen(&mut facts.align, member, natural, entry.byte_size.get().unwrap_or(0));
+                widen(&mut facts.align, member, natural, entry.byte_size().unwrap_or(0));
             }
         } else {
-            facts.align = entry.byte_size.get().unwrap_or(1).clamp(1, 16);
+            facts.align = entry.byte_size().unwrap_or(1).clamp(1, 16);
         }
         facts.align = entry.alignment.get().unwrap_or(facts.align).max(1);
         facts.text = self.text(ty, depth)?.0.max(1);
@@ -235,7 +235,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
     /// Elements of an array, one of anything else; none when the bound is not stated.
     fn elements(&self, ty: Index) -> Option<u64> {
         let mut bounds = self.entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_subrange_type);
-        bounds.try_fold(1_u64, |product, bound| Some(product.saturating_mul(bound.count.get()?)))
+        bounds.try_fold(1_u64, |product, bound| Some(product.saturating_mul(bound.count()?)))
     }
 
     /// How a type is written.
@@ -254,25 +254,25 @@ impl<'e, 'a> Shapes<'e, 'a> {
         }
         let text = self.start.with(u64::from(entry.tag.0));
         if !entry.name.is_none() {
-            return Ok(text.with(self.name(&entry.name)));
+            return Ok(text.with(self.name(entry.name)));
         }
         if entry.named_by != 0 {
             let typedef = self.start.with(u64::from(dw::DW_TAG_typedef.0));
-            return Ok(typedef.with(self.name(&entries.get(entry.named_by).name)));
+            return Ok(typedef.with(self.name(entries.get(entry.named_by).name)));
         }
         let mut text = text;
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
                 for member in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_member) {
                     let bits = member.bit_size.get().unwrap_or(u64::MAX);
-                    text = text.with(self.name(&member.name)).with(bits).with(self.text(member.ty, depth + 1)?.0);
+                    text = text.with(self.name(member.name)).with(bits).with(self.text(member.ty, depth + 1)?.0);
                 }
                 Ok(text.with(END))
             }
             dw::DW_TAG_enumeration_type => Ok(self.enumerators(text, ty)),
             dw::DW_TAG_array_type => {
                 for bound in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_subrange_type) {
-                    text = text.with(bound.count.get().unwrap_or(u64::MAX));
+                    text = text.with(bound.count().unwrap_or(u64::MAX));
                 }
                 Ok(text.with(self.text(entry.ty, depth + 1)?.0))
             }
@@ -297,7 +297,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
     fn enumerators(&self, digest: Digest, index: Index) -> Digest {
         let named = self.entries.parts(index).filter(|part| part.tag == dw::DW_TAG_enumerator);
         named.fold(digest, |digest, part| {
-            digest.with(self.name(&part.name)).with(part.value.0).with(u64::from(part.value.1))
+            digest.with(self.name(part.name)).with(part.value()).with(u64::from(part.negative))
         })
     }
 
@@ -356,7 +356,7 @@ const VOID: u64 = 1 << 32;
 const END: u64 = 1 << 33;
 
 /// Takes the alignment of a member into that of its struct or union, when its offset and the whole size agree with it.
-fn widen(align: &mut u64, member: &Entry<'_>, natural: u64, whole: u64) {
+fn widen(align: &mut u64, member: &Entry, natural: u64, whole: u64) {
     let natural = member.alignment.get().unwrap_or(natural).max(1);
     if natural > *align
         && whole.is_multiple_of(natural)
@@ -378,13 +378,13 @@ fn is_alias(tag: DwTag) -> bool {
 }
 
 /// Offset of a member in bits within its struct or union; one of a union has none stated.
-fn offset_in_bits(member: &Entry<'_>, type_size: u64) -> u64 {
+fn offset_in_bits(member: &Entry, type_size: u64) -> u64 {
     let bytes = member.location.get().unwrap_or(0).wrapping_mul(8);
     match (member.bit_offset.get(), member.from_top, member.bit_size.get()) {
         (Some(bits), false, _) => bytes.wrapping_add(bits),
         // Little-endian: from the top of the storage unit down (DWARF 4, section 5.5.6).
         (Some(from_top), true, Some(bits)) => {
-            let unit = member.byte_size.get().unwrap_or(type_size).wrapping_mul(8);
+            let unit = member.byte_size().unwrap_or(type_size).wrapping_mul(8);
             bytes.wrapping_add(unit.wrapping_sub(from_top).wrapping_sub(bits))
         }
         _ => bytes,

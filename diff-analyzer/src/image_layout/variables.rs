@@ -36,35 +36,35 @@ pub struct VariableDifference {
 }
 
 /// Variables that differ.
-pub(super) struct VariablePairs<'a> {
-    changed: Vec<Pair<'a>>,
+pub(super) struct VariablePairs {
+    changed: Vec<Pair>,
     /// Names of those that only the old or only the new image has.
     pub(super) only: [Vec<String>; 2],
 }
 
-struct Pair<'a> {
+struct Pair {
     name: String,
     unit: Option<String>,
     per_cpu: bool,
-    sides: [VariableEntry<'a>; 2],
+    sides: [VariableEntry; 2],
 }
 
 /// Names that end in a number, which changes with the code above it (include/linux/compiler.h, `__UNIQUE_ID`).
-const COUNTED: &[u8] = b"__UNIQUE_ID_";
+const COUNTED: &str = "__UNIQUE_ID_";
 
 /// Name, and the source file of a static variable.
 type Key = (String, Option<String>);
 
-fn by_key<'a>(index: &Index<'a>) -> BTreeMap<Key, VariableEntry<'a>> {
+fn by_key(index: &Index<'_>) -> BTreeMap<Key, VariableEntry> {
     let root = root(index);
     let mut found = BTreeMap::new();
-    let is_named = |variable: &&VariableEntry<'_>| !variable.name.starts_with(COUNTED);
+    let is_named = |variable: &&VariableEntry| !variable.name.starts_with(COUNTED);
     for variable in index.variables.iter().filter(is_named) {
         let unit = (!variable.external).then(|| {
             let path = clean_path(&String::from_utf8_lossy(index.names[variable.unit as usize]));
             path.strip_prefix(&root).unwrap_or(&path).to_owned()
         });
-        found.entry((String::from_utf8_lossy(variable.name).into_owned(), unit)).or_insert(*variable);
+        found.entry((variable.name.clone(), unit)).or_insert_with(|| variable.clone());
     }
     found
 }
@@ -80,9 +80,9 @@ fn root(index: &Index<'_>) -> String {
     common.rfind('/').map_or_else(String::new, |end| common[..=end].to_owned())
 }
 
-impl<'a> VariablePairs<'a> {
+impl VariablePairs {
     /// Nothing when only some types are wanted.
-    pub(super) fn find(indexes: &[Index<'a>; 2], images: [&Image; 2], wanted: &Wanted) -> Self {
+    pub(super) fn find(indexes: &[Index<'_>; 2], images: [&Image; 2], wanted: &Wanted) -> Self {
         let mut pairs = Self { changed: Vec::new(), only: Default::default() };
         if !wanted.is_all() {
             return pairs;
@@ -115,7 +115,7 @@ impl<'a> VariablePairs<'a> {
 
     /// What differs in each pair, by name.
     pub(super) fn differences(&self, full: &[Full; 2]) -> Vec<VariableDifference> {
-        let difference = |pair: &Pair<'_>| {
+        let difference = |pair: &Pair| {
             let [old, new] = &pair.sides;
             let read = |side: usize| full[side].variables.get(&position(&pair.sides[side]));
             let (before, after) = (read(0), read(1));
@@ -129,7 +129,7 @@ impl<'a> VariablePairs<'a> {
                 unit: pair.unit.clone(),
                 per_cpu: pair.per_cpu,
                 effect,
-                because_of: new.of.filter(|_| types.is_none()).map(|of| of.to_string()),
+                because_of: new.of.as_ref().filter(|_| types.is_none()).map(ToString::to_string),
                 types,
                 old_size: old.size,
                 new_size: new.size,
@@ -140,13 +140,13 @@ impl<'a> VariablePairs<'a> {
     }
 }
 
-impl Pair<'_> {
+impl Pair {
     /// Whether its own type changed, and not only what that contains.
     fn is_rewritten(&self) -> bool {
         self.sides[0].text != self.sides[1].text
     }
 }
 
-fn position(variable: &VariableEntry<'_>) -> Position {
-    Position { unit: variable.unit, offset: variable.offset }
+fn position(variable: &VariableEntry) -> Position {
+    Position { unit: variable.unit, offset: variable.offset, local: false }
 }

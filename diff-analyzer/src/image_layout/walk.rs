@@ -3,8 +3,8 @@
 //! Comes in: one unit. Decided: where the next entry starts and how deep it lies; what is jumped over and how. Goes out:
 //! one entry after the other. Only forwards, so that no input can make the walk endless.
 
-use super::digest::Digest;
 use super::entry::Entry;
+use super::name::Texts;
 use super::plan::{Plan, Plans};
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
@@ -82,18 +82,22 @@ impl<'u, 'a> Walk<'u, 'a> {
         &mut self,
         plan: &Plan<'u>,
         dwarf: &Dwarf<Slice<'a>>,
-        start: Digest,
-        entry: &mut Entry<'a>,
+        texts: &mut Texts<'a>,
+        entry: &mut Entry,
     ) -> Result<(), LayoutError> {
         if let (true, Some(length)) = (plan.regular, plan.length) {
+            if plan.text_first {
+                entry.name = texts.name(self.text()?);
+            }
             let end = self.at + length as usize;
             let data = self.bytes.get(self.at..end).ok_or(LayoutError::Structure { offset: entry.offset as usize })?;
             self.at = end;
-            return entry.regular(data, self.plans.reads(plan), dwarf);
+            entry.regular(data, self.plans.reads(plan));
+            return Ok(());
         }
         self.by_gimli(|raw, unit| {
             for &spec in plan.abbreviation.attributes() {
-                entry.attribute(dwarf, unit, start, &raw.read_attribute(spec)?)?;
+                entry.attribute(dwarf, unit, texts, &raw.read_attribute(spec)?)?;
             }
             Ok(())
         })
@@ -103,7 +107,12 @@ impl<'u, 'a> Walk<'u, 'a> {
     #[inline]
     pub(super) fn skip_attributes(&mut self, plan: &Plan<'u>) -> Result<(), LayoutError> {
         match plan.length {
-            Some(length) => self.at += length as usize,
+            Some(length) => {
+                if plan.text_first {
+                    self.text()?;
+                }
+                self.at += length as usize;
+            }
             None => self.by_gimli(|raw, _| Ok(raw.skip_attributes(plan.abbreviation.attributes())?))?,
         }
         Ok(())
@@ -111,8 +120,14 @@ impl<'u, 'a> Walk<'u, 'a> {
 
     /// Passes over the entry that `next` returned, and over all that is below it.
     pub(super) fn skip(&mut self, offset: usize, depth: usize, plan: &Plan<'u>) -> Result<(), LayoutError> {
+        if plan.text_first && plan.length.is_some() {
+            self.text()?;
+        }
         let start = self.at;
-        self.skip_attributes(plan)?;
+        match plan.length {
+            Some(length) => self.at += length as usize,
+            None => self.skip_attributes(plan)?,
+        }
         if !plan.has_children {
             return Ok(());
         }
@@ -129,6 +144,16 @@ impl<'u, 'a> Walk<'u, 'a> {
             _ => return Err(LayoutError::Structure { offset }),
         }
         Ok(())
+    }
+
+    /// Text up to a zero byte.
+    #[inline]
+    fn text(&mut self) -> Result<&'a [u8], LayoutError> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        let length = rest.iter().position(|&byte| byte == 0);
+        let length = length.ok_or(LayoutError::Name { offset: self.base + self.at })?;
+        self.at += length + 1;
+        Ok(&rest[..length])
     }
 
     fn by_gimli(
