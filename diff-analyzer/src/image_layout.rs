@@ -89,9 +89,7 @@ impl Wanted {
     }
 
     fn has(&self, definition: &Definition) -> bool {
-        self.is_all()
-            || self.0.contains(&definition.name.bare)
-            || self.0.contains(&definition.name.to_string())
+        self.is_all() || self.0.contains(&definition.name.bare) || self.0.contains(&definition.name.to_string())
     }
 }
 

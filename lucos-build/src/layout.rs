@@ -71,7 +71,9 @@ fn unknown(names: &[String], who: &str) -> Result<(), Stop> {
         return Ok(());
     }
     let message = format!("{who} no struct, union, enum or typedef {}", names.join(", "));
-    Err(Stop::refused(Reason::new("unknown-type", message).help("give the name as it is in the source, with or without keyword")))
+    Err(Stop::refused(
+        Reason::new("unknown-type", message).help("give the name as it is in the source, with or without keyword"),
+    ))
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

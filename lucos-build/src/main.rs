@@ -6,8 +6,8 @@
 use clap::Parser as _;
 use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs};
 use lucos_build::compare;
-use lucos_build::layout;
 use lucos_build::inspect::{self, InspectError};
+use lucos_build::layout;
 use lucos_build::pipeline;
 use lucos_build::progress::Progress;
 use lucos_build::report::Verdict;

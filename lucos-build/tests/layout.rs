@@ -47,7 +47,14 @@ struct Image {
 }
 
 /// Compiles both units and links them into one file without an entry point, or joins them into one object.
-fn image(folder: &Path, name: &str, compiler: &str, options: &[&str], units: [&str; 2], link: &[&str]) -> Outcome<Image> {
+fn image(
+    folder: &Path,
+    name: &str,
+    compiler: &str,
+    options: &[&str],
+    units: [&str; 2],
+    link: &[&str],
+) -> Outcome<Image> {
     let dir = folder.join(name);
     std::fs::create_dir_all(&dir)?;
     std::fs::write(dir.join("first.c"), units[0])?;
@@ -58,7 +65,10 @@ fn image(folder: &Path, name: &str, compiler: &str, options: &[&str], units: [&s
         if output.status.success() { Ok(()) } else { Err(format!("{program} {args:?}: {said}").into()) }
     };
     for unit in ["first.c", "second.c"] {
-        run(compiler, &[&["-c", "-O1", "-w", "-ffreestanding", "-fno-pic", "-mcmodel=kernel", unit], options].concat())?;
+        run(
+            compiler,
+            &[&["-c", "-O1", "-w", "-ffreestanding", "-fno-pic", "-mcmodel=kernel", unit], options].concat(),
+        )?;
     }
     run("ld", &[link, &["-o", "image", "first.o", "second.o"]].concat())?;
     Ok(Image { path: dir.join("image").display().to_string() })
@@ -105,7 +115,8 @@ fn conforms(value: &Value, schema: &Value, root: &Value, place: &str) {
 
 /// Compilers that are here, with options for each form of debug information.
 fn forms() -> Vec<(&'static str, Vec<&'static str>)> {
-    let mut forms = vec![("gcc", vec!["-g", "-gdwarf-5"]), ("gcc", vec!["-g", "-gdwarf-4"]), ("gcc", vec!["-g", "-gz=zlib"])];
+    let mut forms =
+        vec![("gcc", vec!["-g", "-gdwarf-5"]), ("gcc", vec!["-g", "-gdwarf-4"]), ("gcc", vec!["-g", "-gz=zlib"])];
     if Command::new("clang").arg("--version").output().is_ok() {
         forms.extend([("clang", vec!["-g", "-gdwarf-5"]), ("clang", vec!["-g", "-gdwarf-4"])]);
     } else {
@@ -129,14 +140,20 @@ fn images_of_the_same_source_are_the_same_whatever_the_order() -> Outcome {
     // The second version declares in another order, and makes a definition of a declaration.
     let other_order = format!(
         "struct only_declared {{ int now_defined; }};\nstruct __attribute__((packed)) packed {{ char a; long b; }};\n{}{FIRST}",
-        SHARED.replace("struct __attribute__((packed)) packed { char a; long b; };", "").replace("struct only_declared;", "")
+        SHARED
+            .replace("struct __attribute__((packed)) packed { char a; long b; };", "")
+            .replace("struct only_declared;", "")
     );
     for (compiler, options) in forms() {
         for link in [LINKED, JOINED] {
             let old = image(folder.path(), "old", compiler, &options, [&first, &second], link)?;
             let new = image(folder.path(), "new", compiler, &options, [&other_order, &second], link)?;
             let (status, report) = report(&[&old.path, &new.path])?;
-            assert_eq!((status, report["verdict"].as_str()), (0, Some("same")), "{compiler} {options:?} {link:?}: {report:#}");
+            assert_eq!(
+                (status, report["verdict"].as_str()),
+                (0, Some("same")),
+                "{compiler} {options:?} {link:?}: {report:#}"
+            );
             assert_eq!(report["only_new"]["types"].as_array().map(Vec::len), Some(0), "{report:#}");
         }
     }
@@ -155,7 +172,11 @@ fn every_change_is_found_and_nothing_else() -> Outcome {
         ("const char *, ...", "char *, ...", &["struct every_kind"]),
         ("struct { short x, y; }", "struct { int x; }", &["struct every_kind"]),
         ("__attribute__((packed)) packed", "packed", &["struct packed"]),
-        ("typedef unsigned long word_t", "typedef unsigned char word_t", &["struct every_kind", "struct holder", "struct inner", "word_t"]),
+        (
+            "typedef unsigned long word_t",
+            "typedef unsigned char word_t",
+            &["struct every_kind", "struct holder", "struct inner", "word_t"],
+        ),
         ("struct inner { int a; word_t b; }", "struct inner { word_t b; int a; }", &["struct inner"]),
         ("enum state { OFF, ON, GONE }", "enum state { OFF, GONE, ON }", &["enum state"]),
         ("char packed_tail[] ;", "char packed_tail[8];", &["struct every_kind"]),
@@ -183,7 +204,8 @@ fn types_of_one_name_are_told_apart_and_consequences_are_named() -> Outcome {
     let folder = tempfile::tempdir()?;
     let (first, second) = (format!("{SHARED}{FIRST}"), format!("{SHARED}{SECOND}"));
     let old = image(folder.path(), "old", "gcc", &["-g"], [&first, &second], LINKED)?;
-    let new = image(folder.path(), "new", "gcc", &["-g"], [&first, &second.replace("char more;", "long more[2];")], LINKED)?;
+    let new =
+        image(folder.path(), "new", "gcc", &["-g"], [&first, &second.replace("char more;", "long more[2];")], LINKED)?;
     let (_, value) = report(&[&old.path, &new.path])?;
     let row = &value["types"][0];
     assert_eq!((row["name"].as_str(), row["shares_name"].as_bool()), (Some("struct same_name"), Some(true)));
@@ -209,7 +231,11 @@ fn types_of_one_name_are_told_apart_and_consequences_are_named() -> Outcome {
 #[test]
 fn per_cpu_variables_are_named_as_such() -> Outcome {
     let folder = tempfile::tempdir()?;
-    let unit = |ty: &str| format!("__attribute__((section(\".data..percpu\"))) {ty} each_cpu; int *of(void) {{ return (int *)&each_cpu; }}");
+    let unit = |ty: &str| {
+        format!(
+            "__attribute__((section(\".data..percpu\"))) {ty} each_cpu; int *of(void) {{ return (int *)&each_cpu; }}"
+        )
+    };
     // As the kernel's linker script has it (include/asm-generic/vmlinux.lds.h, PERCPU_VADDR).
     let script = folder.path().join("script");
     std::fs::write(&script, "SECTIONS { .data..percpu 0 : { *(.data..percpu) } .text 0x100000 : { *(.text) } }")?;
@@ -230,7 +256,8 @@ fn what_cannot_be_used_is_refused_with_what_to_give() -> Outcome {
     std::fs::write(&text, "no image")?;
     let bare = image(folder.path(), "bare", "gcc", &[], ["int x;", "int y;"], LINKED)?;
     let good = image(folder.path(), "good", "gcc", &["-g"], ["int x;", "struct a { int b; } y;"], LINKED)?;
-    let split = image(folder.path(), "split", "gcc", &["-g", "-gsplit-dwarf"], ["struct s { int a; } x;", "int y;"], LINKED)?;
+    let split =
+        image(folder.path(), "split", "gcc", &["-g", "-gsplit-dwarf"], ["struct s { int a; } x;", "int y;"], LINKED)?;
     let text = text.display().to_string();
     for (args, rule) in [
         (vec![good.path.as_str(), text.as_str()], "not-an-image"),

@@ -198,7 +198,8 @@ mod tests {
         let dump = parse(text);
         let layout = &dump["struct a"][0];
         assert_eq!(layout.size, Some(128));
-        let field = |path: &str, bit_offset, size, bit_field| Field { path: path.to_owned(), bit_offset, size, bit_field };
+        let field =
+            |path: &str, bit_offset, size, bit_field| Field { path: path.to_owned(), bit_offset, size, bit_field };
         let expected = [
             field("next", 0, 8, false),
             field("func", 64, 8, false),

@@ -167,10 +167,14 @@ impl Entry {
             return Ok(());
         }
         match name {
-            dw::DW_AT_name => self.name = match attribute.raw_value() {
-                    AttributeValue::DebugStrRef(DebugStrOffset(place)) if u32::try_from(place).is_ok() => Name::at(place as u32),
+            dw::DW_AT_name => {
+                self.name = match attribute.raw_value() {
+                    AttributeValue::DebugStrRef(DebugStrOffset(place)) if u32::try_from(place).is_ok() => {
+                        Name::at(place as u32)
+                    }
                     value => texts.name(unit.string(dwarf, value)?),
-                },
+                }
+            }
             dw::DW_AT_type | dw::DW_AT_specification | dw::DW_AT_abstract_origin => {
                 self.number(name, u64::from(reference(unit, &attribute.raw_value(), offset)?), false);
             }

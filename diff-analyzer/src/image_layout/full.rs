@@ -36,8 +36,7 @@ impl Full {
                     positions.iter().map(|position| position.offset as usize).collect()
                 };
                 let local = types.iter().any(|position| position.local);
-                let full =
-                    dwarf_layout::at_offsets(&index.dwarf, &unit, &offsets(&types), &offsets(&variables), local);
+                let full = dwarf_layout::at_offsets(&index.dwarf, &unit, &offsets(&types), &offsets(&variables), local);
                 let name = || String::from_utf8_lossy(index.names[number as usize]).into_owned();
                 let full = full.map_err(|source| IndexError::Unit { unit: name(), source })?;
                 Ok((types.into_iter().zip(full.0), variables.into_iter().zip(full.1)))

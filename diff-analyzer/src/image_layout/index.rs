@@ -10,8 +10,8 @@ use super::scan::{self, Entries};
 use super::shape::{Known, Names, Shapes};
 use super::source::Image;
 use super::unit::Unit;
-use crate::dwarf_layout::sections::{Slice, dwarf_of};
 use crate::dwarf_layout::LayoutError;
+use crate::dwarf_layout::sections::{Slice, dwarf_of};
 use gimli::{Dwarf, Section as _, UnitHeader, constants as dw};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
@@ -229,12 +229,7 @@ impl<'a> Part<'a> {
         }
     }
 
-    fn unit(
-        &mut self,
-        dwarf: &Dwarf<Slice<'a>>,
-        header: UnitHeader<Slice<'a>>,
-        number: u32,
-    ) -> Result<(), IndexError> {
+    fn unit(&mut self, dwarf: &Dwarf<Slice<'a>>, header: UnitHeader<Slice<'a>>, number: u32) -> Result<(), IndexError> {
         let unit = Unit::read(dwarf, header)?;
         self.units.push((number, unit.name));
         let name = || String::from_utf8_lossy(unit.name).into_owned();
@@ -250,12 +245,7 @@ impl<'a> Part<'a> {
         self.contents(dwarf, &unit, number).map_err(|source| IndexError::Unit { unit: name(), source })
     }
 
-    fn contents(
-        &mut self,
-        dwarf: &Dwarf<Slice<'a>>,
-        unit: &Unit<'a>,
-        number: u32,
-    ) -> Result<(), LayoutError> {
+    fn contents(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>, number: u32) -> Result<(), LayoutError> {
         self.entries.read(dwarf, unit)?;
         let entries = &self.entries;
         let [places, texts] = &mut self.known;

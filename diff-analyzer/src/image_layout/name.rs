@@ -96,7 +96,10 @@ mod tests {
         }
         assert_eq!(texts.text(Name::at(6)), b"second");
         assert_eq!(texts.text(Name::at(99)), b"");
-        assert_eq!(texts.digest(Name::at(0)), { let name = texts.name(b"first"); texts.digest(name) });
+        assert_eq!(texts.digest(Name::at(0)), {
+            let name = texts.name(b"first");
+            texts.digest(name)
+        });
         assert!(Name::NONE.is_none());
     }
 }

@@ -125,7 +125,8 @@ impl<'u> Plans<'u> {
         let abbreviation = self.abbreviations.get(code).ok_or(gimli::Error::InvalidAbbreviationCode(code))?;
         let start = self.reads.len() as u32;
         let (mut length, mut regular, mut sibling) = (Some(0_u32), true, None);
-        let name_in_place = |spec: &AttributeSpecification| spec.name() == dw::DW_AT_name && spec.form() == dw::DW_FORM_string;
+        let name_in_place =
+            |spec: &AttributeSpecification| spec.name() == dw::DW_AT_name && spec.form() == dw::DW_FORM_string;
         let text_first = abbreviation.attributes().first().is_some_and(name_in_place);
         for spec in abbreviation.attributes().iter().skip(usize::from(text_first)) {
             let at = length;

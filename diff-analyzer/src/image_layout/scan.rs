@@ -7,8 +7,8 @@
 use super::entry::Entry;
 use super::name::Texts;
 use super::plan::Role;
-use super::walk::Walk;
 use super::unit::Unit;
+use super::walk::Walk;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::Slice;
 use gimli::{Dwarf, constants as dw};
@@ -54,11 +54,7 @@ impl<'a> Entries<'a> {
     ///
     /// # Errors
     /// [`LayoutError`] when the DWARF is malformed or refers to another unit.
-    pub(super) fn read(
-        &mut self,
-        dwarf: &Dwarf<Slice<'a>>,
-        unit: &Unit<'a>,
-    ) -> Result<(), LayoutError> {
+    pub(super) fn read(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>) -> Result<(), LayoutError> {
         self.list.clear();
         self.open.clear();
         let end = unit.header.length_including_self();

@@ -140,7 +140,8 @@ impl Image {
         let Ok(elf) = ElfFile64::<Endianness>::parse(&*self.map) else { return HashSet::new() };
         let in_section = elf.sections().filter(|section| section.name().is_ok_and(|name| name.starts_with(PER_CPU)));
         let sections: HashSet<_> = in_section.map(|section| section.index()).collect();
-        let inside = elf.symbols().filter(|symbol| symbol.section_index().is_some_and(|index| sections.contains(&index)));
+        let inside =
+            elf.symbols().filter(|symbol| symbol.section_index().is_some_and(|index| sections.contains(&index)));
         inside.filter_map(|symbol| symbol.name().ok().map(str::to_owned)).collect()
     }
 }

@@ -76,7 +76,8 @@ impl LayoutReport {
     fn variables(&self, text: &mut String, all: bool) {
         let (own, because): (Vec<_>, Vec<_>) = self.variables.iter().partition(|variable| variable.types.is_some());
         for variable in own {
-            let [old, new] = variable.types.as_ref().map(|types| types.each_ref().map(String::as_str)).unwrap_or([""; 2]);
+            let [old, new] =
+                variable.types.as_ref().map(|types| types.each_ref().map(String::as_str)).unwrap_or([""; 2]);
             let place = variable.place.as_ref().map(|place| format!(" ({place})")).unwrap_or_default();
             let _ = writeln!(text, "{}: {old} -> {new}{}{place}", named(variable), size_change(variable));
         }

@@ -52,8 +52,7 @@ pub(super) fn run(pair: &Pair) -> Result<(), JobError> {
     println!("{} and {}, all types\n{table}", pair.older.release, pair.newer.release);
     let [_, ratio, _] = spread(&ratios);
     let [.., peak] = spread(&memory);
-    let checks =
-        [("layout ÷ pahole", ratio, MOST_OF_PAHOLE), ("memory of lucos-build layout, in MiB", peak, MOST_MIB)];
+    let checks = [("layout ÷ pahole", ratio, MOST_OF_PAHOLE), ("memory of lucos-build layout, in MiB", peak, MOST_MIB)];
     match checks.into_iter().find(|(_, seen, most)| seen > most) {
         Some((what, seen, most)) => Err(JobError::NotSeen {
             what: what.to_owned(),
