@@ -6,10 +6,10 @@
 use super::shape::Shape;
 use super::spell::{Speller, keyword, list};
 use super::tree::{Node, NodeId, Tree};
-use super::{Function, LayoutError, Layouts, Member, Place, TypeKind, TypeLayout, Variable};
+use super::{Files, Function, LayoutError, Layouts, Member, Place, TypeKind, TypeLayout, Variable};
 use gimli::constants as dw;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 /// Nesting of anonymous members beyond this is taken for a circle.
 const MAX_NESTING: u32 = 64;
@@ -20,12 +20,12 @@ const MAX_MEMBERS: u32 = 100_000;
 pub(super) struct Collector<'t, 'a> {
     pub(super) tree: &'t Tree<'a>,
     pub(super) speller: Speller<'t, 'a>,
-    files: BTreeMap<u64, String>,
+    files: Files<'t, 'a>,
     members_left: Cell<u32>,
 }
 
 impl<'t, 'a> Collector<'t, 'a> {
-    pub(super) fn new(tree: &'t Tree<'a>, files: BTreeMap<u64, String>) -> Result<Self, LayoutError> {
+    pub(super) fn new(tree: &'t Tree<'a>, files: Files<'t, 'a>) -> Result<Self, LayoutError> {
         Ok(Self { tree, speller: Speller::new(tree)?, files, members_left: Cell::new(0) })
     }
 
@@ -276,7 +276,7 @@ impl<'t, 'a> Collector<'t, 'a> {
     }
 
     fn place(&self, node: &Node<'_>) -> Option<Place> {
-        let file = self.files.get(&node.decl_file?)?.clone();
+        let file = self.files.path(node.decl_file?)?;
         Some(Place { file, line: node.decl_line? })
     }
 }

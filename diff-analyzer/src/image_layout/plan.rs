@@ -33,11 +33,56 @@ pub(super) struct Read {
     pub(super) form: Fixed,
 }
 
+/// What an entry is to layouts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// A type.
+    Type,
+    /// A member, enumerator, bound or parameter, when a type is above it.
+    Part,
+    /// A function.
+    Function,
+    /// A block in a function.
+    Block,
+    /// A variable.
+    Variable,
+    /// Nothing.
+    None,
+}
+
+fn role(tag: DwTag) -> Role {
+    match tag {
+        dw::DW_TAG_base_type
+        | dw::DW_TAG_unspecified_type
+        | dw::DW_TAG_typedef
+        | dw::DW_TAG_structure_type
+        | dw::DW_TAG_union_type
+        | dw::DW_TAG_enumeration_type
+        | dw::DW_TAG_array_type
+        | dw::DW_TAG_pointer_type
+        | dw::DW_TAG_subroutine_type
+        | dw::DW_TAG_const_type
+        | dw::DW_TAG_volatile_type
+        | dw::DW_TAG_restrict_type
+        | dw::DW_TAG_atomic_type => Role::Type,
+        dw::DW_TAG_member
+        | dw::DW_TAG_enumerator
+        | dw::DW_TAG_subrange_type
+        | dw::DW_TAG_formal_parameter
+        | dw::DW_TAG_unspecified_parameters => Role::Part,
+        dw::DW_TAG_subprogram => Role::Function,
+        dw::DW_TAG_lexical_block => Role::Block,
+        dw::DW_TAG_variable => Role::Variable,
+        _ => Role::None,
+    }
+}
+
 /// How entries of one abbreviation are read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Plan<'u> {
     pub(super) abbreviation: &'u Abbreviation,
     pub(super) tag: DwTag,
+    pub(super) role: Role,
     pub(super) has_children: bool,
     /// Whether all entries start with their name; the rest is counted from behind it.
     pub(super) text_first: bool,
@@ -111,6 +156,7 @@ impl<'u> Plans<'u> {
         let plan = Plan {
             abbreviation,
             tag: abbreviation.tag(),
+            role: role(abbreviation.tag()),
             has_children: abbreviation.has_children(),
             text_first,
             length,

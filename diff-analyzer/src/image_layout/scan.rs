@@ -6,11 +6,12 @@
 
 use super::entry::Entry;
 use super::name::Texts;
+use super::plan::Role;
 use super::unit::Unit;
 use super::walk::Walk;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::Slice;
-use gimli::{DwTag, Dwarf, constants as dw};
+use gimli::{Dwarf, constants as dw};
 
 /// Index of an entry in its [`Entries`]; 0 is the unit itself and stands for none.
 pub(super) type Index = u32;
@@ -44,47 +45,6 @@ enum What {
     Type,
 }
 
-/// How an entry is treated.
-enum Treat {
-    Type,
-    Part,
-    Function,
-    Block,
-    Variable,
-    Skip,
-}
-
-fn treat(tag: DwTag, parent: What) -> Treat {
-    match tag {
-        dw::DW_TAG_base_type
-        | dw::DW_TAG_unspecified_type
-        | dw::DW_TAG_typedef
-        | dw::DW_TAG_structure_type
-        | dw::DW_TAG_union_type
-        | dw::DW_TAG_enumeration_type
-        | dw::DW_TAG_array_type
-        | dw::DW_TAG_pointer_type
-        | dw::DW_TAG_subroutine_type
-        | dw::DW_TAG_const_type
-        | dw::DW_TAG_volatile_type
-        | dw::DW_TAG_restrict_type
-        | dw::DW_TAG_atomic_type => Treat::Type,
-        dw::DW_TAG_member
-        | dw::DW_TAG_enumerator
-        | dw::DW_TAG_subrange_type
-        | dw::DW_TAG_formal_parameter
-        | dw::DW_TAG_unspecified_parameters
-            if parent == What::Type =>
-        {
-            Treat::Part
-        }
-        dw::DW_TAG_subprogram => Treat::Function,
-        dw::DW_TAG_lexical_block => Treat::Block,
-        dw::DW_TAG_variable if parent == What::Unit => Treat::Variable,
-        _ => Treat::Skip,
-    }
-}
-
 impl<'a> Entries<'a> {
     pub(super) fn new(texts: Texts<'a>) -> Self {
         Self { list: Vec::new(), texts, at: Vec::new(), open: Vec::new() }
@@ -116,18 +76,22 @@ impl<'a> Entries<'a> {
                 self.open.push(Open { what: What::Unit, entry: 0, scope: 0 });
                 continue;
             };
-            let treat = treat(plan.tag, parent.what);
-            match treat {
-                Treat::Skip => {
-                    walk.skip(offset, depth, &plan)?;
-                    continue;
-                }
-                Treat::Block => {
+            let wanted = match plan.role {
+                Role::Part => parent.what == What::Type,
+                Role::Variable => parent.what == What::Unit,
+                Role::Type | Role::Function => true,
+                Role::Block => {
                     walk.skip_attributes(&plan)?;
-                    self.open.push(Open { what: What::Code, ..parent });
+                    if plan.has_children {
+                        self.open.push(Open { what: What::Code, ..parent });
+                    }
                     continue;
                 }
-                _ => {}
+                Role::None => false,
+            };
+            if !wanted {
+                walk.skip(offset, depth, &plan)?;
+                continue;
             }
             let index = self.list.len() as Index;
             self.list.push(Entry::new(offset as u32, plan.tag));
@@ -135,8 +99,8 @@ impl<'a> Entries<'a> {
             walk.attributes(&plan, dwarf, &mut self.texts, entry)?;
             entry.owner = parent.scope;
             let mut open = Open { what: What::Type, entry: index, scope: parent.scope };
-            match treat {
-                Treat::Part => {
+            match plan.role {
+                Role::Part => {
                     entry.owner = parent.entry;
                     let parent = &mut self.list[parent.entry as usize];
                     if parent.first == 0 {
@@ -144,11 +108,13 @@ impl<'a> Entries<'a> {
                     }
                     parent.end = index + 1;
                 }
-                Treat::Function => open = Open { what: What::Code, scope: index, ..open },
+                Role::Function => open = Open { what: What::Code, scope: index, ..open },
                 _ => {}
             }
             self.at[offset] = index;
-            self.open.push(open);
+            if plan.has_children {
+                self.open.push(open);
+            }
         }
         if self.list.is_empty() {
             return Err(LayoutError::Structure { offset: 0 });
