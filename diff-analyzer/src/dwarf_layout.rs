@@ -99,7 +99,7 @@ pub enum TypeKind {
 }
 
 /// A defined type.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TypeLayout {
     /// The key in [`Layouts::types`].
     pub name: String,
@@ -122,7 +122,7 @@ pub struct TypeLayout {
 }
 
 /// A member of a struct or union.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Member {
     /// Name; empty for an anonymous member.
     pub name: String,
@@ -137,6 +137,7 @@ pub struct Member {
     /// Its declaration, spelled in C, without the semicolon.
     pub declaration: String,
     /// What it is made of; of an anonymous struct or union [`Member::members`] say that.
+    #[serde(skip)]
     pub shape: Shape,
     /// Keys of the types it contains by value (through typedefs and arrays).
     pub embeds: Vec<String>,
@@ -311,6 +312,23 @@ pub fn types_of_unit<'a>(
     let mut layouts = Layouts::default();
     collect::Collector::new(&tree, files(dwarf, unit)?)?.types(&mut layouts, wanted)?;
     Ok(layouts.types)
+}
+
+/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these.
+///
+/// # Errors
+/// [`LayoutError`] when the DWARF cannot be used, or no type or variable with a name is at an offset.
+pub(crate) fn at_offsets<'a>(
+    dwarf: &Dwarf<Slice<'a>>,
+    unit: &Unit<Slice<'a>>,
+    types: &[usize],
+    variables: &[usize],
+) -> Result<(Vec<TypeLayout>, Vec<Variable>), LayoutError> {
+    let tree = tree::Tree::read(dwarf, unit)?;
+    let collector = collect::Collector::new(&tree, files(dwarf, unit)?)?;
+    let types = types.iter().map(|&offset| collector.type_at(offset)).collect::<Result<_, _>>()?;
+    let variables = variables.iter().map(|&offset| collector.variable_at(offset)).collect::<Result<_, _>>()?;
+    Ok((types, variables))
 }
 
 impl Layouts {

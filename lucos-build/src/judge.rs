@@ -15,12 +15,17 @@ use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
+use crate::warnings;
 use diff_analyzer::classify::{Classification, classify};
+use diff_analyzer::dwarf_layout::sections::ObjectDebug;
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
+use diff_analyzer::semantics::inlined::{self, Inlined};
+use diff_analyzer::semantics::text::Texts;
+use diff_analyzer::semantics::{self, Warning};
 use diff_analyzer::source_diff::FileChange;
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
@@ -61,10 +66,10 @@ pub struct Judge<'a, 'i> {
     pub explain: &'a [String],
     /// Functions may be replaced that can then not be traced.
     pub allow_untraceable: bool,
-    /// Hooks that go along.
-    pub hooks: Option<&'a HandObject>,
     /// What the author says of the change.
     pub overrides: &'a Overrides,
+    /// Hooks that go along.
+    pub hooks: Option<&'a HandObject>,
 }
 
 /// An object that cannot be used.
@@ -88,11 +93,29 @@ struct Read {
     compiled: CompiledUnit,
 }
 
+/// What a unit's debug information says.
+#[derive(Default)]
+struct DebugInfo {
+    layouts: Layouts,
+    inlined: Vec<Inlined>,
+}
+
+impl DebugInfo {
+    fn read(path: &PathBuf) -> Result<Self, JudgeError> {
+        let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
+        let unusable = |source| JudgeError::Layout { path: path.clone(), source };
+        let debug = ObjectDebug::read(&bytes).map_err(|source| unusable(source.into()))?;
+        let layouts = dwarf_layout::of_source(&debug, |_| true).map_err(unusable)?;
+        Ok(Self { layouts, inlined: inlined::read(&debug).map_err(unusable)? })
+    }
+}
+
 /// A unit, proved, compared and classified.
 struct Judged {
     proof: Proof,
     diff: ObjectDiff,
     found: Classification,
+    warnings: Vec<Warning>,
     /// Time taken: prove, compare and classify.
     times: [Duration; 2],
 }
@@ -118,6 +141,9 @@ impl Judge<'_, '_> {
         let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        // Units may have been left out since the last time.
+        report.warnings.clear();
+        self.warn(&read, &judged, report);
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
         }
@@ -220,13 +246,12 @@ impl Judge<'_, '_> {
         report
             .notes
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
-        let has_hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
-        if has_hooks {
-            report.verdict = Verdict::Type2;
-        } else if report.verdict != Verdict::Type2 {
-            report.verdict = Verdict::Type1;
-        }
-        Ok(self.bundle(parts, support, profile, report))
+        let bundle = self.bundle(parts, support, profile, report);
+        report.verdict = match bundle.manifest.update_type {
+            UpdateType::Type1 => Verdict::Type1,
+            UpdateType::Type2 => Verdict::Type2,
+        };
+        Ok(bundle)
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
@@ -311,7 +336,11 @@ impl Judge<'_, '_> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
         let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
-        self.decide(&read, &judged, report).map(drop)
+        let decided = self.decide(&read, &judged, report);
+        if decided.is_err() {
+            self.warn(&read, &judged, report);
+        }
+        decided.map(drop)
     }
 
     fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
@@ -323,8 +352,10 @@ impl Judge<'_, '_> {
     }
 
     fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
-        let judge =
-            |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched);
+        let texts = Texts::of(self.changes);
+        let judge = |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| {
+            self.judge(unit, original, patched, &texts)
+        };
         let mut judged: Vec<Judged> =
             read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)?;
         let globals = |(judged, (_, patched)): (&Judged, &(Pieces<'_>, Pieces<'_>))| -> Vec<String> {
@@ -414,7 +445,13 @@ impl Judge<'_, '_> {
         prelink::guest::profile(self.image, self.units, &features).map_err(Stop::failed)
     }
 
-    fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
+    fn judge(
+        &self,
+        unit: &Read,
+        original: &Pieces<'_>,
+        patched: &Pieces<'_>,
+        texts: &Texts<'_>,
+    ) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
         // A module has no debug information: its functions are found by name and contents.
         let image = self.image_of(unit);
@@ -422,24 +459,40 @@ impl Judge<'_, '_> {
         let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
-        let mut found = Classification::default();
+        let (mut found, mut warnings) = (Classification::default(), Vec::new());
         if !diff.is_empty() {
-            let layouts = |path: &PathBuf| {
-                let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
-                dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
-            };
-            let original_layouts = || unit.compiled.original.as_ref().map_or_else(|| Ok(Layouts::default()), &layouts);
-            let (old, new) = rayon::join(original_layouts, || layouts(&unit.compiled.patched));
+            let (old, new) = rayon::join(
+                || unit.compiled.original.as_ref().map_or_else(|| Ok(DebugInfo::default()), DebugInfo::read),
+                || DebugInfo::read(&unit.compiled.patched),
+            );
             let (old, new) = (old?, new?);
-            let resigned: BTreeSet<String> =
-                layout_diff::compare_functions(&old, &new).into_iter().map(|change| change.name).collect();
-            if !resigned.is_empty() {
+            let signatures = layout_diff::compare_functions(&old.layouts, &new.layouts);
+            if !signatures.is_empty() {
+                let resigned = signatures.iter().map(|change| change.name.clone()).collect();
                 diff = compare_resigned(original, patched, resigned);
             }
-            diff.locks = layout_diff::locks(&new);
-            found = classify(&diff, original, patched, &old, &new);
+            diff.locks = layout_diff::locks(&new.layouts);
+            found = classify(&diff, original, patched, &old.layouts, &new.layouts);
+            let both = semantics::Unit {
+                pieces: [original, patched],
+                diff: &diff,
+                layouts: [&old.layouts, &new.layouts],
+                types: &layout_diff::compare(&old.layouts, &new.layouts),
+                signatures: &signatures,
+                inlined: [&old.inlined, &new.inlined],
+            };
+            warnings = semantics::check(&both, texts);
         }
-        Ok(Judged { proof, diff, found, times: [proved, clock.elapsed().saturating_sub(proved)] })
+        Ok(Judged { proof, diff, found, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+    }
+
+    /// Puts the warnings that the author has not silenced into the report.
+    fn warn(&self, read: &[Read], judged: &[Judged], report: &mut Report) {
+        for (unit, judged) in read.iter().zip(judged) {
+            let heard = |warning: &&Warning| !self.overrides.silences(warning.rule, &warning.subject);
+            let heard: Vec<Warning> = judged.warnings.iter().filter(heard).cloned().collect();
+            warnings::add(&mut report.warnings, &unit.unit, &heard);
+        }
     }
 
     /// What becomes of existing types and data.
@@ -520,6 +573,9 @@ impl Judge<'_, '_> {
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
+        // Types and data were looked at before; hooks are the author's word that old and new code differ in meaning.
+        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
+        let update_type = if hooks || report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -529,7 +585,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
+                update_type,
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -566,11 +622,6 @@ impl Judge<'_, '_> {
     }
 }
 
-/// Whether nothing would ever run or use what is linked.
-fn is_idle(linked: &Linked) -> bool {
-    linked.functions.is_empty() && linked.payload.changed.is_empty() && linked.payload.hooks.is_empty()
-}
-
 /// What refers to a datum that moves changes with it, in all units.
 fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
     let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
@@ -588,6 +639,11 @@ fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plan
             judged.diff.follow_data(patched, &here, &names);
         }
     }
+}
+
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.hooks.is_empty() && linked.payload.changed.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.

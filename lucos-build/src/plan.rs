@@ -75,8 +75,8 @@ impl<'i> Plan<'_, 'i> {
             name: self.args.name(),
             explain: &self.args.explain,
             allow_untraceable: self.args.allow_untraceable,
-            hooks,
             overrides: self.overrides,
+            hooks,
         }
     }
 
