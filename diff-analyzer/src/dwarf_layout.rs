@@ -261,6 +261,18 @@ pub fn unit_name(bytes: &[u8]) -> Option<String> {
     unit.name.map(|name| clean_path(&name.to_string_lossy()))
 }
 
+/// `DW_AT_producer` of the first unit of a relocatable object: compiler, version and options.
+pub fn producer(bytes: &[u8]) -> Option<String> {
+    let source = ObjectDebug::read(bytes).ok()?;
+    let dwarf = dwarf_of(&source);
+    let header = dwarf.units().next().ok()??;
+    let unit = dwarf.unit(header).ok()?;
+    let mut entries = unit.entries();
+    entries.next_dfs().ok()??;
+    let value = entries.current()?.attr_value(gimli::constants::DW_AT_producer)?;
+    dwarf.attr_string(&unit, value).ok().map(|text| text.to_string_lossy().into_owned())
+}
+
 /// Layouts of the units of a source whose `DW_AT_name` is wanted.
 ///
 /// # Errors

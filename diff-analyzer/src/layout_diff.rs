@@ -394,7 +394,7 @@ pub(crate) fn embedded(layout: &TypeLayout) -> impl Iterator<Item = &String> {
 }
 
 /// Keys of the types that are contained in `embeds`, however deep.
-fn contained(embeds: &[String], layouts: &Layouts, found: &mut BTreeSet<String>) {
+pub(crate) fn contained(embeds: &[String], layouts: &Layouts, found: &mut BTreeSet<String>) {
     let mut left: Vec<&String> = embeds.iter().collect();
     while let Some(name) = left.pop() {
         if found.insert(name.clone())

@@ -296,6 +296,14 @@ impl<'o> Pieces<'o> {
         self.pieces.iter().enumerate().map(|(index, piece)| (PieceIndex(index), piece))
     }
 
+    /// The piece that a byte of a section is in.
+    pub fn piece_at(&self, section: SectionIndex, offset: u64) -> Option<PieceIndex> {
+        let pieces = self.by_section.get(section.0)?;
+        let next = pieces.partition_point(|&piece| self.piece(piece).range.start <= offset);
+        let piece = *pieces.get(next.checked_sub(1)?)?;
+        self.piece(piece).range.contains(&offset).then_some(piece)
+    }
+
     /// Bytes of a piece; empty for zero-initialised data.
     pub fn bytes(&self, index: PieceIndex) -> &'o [u8] {
         let piece = self.piece(index);

@@ -85,6 +85,13 @@ impl FileChange {
         let gone: usize = hunk.edits.iter().filter(|edit| edit.new.start <= line).map(|edit| edit.old.len()).sum();
         Some(hunk.diff_line? + 1 + (line - hunk.new.start) + gone)
     }
+
+    /// Line of the diff, from 1, that takes away a line of the old text (counted from 0) or has it as context.
+    pub fn diff_line_of_old(&self, line: usize) -> Option<usize> {
+        let hunk = self.hunks.iter().find(|hunk| hunk.old.contains(&line))?;
+        let come: usize = hunk.edits.iter().filter(|edit| edit.old.end <= line).map(|edit| edit.new.len()).sum();
+        Some(hunk.diff_line? + 1 + (line - hunk.old.start) + come)
+    }
 }
 
 /// Reads a diff and applies it to files of a source tree, in memory.

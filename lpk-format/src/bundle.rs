@@ -126,7 +126,7 @@ pub struct Manifest {
     pub update_type: UpdateType,
     /// Version of the tool that wrote it.
     pub built_by: String,
-    /// SHA-256 of the diff, lower-case hexadecimal.
+    /// SHA-256 of the diff, or of the update written by hand, lower-case hexadecimal.
     pub diff_sha256: String,
     /// Files the diff changes, as named in it, sorted.
     pub files: Vec<String>,

@@ -4,6 +4,7 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::by_hand::{HandObject, HandPieces, Replacement};
 use crate::data::{self, Decided};
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
@@ -12,14 +13,19 @@ use crate::modules::Modules;
 use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
-use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
+use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
+use crate::warnings;
 use diff_analyzer::classify::{Classification, classify};
+use diff_analyzer::dwarf_layout::sections::ObjectDebug;
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::{Object, ObjectError};
 use diff_analyzer::object_diff::{ObjectDiff, compare, compare_resigned};
 use diff_analyzer::pieces::{PieceIndex, Pieces, PiecesError};
+use diff_analyzer::semantics::inlined::{self, Inlined};
+use diff_analyzer::semantics::text::Texts;
+use diff_analyzer::semantics::{self, Warning};
 use diff_analyzer::source_diff::FileChange;
 use diff_analyzer::special::SectionRole;
 use lpk_format::{
@@ -62,6 +68,8 @@ pub struct Judge<'a, 'i> {
     pub allow_untraceable: bool,
     /// What the author says of the change.
     pub overrides: &'a Overrides,
+    /// Hooks that go along.
+    pub hooks: Option<&'a HandObject>,
 }
 
 /// An object that cannot be used.
@@ -85,11 +93,29 @@ struct Read {
     compiled: CompiledUnit,
 }
 
+/// What a unit's debug information says.
+#[derive(Default)]
+struct DebugInfo {
+    layouts: Layouts,
+    inlined: Vec<Inlined>,
+}
+
+impl DebugInfo {
+    fn read(path: &PathBuf) -> Result<Self, JudgeError> {
+        let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
+        let unusable = |source| JudgeError::Layout { path: path.clone(), source };
+        let debug = ObjectDebug::read(&bytes).map_err(|source| unusable(source.into()))?;
+        let layouts = dwarf_layout::of_source(&debug, |_| true).map_err(unusable)?;
+        Ok(Self { layouts, inlined: inlined::read(&debug).map_err(unusable)? })
+    }
+}
+
 /// A unit, proved, compared and classified.
 struct Judged {
     proof: Proof,
     diff: ObjectDiff,
     found: Classification,
+    warnings: Vec<Warning>,
     /// Time taken: prove, compare and classify.
     times: [Duration; 2],
 }
@@ -115,6 +141,9 @@ impl Judge<'_, '_> {
         let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        // Units may have been left out since the last time.
+        report.warnings.clear();
+        self.warn(&read, &judged, report);
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
         }
@@ -141,6 +170,9 @@ impl Judge<'_, '_> {
             return Err(Stop::Refused(exits));
         }
         if judged.iter().all(|unit| unit.diff.is_empty()) {
+            if self.hooks.is_some() {
+                report.notes.push("without a change the hooks are not used".to_owned());
+            }
             return Ok(None);
         }
         let decided = self.decide(&read, &judged, report)?;
@@ -155,7 +187,8 @@ impl Judge<'_, '_> {
             let (diff, proof) = (&judged.diff, &judged.proof);
             (unit, link::Unit { name: &unit.unit, original, patched, diff, proof, data })
         });
-        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
+        let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
         if parts.is_empty() {
             return Ok(None);
         }
@@ -168,6 +201,20 @@ impl Judge<'_, '_> {
             }
         }
         report.timings_ms.link = millis(clock.elapsed());
+        self.complete(parts, profile, report, progress).map(Some)
+    }
+
+    /// From linked parts to a bundle: what forbids it all the same, and the part that runs in the guest.
+    ///
+    /// # Errors
+    /// [`Stop`] when it is refused.
+    pub fn complete(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        profile: GuestProfile,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Bundle, Stop> {
         let untraceable: Vec<Reason> = parts.iter().flat_map(|(_, linked)| untraceable(linked)).collect();
         if !untraceable.is_empty() && !self.allow_untraceable {
             return Err(Stop::Refused(untraceable));
@@ -195,16 +242,25 @@ impl Judge<'_, '_> {
                 None
             }
         };
-        if report.verdict != Verdict::Type2 {
+        let warnings = parts.iter().flat_map(|(_, linked)| &linked.warnings);
+        report
+            .notes
+            .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
+        let is_type_2 = |linked: &Linked| !linked.payload.hooks.is_empty() || !linked.payload.changed.is_empty();
+        // Types were looked at before; hooks are the author's word that old and new code differ in meaning.
+        if parts.iter().any(|(_, linked)| is_type_2(linked)) {
+            report.verdict = Verdict::Type2;
+        } else if report.verdict != Verdict::Type2 {
             report.verdict = Verdict::Type1;
         }
-        Ok(Some(self.bundle(parts, support, profile, report)))
+        Ok(self.bundle(parts, support, profile, report))
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
     fn link<'p>(
         &self,
         units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        hooks: Option<&'p HandPieces<'p>>,
         sizes: &BTreeMap<String, u64>,
         report: &mut Report,
     ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
@@ -215,11 +271,21 @@ impl Judge<'_, '_> {
             groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
         }
         let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        let mut declared = None;
+        if let Some(hooks) = hooks {
+            let (_, units) = groups.entry(None).or_insert_with(|| (self.image, Vec::new()));
+            units.push(hooks.unit());
+            match hooks.declared(self.image, self.units, units.len() - 1, &[]) {
+                Ok(found) => declared = Some(found),
+                Err(more) => refusals.extend(more),
+            }
+        }
         for (&part, (image, units)) in &groups {
             let others = groups.iter().filter(|&(&other, _)| other != part).flat_map(|(_, (_, units))| units);
             let elsewhere: BTreeSet<String> = others.flat_map(global_names).collect();
             let tables = BootTables::read(image, sizes).map_err(of_sites)?;
-            match link::link(image, &tables, units, &elsewhere) {
+            let declared = declared.as_ref().filter(|_| part.is_none());
+            match link::link_declared(image, &tables, units, &elsewhere, declared) {
                 Ok(linked) => parts.push((image.module().cloned(), linked)),
                 Err(more) => refusals.extend(more),
             }
@@ -227,15 +293,36 @@ impl Judge<'_, '_> {
         if !refusals.is_empty() {
             return Err(self.of_refusals(refusals));
         }
-        for (module, linked) in
-            parts.extract_if(.., |(_, linked)| linked.functions.is_empty() && linked.payload.changed.is_empty())
-        {
+        for (module, linked) in parts.extract_if(.., |(_, linked)| is_idle(linked)) {
             let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
             let new: Vec<String> =
                 linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
             report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
         }
         Ok(parts)
+    }
+
+    /// Links a unit that is written by hand, and nothing else.
+    ///
+    /// # Errors
+    /// [`Stop::Refused`] with all reasons.
+    pub fn link_by_hand(
+        &self,
+        pieces: &HandPieces<'_>,
+        replace: &[Replacement],
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Linked, Stop> {
+        let refuse = |refusals| self.of_refusals(refusals);
+        let declared = pieces.declared(self.image, self.units, 0, replace).map_err(refuse)?;
+        let tables = BootTables::read(self.image, sizes).map_err(of_sites)?;
+        let (units, elsewhere) = ([pieces.unit()], BTreeSet::new());
+        let linked = link::link_declared(self.image, &tables, &units, &elsewhere, Some(&declared)).map_err(refuse)?;
+        if linked.functions.is_empty() {
+            let message = "it replaces no function of the kernel, so nothing would ever run it";
+            let help = "say what replaces what: LUCOS_REPLACE(old, new) in the file, or --replace OLD=NEW";
+            return Err(Stop::refused(Reason::new("nothing-replaced", message).help(help)));
+        }
+        Ok(linked)
     }
 
     /// The image that a unit's code is in.
@@ -251,7 +338,11 @@ impl Judge<'_, '_> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
         let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
-        self.decide(&read, &judged, report).map(drop)
+        let decided = self.decide(&read, &judged, report);
+        if decided.is_err() {
+            self.warn(&read, &judged, report);
+        }
+        decided.map(drop)
     }
 
     fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
@@ -263,8 +354,10 @@ impl Judge<'_, '_> {
     }
 
     fn judge_all(&self, read: &[Read], pieces: &[(Pieces<'_>, Pieces<'_>)]) -> Result<Vec<Judged>, Stop> {
-        let judge =
-            |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| self.judge(unit, original, patched);
+        let texts = Texts::of(self.changes);
+        let judge = |(unit, (original, patched)): (&Read, &(Pieces<'_>, Pieces<'_>))| {
+            self.judge(unit, original, patched, &texts)
+        };
         let mut judged: Vec<Judged> =
             read.par_iter().zip(pieces).map(judge).collect::<Result<_, _>>().map_err(Stop::failed)?;
         let globals = |(judged, (_, patched)): (&Judged, &(Pieces<'_>, Pieces<'_>))| -> Vec<String> {
@@ -343,14 +436,24 @@ impl Judge<'_, '_> {
             .collect()
     }
 
-    fn profile(&self) -> Result<GuestProfile, Stop> {
+    /// What the runtime must know of the kernel.
+    ///
+    /// # Errors
+    /// [`Stop`] when it cannot be read.
+    pub fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
             std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
         prelink::guest::profile(self.image, self.units, &features).map_err(Stop::failed)
     }
 
-    fn judge(&self, unit: &Read, original: &Pieces<'_>, patched: &Pieces<'_>) -> Result<Judged, JudgeError> {
+    fn judge(
+        &self,
+        unit: &Read,
+        original: &Pieces<'_>,
+        patched: &Pieces<'_>,
+        texts: &Texts<'_>,
+    ) -> Result<Judged, JudgeError> {
         let clock = Instant::now();
         // A module has no debug information: its functions are found by name and contents.
         let image = self.image_of(unit);
@@ -358,24 +461,40 @@ impl Judge<'_, '_> {
         let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
-        let mut found = Classification::default();
+        let (mut found, mut warnings) = (Classification::default(), Vec::new());
         if !diff.is_empty() {
-            let layouts = |path: &PathBuf| {
-                let bytes = std::fs::read(path).map_err(|source| JudgeError::Read { path: path.clone(), source })?;
-                dwarf_layout::of_object(&bytes).map_err(|source| JudgeError::Layout { path: path.clone(), source })
-            };
-            let original_layouts = || unit.compiled.original.as_ref().map_or_else(|| Ok(Layouts::default()), &layouts);
-            let (old, new) = rayon::join(original_layouts, || layouts(&unit.compiled.patched));
+            let (old, new) = rayon::join(
+                || unit.compiled.original.as_ref().map_or_else(|| Ok(DebugInfo::default()), DebugInfo::read),
+                || DebugInfo::read(&unit.compiled.patched),
+            );
             let (old, new) = (old?, new?);
-            let resigned: BTreeSet<String> =
-                layout_diff::compare_functions(&old, &new).into_iter().map(|change| change.name).collect();
-            if !resigned.is_empty() {
+            let signatures = layout_diff::compare_functions(&old.layouts, &new.layouts);
+            if !signatures.is_empty() {
+                let resigned = signatures.iter().map(|change| change.name.clone()).collect();
                 diff = compare_resigned(original, patched, resigned);
             }
-            diff.locks = layout_diff::locks(&new);
-            found = classify(&diff, original, patched, &old, &new);
+            diff.locks = layout_diff::locks(&new.layouts);
+            found = classify(&diff, original, patched, &old.layouts, &new.layouts);
+            let both = semantics::Unit {
+                pieces: [original, patched],
+                diff: &diff,
+                layouts: [&old.layouts, &new.layouts],
+                types: &layout_diff::compare(&old.layouts, &new.layouts),
+                signatures: &signatures,
+                inlined: [&old.inlined, &new.inlined],
+            };
+            warnings = semantics::check(&both, texts);
         }
-        Ok(Judged { proof, diff, found, times: [proved, clock.elapsed().saturating_sub(proved)] })
+        Ok(Judged { proof, diff, found, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+    }
+
+    /// Puts the warnings that the author has not silenced into the report.
+    fn warn(&self, read: &[Read], judged: &[Judged], report: &mut Report) {
+        for (unit, judged) in read.iter().zip(judged) {
+            let heard = |warning: &&Warning| !self.overrides.silences(warning.rule, &warning.subject);
+            let heard: Vec<Warning> = judged.warnings.iter().filter(heard).cloned().collect();
+            warnings::add(&mut report.warnings, &unit.unit, &heard);
+        }
     }
 
     /// What becomes of existing types and data.
@@ -448,6 +567,10 @@ impl Judge<'_, '_> {
                 unit: datum.unit.clone(),
                 size: datum.size,
             }));
+            report.hooks.extend(linked.payload.hooks.iter().map(|hook| HookRow {
+                kind: hook.kind,
+                subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
+            }));
         }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
@@ -496,6 +619,11 @@ impl Judge<'_, '_> {
         }
         bundle
     }
+}
+
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.changed.is_empty() && linked.payload.hooks.is_empty()
 }
 
 /// What refers to a datum that moves changes with it, in all units.

@@ -4,6 +4,7 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod by_hand;
 pub mod compare;
 pub mod data;
 pub mod explain;
@@ -24,3 +25,4 @@ pub mod report;
 pub mod request;
 pub mod rules;
 pub mod scope;
+pub mod warnings;

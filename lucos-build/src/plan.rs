@@ -4,6 +4,7 @@
 //! the commands of units that exist and of new ones; whether the configuration stays what it is. Goes out: compiled units.
 
 use crate::args::BuildArgs;
+use crate::by_hand::HandObject;
 use crate::faults::Faults;
 use crate::headers;
 use crate::identity::Config;
@@ -63,7 +64,7 @@ pub struct List {
 
 impl<'i> Plan<'_, 'i> {
     /// What the phases behind the compiler work on.
-    pub fn judge<'s>(&'s self, modules: &'s Modules) -> Judge<'s, 'i> {
+    pub fn judge<'s>(&'s self, modules: &'s Modules, hooks: Option<&'s HandObject>) -> Judge<'s, 'i> {
         Judge {
             request: self.request,
             image: self.image,
@@ -75,6 +76,7 @@ impl<'i> Plan<'_, 'i> {
             explain: &self.args.explain,
             allow_untraceable: self.args.allow_untraceable,
             overrides: self.overrides,
+            hooks,
         }
     }
 
@@ -335,7 +337,7 @@ impl<'i> Plan<'_, 'i> {
         let compile = self.compiler(&kept);
         compile.prepare(&first.units).map_err(Stop::failed)?;
         list.done = self.compile_some(&compile, &first.units, faults, report, progress, &|| {})?;
-        self.judge(&modules).refuse_early(&list.done, report)
+        self.judge(&modules, None).refuse_early(&list.done, report)
     }
 
     /// Compiles the units, original and patched.

@@ -5,9 +5,10 @@
 
 use crate::explain::Explanation;
 use crate::inputs::Inputs;
+use crate::warnings::Warning;
 use comfy_table::{Cell, CellAlignment, Table, presets};
 use diff_analyzer::layout_diff::{EnumeratorChange, MemberChange};
-use lpk_format::Vouched;
+use lpk_format::{HookKind, Vouched};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -22,7 +23,7 @@ use std::time::Duration;
 pub enum Verdict {
     /// Functions change, existing data does not; a bundle was written.
     Type1,
-    /// Existing data change too; a bundle was written, or the reasons say why not.
+    /// Existing data change too, or the author gave hooks. Without a bundle the reasons say why.
     Type2,
     /// No bundle was written; the reasons say why.
     Refused,
@@ -201,6 +202,16 @@ pub struct TypeRow {
     pub data: BTreeSet<String>,
 }
 
+/// A hook of the author.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookRow {
+    /// When it is called.
+    pub kind: HookKind,
+    /// Function or datum that it is about; absent for the whole update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
 /// Where the time went, in milliseconds of wall time; `compiler` is processor time of compilers and their kin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the names are the phases, in order")]
@@ -242,8 +253,13 @@ pub struct Report {
     pub types: Vec<TypeRow>,
     /// What the author vouches for.
     pub vouched: Vec<Vouched>,
+    /// Hooks of the author.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRow>,
     /// Why it is refused; empty otherwise.
     pub reasons: Vec<Reason>,
+    /// What old and new code may disagree about; it stops nothing.
+    pub warnings: Vec<Warning>,
     /// What else a person should know: parts of the diff without effect, hunks that moved.
     pub notes: Vec<String>,
     /// Parts of the diff that the bundle leaves out, because `--allow-partial` was given.
@@ -274,7 +290,9 @@ impl Report {
             data_changes: Vec::new(),
             types: Vec::new(),
             vouched: Vec::new(),
+            hooks: Vec::new(),
             reasons: Vec::new(),
+            warnings: Vec::new(),
             notes: Vec::new(),
             omitted: Vec::new(),
             modules: Vec::new(),
@@ -312,6 +330,9 @@ impl Report {
             let Vouched { about, subject, says, reason } = vouched;
             let _ = writeln!(text, "on the author's word: {about} `{subject}`: {says} ({reason})");
         }
+        for warning in &self.warnings {
+            text.push_str(&self.diagnostic_of(&warning.reason, Severity::Warning));
+        }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
         }
@@ -329,6 +350,9 @@ impl Report {
         }
         if !self.functions.is_empty() {
             let _ = writeln!(text, "{}", self.function_table());
+        }
+        for hook in &self.hooks {
+            let _ = writeln!(text, "hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
         }
         let kind = match self.verdict {
             Verdict::Type1 => "Type 1 (functions only)",
@@ -389,6 +413,10 @@ impl Report {
 
     /// A reason for people, pointing into the diff where it can.
     pub fn diagnostic(&self, reason: &Reason) -> String {
+        self.diagnostic_of(reason, Severity::Error)
+    }
+
+    fn diagnostic_of(&self, reason: &Reason, severity: Severity) -> String {
         let place = match (&reason.file, reason.line) {
             (Some(file), Some(line)) if !reason.message.starts_with(file) => format!("{file}:{line}: "),
             (Some(file), None) if !reason.message.contains(file) => format!("{file}: "),
@@ -396,7 +424,7 @@ impl Report {
         };
         let mut diagnostic = MietteDiagnostic::new(format!("{place}{}", reason.message))
             .with_code(reason.rule.clone())
-            .with_severity(Severity::Error);
+            .with_severity(severity);
         if let Some(help) = &reason.help {
             diagnostic = diagnostic.with_help(help.clone());
         }
@@ -462,7 +490,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected} is missing in\n{text}");
         }
+        let warned =
+            Reason::new("lock-calls", "`f` calls `mutex_unlock` once before and twice after").at("x.c", Some(1));
+        report.warnings.push(Warning { subject: "f".to_owned(), reason: warned.in_diff(Some(4)) });
+        let text = report.to_text();
+        let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is missing in\n{text}"));
+        assert!(place("x.c:1: `f` calls") < place("compile-error"), "{text}");
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).expect("JSON");
+        assert_eq!(json["warnings"][0]["subject"], "f");
         assert_eq!(json["verdict"], "refused");
         assert_eq!(json["reasons"][0]["line"], 1);
     }

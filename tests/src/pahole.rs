@@ -60,8 +60,8 @@ pub fn parse(text: &str) -> Dump {
     let mut size = None;
     for line in text.lines() {
         let trimmed = line.trim();
-        if trimmed.starts_with("/* size: ") {
-            size = number(&trimmed["/* size: ".len()..]);
+        if let Some(rest) = trimmed.strip_prefix("/* size: ") {
+            size = number(rest);
         } else if trimmed.ends_with('{') {
             if open.is_empty() {
                 name = trimmed.trim_end_matches('{').trim().to_owned();

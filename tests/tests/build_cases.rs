@@ -89,6 +89,9 @@ struct Expect {
     /// What the bundle says on the author's word.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     vouched: BTreeSet<String>,
+    /// Rules and subjects of warnings.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    warnings: BTreeSet<String>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -198,6 +201,9 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         tables,
         data,
         vouched,
+        warnings: (outcome.items("/warnings").iter())
+            .filter_map(|item| Some(format!("{} {}", item["rule"].as_str()?, item["subject"].as_str()?)))
+            .collect(),
     };
     let file = dir.join("expect.json");
     if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {

@@ -1,12 +1,14 @@
 //! Debug sections of a relocatable object, ready to read.
 //!
 //! Comes in: the bytes of an x86-64 `.o` file. Decided: which fields of its `.debug_*` sections the linker would fill,
-//! and with what; every section of the object is taken to start at 0. Goes out: [`ObjectDebug`], filled copies.
+//! and with what. Goes out: [`ObjectDebug`], filled copies, in which every section of data starts at 0, and every section of
+//! code at an address of its own ([`code_address`]): many functions have a section each.
 
+use crate::object::SectionIndex;
 use gimli::{Dwarf, EndianSlice, LittleEndian};
 use object::elf;
 use object::read::elf::ElfFile64;
-use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationFlags, RelocationTarget, SectionKind};
 use std::collections::HashMap;
 
 /// The reader all DWARF of an x86-64 kernel is read with.
@@ -58,6 +60,20 @@ pub enum SectionsError {
     },
 }
 
+/// Where debug sections say that a section of code starts.
+pub fn code_address(section: SectionIndex) -> u64 {
+    (section.0 as u64 + 1) << SECTION_BITS
+}
+
+/// The section of code and the offset in it behind an address that debug sections say.
+pub fn code_place(address: u64) -> Option<(SectionIndex, u64)> {
+    let section = (address >> SECTION_BITS).checked_sub(1)?;
+    Some((SectionIndex(usize::try_from(section).ok()?), address & ((1 << SECTION_BITS) - 1)))
+}
+
+/// No section of an object comes near this size.
+const SECTION_BITS: u32 = 40;
+
 /// The sections that types, variables, functions and file names are read from.
 pub(crate) const READ: [&str; 9] = [
     ".debug_abbrev",
@@ -84,6 +100,11 @@ impl ObjectDebug {
     /// [`SectionsError`] when the bytes are not such an object or hold something unexpected.
     pub fn read(bytes: &[u8]) -> Result<Self, SectionsError> {
         let file = ElfFile64::<object::Endianness>::parse(bytes)?;
+        // Numbered as in `Object::parse`.
+        let code: HashMap<object::SectionIndex, u64> = (file.sections().enumerate())
+            .filter(|(_, section)| section.kind() == SectionKind::Text)
+            .map(|(index, section)| (section.index(), code_address(SectionIndex(index))))
+            .collect();
         let mut sections = HashMap::new();
         for section in file.sections() {
             let name = section.name()?;
@@ -103,7 +124,8 @@ impl ObjectDebug {
                 };
                 let RelocationTarget::Symbol(target) = reloc.target() else { return Err(bad()) };
                 let symbol = file.symbol_by_index(target)?;
-                let value = symbol.address().wrapping_add_signed(reloc.addend()).to_le_bytes();
+                let base = symbol.section_index().and_then(|section| code.get(&section)).copied().unwrap_or(0);
+                let value = base.wrapping_add(symbol.address()).wrapping_add_signed(reloc.addend()).to_le_bytes();
                 let start = usize::try_from(offset).map_err(|_| bad())?;
                 let end = start.checked_add(width).ok_or_else(bad)?;
                 data.get_mut(start..end).ok_or_else(bad)?.copy_from_slice(&value[..width]);

@@ -185,10 +185,8 @@ impl Entry {
                         (dw::DW_AT_data_member_location, Some(Operation::PlusConstant { value })) => {
                             self.number(name, value, false);
                         }
-                        (dw::DW_AT_location, Some(Operation::Address { address })) => {
-                            if operations.next()?.is_none() {
-                                self.number(name, address, false);
-                            }
+                        (dw::DW_AT_location, Some(Operation::Address { address })) if operations.next()?.is_none() => {
+                            self.number(name, address, false);
                         }
                         (dw::DW_AT_data_member_location, _) => return Err(LayoutError::MemberLocation { offset }),
                         _ => {}

@@ -91,6 +91,11 @@ impl Linker<'_, '_> {
             self.refuse("absolute-symbol", from, message, "report the function");
             return None;
         }
+        if let Some(symbol) =
+            self.declared.filter(|declared| declared.unit == from.0).and_then(|of| of.symbols.get(&name))
+        {
+            return self.kernel_symbol(from, symbol);
+        }
         if let Some(&key) = self.globals.get(&name) {
             return self.named(from, key, 0, call);
         }
@@ -180,6 +185,10 @@ impl Linker<'_, '_> {
     pub(super) fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
         if self.refused.contains(&key) {
             return None;
+        }
+        // Its address is that of what it replaces, which is still good after undo.
+        if let Some(old) = self.declared_function(key) {
+            return self.kernel_symbol(from, &old.symbol);
         }
         let unit = &self.units[key.0];
         let piece = unit.patched.piece(key.1);

@@ -41,10 +41,46 @@ impl Linker<'_, '_> {
                 self.select_function(unit_index, unit, function);
             }
         }
+        self.refuse_declarations();
+        self.select_declared();
         self.refuse_remaining_callers();
         self.note_globals();
         self.refuse_second_definitions();
         self.refuse_labels();
+    }
+
+    /// Records in a unit that nobody reads would be forgotten silently.
+    fn refuse_declarations(&mut self) {
+        for (index, unit) in self.units.iter().enumerate() {
+            let read = self.declared.is_some_and(|declared| declared.unit == index);
+            if !read && crate::declare::declares(unit.patched) {
+                self.refusals.insert(Refusal {
+                    rule: "declaration",
+                    unit: unit.name.to_owned(),
+                    subject: String::new(),
+                    message: "it declares replacements or hooks, which belong into a file of their own".to_owned(),
+                    help: "move them into a file given with --hooks or --update".to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Functions of a unit written by hand: all are new to it, and some replace one of the kernel.
+    fn select_declared(&mut self) {
+        let Some(declared) = self.declared else { return };
+        for &piece in declared.functions.keys() {
+            let key = (declared.unit, piece);
+            if self.carried.iter().any(|carried| carried.key == key) {
+                self.replacing.insert(key);
+            }
+        }
+        for function in self.units[declared.unit].diff.changed_boot_functions() {
+            let key = (declared.unit, function);
+            let (pieces, piece) = self.piece(key);
+            let section = &pieces.object.section(piece.section).name;
+            let message = format!("`{}` is in {section}: nothing in an update runs at boot", piece.name);
+            self.refuse("boot-setup", key, message, "set up in a pre hook (LUCOS_PRE) what new code needs");
+        }
     }
 
     fn select_function(&mut self, unit_index: usize, unit: &Unit<'_, '_>, function: &Compared) {
@@ -149,6 +185,9 @@ impl Linker<'_, '_> {
 
     /// Where the old version of a carried function is.
     pub(super) fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+        if let Some(old) = self.declared_function(carried.key) {
+            return Some(old.symbol.address..old.symbol.address + old.symbol.size);
+        }
         let unit = &self.units[carried.key.0];
         let original = carried.original?;
         let &address = unit.proof.functions.get(&original)?;
@@ -266,6 +305,7 @@ impl Linker<'_, '_> {
                 for name in new {
                     if let Some(other) =
                         self.image.symbols().lookup(name).find(|symbol| symbol.global && !self.is_gone(symbol))
+                        && self.declared_function(key).is_none_or(|old| old.symbol.address != other.address)
                     {
                         let message = format!(
                             "`{name}` is new in this unit, but the kernel has it elsewhere, at {:#x}",

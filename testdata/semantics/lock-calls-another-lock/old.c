@@ -1,0 +1,9 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	mutex_lock(&m);
+	value = work(value);
+	mutex_unlock(&m);
+	return value;
+}

@@ -1,0 +1,17 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	int err;
+
+	mutex_lock(&m);
+	err = work(value);
+	if (err < 0) {
+		work(err);
+		goto out;
+	}
+	err = work(value + 1);
+out:
+	mutex_unlock(&m);
+	return err;
+}

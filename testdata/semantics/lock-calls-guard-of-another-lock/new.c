@@ -1,0 +1,16 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	int err;
+
+	guard(mutex)(&m);
+	err = work(value);
+	if (err < 0)
+		return err;
+	{
+		guard(mutex)(&n);
+		work(2);
+	}
+	return work(value + 1);
+}

@@ -1,0 +1,16 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	int err;
+
+	mutex_lock(&m);
+	err = work(value);
+	if (err < 0) {
+		mutex_unlock(&m);
+		return err;
+	}
+	err = work(value + 1);
+	mutex_unlock(&m);
+	return err;
+}

@@ -1,0 +1,14 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	int err;
+
+	mutex_lock(&m);
+	err = work(value);
+	if (err < 0)
+		return err;
+	err = work(value + 1);
+	mutex_unlock(&m);
+	return err;
+}

@@ -1,0 +1,7 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	value = work(value);
+	return work(value);
+}

@@ -1,0 +1,7 @@
+#include "kernel.h"
+
+void change(struct device *given)
+{
+	work(1);
+	put_device(given);
+}

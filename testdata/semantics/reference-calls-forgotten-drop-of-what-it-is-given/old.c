@@ -1,0 +1,9 @@
+#include "kernel.h"
+
+int change(struct device *given, int value)
+{
+	if (work(value))
+		return -1;
+	put_device(given);
+	return 0;
+}

@@ -1,0 +1,16 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	int err;
+
+	get_device(dev);
+	err = work(value);
+	if (err)
+		goto put;
+	err = work(value + 1);
+put:
+	put_device(dev);
+out:
+	return err;
+}

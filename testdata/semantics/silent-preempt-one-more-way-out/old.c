@@ -1,0 +1,9 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	preempt_disable();
+	value = work(value);
+	preempt_enable();
+	return value;
+}

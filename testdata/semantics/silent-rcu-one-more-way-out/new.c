@@ -1,0 +1,13 @@
+#include "kernel.h"
+
+int change(int value)
+{
+	rcu_read_lock();
+	if (value < 0) {
+		rcu_read_unlock();
+		return -1;
+	}
+	value = work(value);
+	rcu_read_unlock();
+	return value;
+}
