@@ -95,7 +95,10 @@ fn conforms(value: &Value, schema: &Value, root: &Value, place: &str) {
         return conforms(value, &root["$defs"][path.trim_start_matches("#/$defs/")], root, place);
     }
     if let Some(choices) = schema["anyOf"].as_array() {
-        return if value.is_null() { () } else { conforms(value, &choices[0], root, place) };
+        if !value.is_null() {
+            conforms(value, &choices[0], root, place);
+        }
+        return;
     }
     for item in value.as_array().into_iter().flatten() {
         conforms(item, &schema["items"], root, &format!("{place}[]"));
