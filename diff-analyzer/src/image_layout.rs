@@ -4,8 +4,8 @@
 //! [`Difference`], or all types of one image. A type is defined in up to thousands of units of an image: each unit is read
 //! once, all its types are reduced to digests, and only types that differ are read in full by [`crate::dwarf_layout`].
 //!
-//! The phases: [`source`] (the file), then unit by unit [`unit`], [`walk`] with [`plan`], [`scan`] with [`entry`] (entries),
-//! [`shape`] (digests), [`index`] (all units), then [`compare`] and [`variables`] with [`full`].
+//! The phases: `source` (the file), then unit by unit `unit`, `walk` with `plan`, `scan` with `entry` (entries),
+//! `shape` (digests), `index` (all units), then `compare` and `variables` with `full`.
 
 mod compare;
 mod digest;

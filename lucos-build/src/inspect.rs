@@ -3,10 +3,13 @@
 //! Comes in: the path of a bundle. Decided: nothing; the reader has checked all of it. Goes out: text or JSON.
 
 use comfy_table::{Table, presets};
-use lpk_format::{Bundle, Hook, HookSubject, Place, ReadBundle, ReadError, SectionKind};
+use lpk_format::{
+    Bundle, DataChange, DataPatch, Hook, HookSubject, Place, ReadBundle, ReadError, SectionKind, Vouched,
+};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Why a bundle cannot be shown.
@@ -149,6 +152,7 @@ fn part(bundle: &Bundle) -> serde_json::Value {
     json!({
         "functions": functions,
         "hooks": hooks,
+        "changed_data": bundle.payload.changed.iter().map(changed_json).collect::<Vec<_>>(),
         "sections": counts.sections.into_iter().collect::<BTreeMap<_, _>>(),
         "relocations": counts.relocs,
         "symbols": counts.symbols,
@@ -162,6 +166,49 @@ fn part(bundle: &Bundle) -> serde_json::Value {
 fn hook_function<'b>(bundle: &'b Bundle, hook: &Hook) -> &'b str {
     let mut functions = bundle.payload.functions();
     functions.find(|(offset, _)| *offset == hook.offset).map_or("", |(_, symbol)| symbol.name.as_str())
+}
+
+fn changed_json(datum: &DataPatch) -> serde_json::Value {
+    let ranges = |ranges: &[Range<u32>]| ranges.iter().map(|range| json!([range.start, range.end])).collect::<Vec<_>>();
+    let mut value = json!({
+        "name": datum.name,
+        "unit": datum.unit,
+        "old_address": format!("{:#x}", datum.old_address),
+        "old_size": datum.old_size,
+        "new_size": datum.new_size,
+        "new_section": datum.section,
+        "new_offset": datum.new_offset,
+    });
+    match &datum.change {
+        DataChange::InPlace { added, edited, overwrite, .. } => {
+            value["strategy"] = json!("in-place");
+            (value["new"], value["changed"]) = (json!(ranges(added)), json!(ranges(edited)));
+            value["overwrite"] = json!(overwrite);
+        }
+        DataChange::Moved { to_new, to_old } => {
+            value["strategy"] = json!("moved");
+            (value["steps_to_new"], value["steps_to_old"]) = (json!(to_new.len()), json!(to_old.len()));
+        }
+    }
+    value
+}
+
+/// A changed datum, in a line.
+fn changed_text(datum: &DataPatch) -> String {
+    let ranges = |name: &str, ranges: &[Range<u32>]| {
+        ranges.iter().map(|range| format!(", {name} {}..{}", range.start, range.end)).collect::<String>()
+    };
+    let what = match &datum.change {
+        DataChange::InPlace { added, edited, overwrite, .. } => {
+            let always = if *overwrite { ", whatever the guest has there" } else { "" };
+            format!("in place{}{}{always}", ranges("new", added), ranges("changed", edited))
+        }
+        DataChange::Moved { to_new, to_old } => {
+            format!("moved, {} steps to the new one and {} back", to_new.len(), to_old.len())
+        }
+    };
+    let DataPatch { name, old_address, old_size, new_size, .. } = datum;
+    format!("datum {name} at {old_address:#x}, {old_size} bytes, then {new_size}: {what}")
 }
 
 fn hook_json(bundle: &Bundle, hook: &Hook) -> serde_json::Value {
@@ -221,8 +268,13 @@ pub fn to_text(read: &ReadBundle) -> String {
     table.add_row(["support object", &support]);
     table.add_row(["boot sites", &owned(&counts.sites)]);
     let _ = writeln!(text, "{table}\n");
-    for part in bundle.parts().filter(|part| part.module.is_some() || !part.functions.is_empty()) {
+    let has_something =
+        |part: &&Bundle| part.module.is_some() || !part.functions.is_empty() || !part.payload.changed.is_empty();
+    for part in bundle.parts().filter(has_something) {
         part_text(part, &mut text);
+    }
+    for Vouched { about, subject, says, reason } in &manifest.vouched {
+        let _ = writeln!(text, "on the author's word: {about} `{subject}`: {says} ({reason})");
     }
     text
 }
@@ -247,6 +299,9 @@ fn part_text(bundle: &Bundle, text: &mut String) {
         ]);
     }
     let _ = writeln!(text, "{functions}");
+    for datum in &bundle.payload.changed {
+        let _ = writeln!(text, "{}", changed_text(datum));
+    }
     for hook in &bundle.payload.hooks {
         let function = hook_function(bundle, hook);
         let _ = match &hook.subject {
