@@ -1,102 +1,131 @@
 //! Type 1 or Type 2, by rules.
 //!
-//! Comes in: what changed in a unit's code and data, and the layouts of its types before and after. Decided: whether
-//! existing data changes, each decision by a rule with an identifier. Goes out: [`Finding`]s; a unit without any is Type 1.
+//! Comes in: what changed in a unit's code and data, and the layouts of its types before and after. Decided: which existing
+//! types and data change, each by a rule with an identifier, and what could become of each datum ([`Fate`]). Goes out:
+//! [`Classification`]; a unit whose classification is empty is Type 1.
 //!
-//! | rule | finding |
-//! | --- | --- |
-//! | `type-layout` | a type that existed is laid out differently |
-//! | `data-changed` | an existing datum has another size, section, initial value or target of a pointer in it |
-//! | `data-retyped` | an existing datum has a type of another layout |
+//! | rule | finding | where |
+//! | --- | --- | --- |
+//! | `type-layout` | a type that existed is laid out differently: what it has moves, goes or changes its size | [`types`] |
+//! | `type-additive` | a type that existed gets members, and all that it had keeps its place | [`types`] |
+//! | `enum-value` | an enumerator gets another value, or goes | [`types`] |
+//! | `data-value` | an existing datum gets another initial value, or a pointer in it leads elsewhere | [`data`] |
+//! | `data-layout` | an existing datum has another size, or a type of another layout | [`data`] |
+//! | `data-section` | an existing datum moves to a section of another kind | [`data`] |
 
-use crate::dwarf_layout::{Layouts, Place};
-use crate::layout_diff::{self, Effect, TypeChange};
-use crate::object_diff::ObjectDiff;
-use crate::pieces::Pieces;
+pub mod data;
+pub mod types;
 
-/// A reason for Type 2.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+use crate::dwarf_layout::{Layouts, Place, TypeLayout};
+use crate::layout_diff::TypeChange;
+use crate::object_diff::{ObjectDiff, is_clone};
+use crate::pieces::{PieceIndex, Pieces};
+use crate::transfer::Transfer;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// What a unit's change does to types and data that exist.
+#[derive(Debug, Clone, Default)]
+pub struct Classification {
+    /// Types.
+    pub types: Vec<TypeFinding>,
+    /// Data.
+    pub data: Vec<DatumFinding>,
+}
+
+/// A type that existed and changes.
+#[derive(Debug, Clone)]
+pub struct TypeFinding {
     /// Identifier of the rule.
     pub rule: &'static str,
-    /// Type or datum.
-    pub subject: String,
-    /// What changes, with old and new values.
+    /// What changes, with old and new offsets.
+    pub message: String,
+    /// The change.
+    pub change: TypeChange,
+    /// The type before.
+    pub old: TypeLayout,
+    /// The type after.
+    pub new: TypeLayout,
+    /// Changed functions of the unit whose parameters or variables are of it or point to it.
+    pub users: BTreeSet<String>,
+    /// Data of the unit that are made of it.
+    pub data: BTreeSet<String>,
+}
+
+/// A datum that existed and changes.
+#[derive(Debug, Clone)]
+pub struct DatumFinding {
+    /// Identifier of the rule.
+    pub rule: &'static str,
+    /// Name; of a static local with its function, `f.name`.
+    pub name: String,
+    /// What changes.
     pub message: String,
     /// Where it is declared, in the patched source.
     pub place: Option<Place>,
+    /// The datum in the original and in the patched object.
+    pub pieces: (PieceIndex, PieceIndex),
+    /// Size in bytes, before and after.
+    pub sizes: (u64, u64),
+    /// Functions of the patched unit that refer to it, changed or not.
+    pub users: BTreeSet<String>,
+    /// Members that other objects point to: path, and why that forbids to move it.
+    pub anchors: Vec<(String, String)>,
+    /// How its contents are carried from old to new, and back, where debug information tells.
+    pub transfers: Option<(Transfer, Transfer)>,
+    /// What could become of it.
+    pub fate: Fate,
 }
 
-/// Finds what a unit's change does to existing data. A unit whose code does not change has no findings of types: a
-/// type that only one side of a diff sees is used by nothing that runs.
-pub fn classify(diff: &ObjectDiff, patched: &Pieces<'_>, old: &Layouts, new: &Layouts) -> Vec<Finding> {
-    let mut findings = Vec::new();
+/// What could become of a datum, as far as the two objects tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It stays where it is, and some of its bytes are written.
+    InPlace {
+        /// Bytes in which nothing was: they get their initial value.
+        added: Vec<Range<u64>>,
+        /// Bytes whose initial value changes.
+        edited: Vec<Range<u64>>,
+    },
+    /// A new one takes its place, and its contents are carried over, both ways.
+    Moved,
+    /// Neither: why.
+    Stuck(String),
+}
+
+impl Classification {
+    /// Whether nothing that exists changes.
+    pub fn is_empty(&self) -> bool {
+        self.types.is_empty() && self.data.is_empty()
+    }
+}
+
+/// Finds what a unit's change does to existing types and data. A unit in which nothing differs has no findings: a type that
+/// only one side of a diff sees is used by nothing that runs.
+pub fn classify(
+    diff: &ObjectDiff,
+    original: &Pieces<'_>,
+    patched: &Pieces<'_>,
+    old: &Layouts,
+    new: &Layouts,
+) -> Classification {
     if diff.is_empty() {
-        return findings;
+        return Classification::default();
     }
-    for change in layout_diff::compare(old, new).iter().filter(|change| change.effect == Effect::Layout) {
-        findings.push(Finding {
-            rule: "type-layout",
-            subject: change.name.clone(),
-            message: describe(change),
-            place: change.place.clone(),
-        });
+    Classification {
+        types: types::find(&changed_names(diff, patched), old, new),
+        data: data::find(diff, original, patched, old, new),
     }
-    for (datum, difference) in diff.changed_data() {
-        let name = &patched.piece(datum.patched).name;
-        let variable = new.variables.iter().find(|variable| variable.name == *name);
-        findings.push(Finding {
-            rule: "data-changed",
-            subject: name.clone(),
-            message: format!("existing datum `{name}`: {difference}"),
-            place: variable.and_then(|variable| variable.place.clone()),
-        });
-    }
-    for change in layout_diff::compare_variables(old, new).iter().filter(|change| change.effect == Effect::Layout) {
-        let known = findings.iter().any(|finding| finding.subject == change.name);
-        if !known && change.consequence_of.is_empty() {
-            findings.push(Finding {
-                rule: "data-retyped",
-                subject: change.name.clone(),
-                message: format!(
-                    "existing datum `{}` changes from `{}` to `{}`",
-                    change.name, change.old_type, change.new_type
-                ),
-                place: change.place.clone(),
-            });
-        }
-    }
-    findings
 }
 
-fn describe(change: &TypeChange) -> String {
-    let mut text = format!("`{}` has {} bytes before and {} after", change.name, change.old_size, change.new_size);
-    if !change.consequence_of.is_empty() {
-        text.push_str(&format!(", because of {}", change.consequence_of.join(", ")));
-        return text;
-    }
-    let offset =
-        |bits: u64| if bits.is_multiple_of(8) { format!("{}", bits / 8) } else { format!("{}:{}", bits / 8, bits % 8) };
-    for member in change.members.iter().filter(|member| member.effect == Effect::Layout).take(4) {
-        let name = &member.name;
-        text.push_str(&match (&member.old, &member.new) {
-            (Some(old), Some(new)) if old.bit_offset != new.bit_offset => {
-                format!("; `{name}` moves from offset {} to {}", offset(old.bit_offset), offset(new.bit_offset))
-            }
-            (Some(old), Some(new)) => format!("; `{name}` changes from `{}` to `{}`", old.type_text, new.type_text),
-            (None, Some(new)) => format!("; `{name}` is new at offset {}", offset(new.bit_offset)),
-            (Some(old), None) => format!("; `{name}` at offset {} is gone", offset(old.bit_offset)),
-            (None, None) => continue,
-        });
-    }
-    for enumerator in change.enumerators.iter().take(4) {
-        let value = |value: Option<i128>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-        text.push_str(&format!(
-            "; `{}` changes from {} to {}",
-            enumerator.name,
-            value(enumerator.old),
-            value(enumerator.new)
-        ));
-    }
-    text
+/// Names of the changed functions, without what the compiler appends to its copies.
+fn changed_names<'p>(diff: &ObjectDiff, patched: &'p Pieces<'_>) -> BTreeSet<&'p str> {
+    let names = diff.changed_functions().map(|function| patched.piece(function.patched).name.as_str());
+    names
+        .map(
+            |name| {
+                if is_clone(name) || name.ends_with(".cold") { name.split('.').next().unwrap_or(name) } else { name }
+            },
+        )
+        .collect()
 }

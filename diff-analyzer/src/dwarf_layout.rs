@@ -8,8 +8,11 @@
 
 mod collect;
 pub mod sections;
+mod shape;
 mod spell;
 pub mod tree;
+
+pub use shape::Shape;
 
 use gimli::{Dwarf, Unit};
 use sections::{DebugSource, ObjectDebug, SectionsError, Slice, dwarf_of};
@@ -133,6 +136,8 @@ pub struct Member {
     pub type_text: String,
     /// Its declaration, spelled in C, without the semicolon.
     pub declaration: String,
+    /// What it is made of; of an anonymous struct or union [`Member::members`] say that.
+    pub shape: Shape,
     /// Keys of the types it contains by value (through typedefs and arrays).
     pub embeds: Vec<String>,
     /// Members of an anonymous struct or union, in place.
@@ -161,6 +166,8 @@ pub struct Variable {
     pub ordinal: u32,
     /// Its type, spelled in C.
     pub type_text: String,
+    /// What it is made of.
+    pub shape: Shape,
     /// Size in bytes, when the type is complete.
     pub size: Option<u64>,
     /// Whether this unit defines it (it has an address here).
@@ -184,6 +191,8 @@ pub struct Function {
     pub parameters: Vec<String>,
     /// The whole declaration, spelled in C, without parameter names.
     pub declaration: String,
+    /// Keys of the structs, unions and enums that its parameters and variables are made of or point to.
+    pub uses: BTreeSet<String>,
     /// Whether it is visible to other units.
     pub external: bool,
     /// Where it is declared.
@@ -248,6 +257,18 @@ pub fn unit_name(bytes: &[u8]) -> Option<String> {
     let header = dwarf.units().next().ok()??;
     let unit = dwarf.unit(header).ok()?;
     unit.name.map(|name| clean_path(&name.to_string_lossy()))
+}
+
+/// `DW_AT_producer` of the first unit of a relocatable object: compiler, version and options.
+pub fn producer(bytes: &[u8]) -> Option<String> {
+    let source = ObjectDebug::read(bytes).ok()?;
+    let dwarf = dwarf_of(&source);
+    let header = dwarf.units().next().ok()??;
+    let unit = dwarf.unit(header).ok()?;
+    let mut entries = unit.entries();
+    entries.next_dfs().ok()??;
+    let value = entries.current()?.attr_value(gimli::constants::DW_AT_producer)?;
+    dwarf.attr_string(&unit, value).ok().map(|text| text.to_string_lossy().into_owned())
 }
 
 /// Layouts of the units of a source whose `DW_AT_name` is wanted.

@@ -230,6 +230,18 @@ pub fn compare_functions(old: &Layouts, new: &Layouts) -> Vec<SignatureChange> {
         .collect()
 }
 
+/// The new version of a type.
+pub(crate) fn counterpart<'a>(before: &TypeLayout, new: &'a Layouts) -> Option<&'a TypeLayout> {
+    new.types.get(&before.name).or_else(|| same_anonymous_enum(before, new))
+}
+
+/// Whether one of the types `embeds` is or contains the type `wanted`.
+pub(crate) fn contains(embeds: &[String], wanted: &str, layouts: &Layouts) -> bool {
+    let mut found = BTreeSet::new();
+    contained(embeds, layouts, &mut found);
+    found.contains(wanted)
+}
+
 /// An anonymous enum is known by its first enumerator, or else by any.
 fn same_anonymous_enum<'a>(before: &TypeLayout, new: &'a Layouts) -> Option<&'a TypeLayout> {
     if !before.name.starts_with("enum {") {
@@ -328,6 +340,12 @@ fn compare_members(before: &TypeLayout, after: &TypeLayout) -> Vec<MemberChange>
         place: after[index].member.place.clone(),
     }));
     changes
+}
+
+/// Old names of members of which nothing but the name changes, by their new ones.
+pub(crate) fn renamed_members(before: &TypeLayout, after: &TypeLayout) -> HashMap<String, String> {
+    let changes = compare_members(before, after).into_iter();
+    changes.filter_map(|change| Some((change.renamed_to?, change.name))).collect()
 }
 
 fn compare_enumerators(before: &TypeLayout, after: &TypeLayout) -> Vec<EnumeratorChange> {

@@ -13,3 +13,4 @@ pub mod pieces;
 pub mod semantics;
 pub mod source_diff;
 pub mod special;
+pub mod transfer;

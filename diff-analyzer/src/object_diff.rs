@@ -129,6 +129,25 @@ impl ObjectDiff {
         join_callers_of_clones(patched, &mut self.functions, &self.resigned);
     }
 
+    /// Has the functions change that refer to data of this unit, or to those of some names of others, which move.
+    pub fn follow_data(&mut self, patched: &Pieces<'_>, data: &BTreeSet<PieceIndex>, names: &BTreeSet<String>) {
+        join_callers(patched, &mut self.functions, |target| match target {
+            Target::External(symbol) => names.contains(&patched.object.symbol(symbol).name),
+            Target::Piece(piece, _) => data.contains(&piece),
+        });
+        join_families(patched, &mut self.functions);
+        join_callers_of_clones(patched, &mut self.functions, &self.resigned);
+    }
+
+    /// The comparison, to be asked for more.
+    pub(crate) fn comparison<'a, 'o>(
+        &'a self,
+        original: &'a Pieces<'o>,
+        patched: &'a Pieces<'o>,
+    ) -> Comparison<'a, 'o> {
+        Comparison { original, patched, correlation: &self.correlation, under_way: RefCell::default() }
+    }
+
     /// Whether the patch has no effect on this unit.
     pub fn is_empty(&self) -> bool {
         self.changed_functions().next().is_none()
@@ -278,7 +297,7 @@ fn join_callers(patched: &Pieces<'_>, functions: &mut [Compared], is_meant: impl
     joined
 }
 
-struct Comparison<'a, 'o> {
+pub(crate) struct Comparison<'a, 'o> {
     original: &'a Pieces<'o>,
     patched: &'a Pieces<'o>,
     correlation: &'a Correlation,
@@ -368,7 +387,7 @@ impl Comparison<'_, '_> {
         extra.or_else(|| new_relocs.get(shorter).map(|reloc| reloc.offset - new_range.start)).map(Difference::Reference)
     }
 
-    fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
+    pub(crate) fn same_reference(&self, old: &Reloc, old_start: u64, new: &Reloc, new_start: u64) -> bool {
         if !same_kind(old.kind, new.kind) || old.offset - old_start != new.offset - new_start {
             return false;
         }

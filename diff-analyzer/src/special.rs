@@ -142,6 +142,9 @@ impl Table {
     }
 }
 
+/// Section of what an update written by hand says about itself (`support/lucos.h`); read, and never loaded.
+pub const DECLARATIONS: &str = ".lucos.declare";
+
 /// Section of the descriptors of `pr_debug` (`struct _ddebug`): data that code refers to, and a table for the kernel.
 pub const DYNAMIC_DEBUG: &str = "__dyndbg";
 
@@ -272,7 +275,10 @@ pub fn role(name: &str, executable: bool) -> SectionRole {
             || name.starts_with(".note.")
             || name.starts_with(".gnu")
             || name.starts_with(".llvm")
-            || matches!(name, "" | ".comment" | ".symtab" | ".strtab" | ".shstrtab" | ".modinfo" | ".discard")
+            || matches!(
+                name,
+                "" | ".comment" | ".symtab" | ".strtab" | ".shstrtab" | ".modinfo" | ".discard" | DECLARATIONS
+            )
             || name.starts_with(".rela") =>
         {
             SectionRole::NotLoaded

@@ -3,8 +3,9 @@
 //! The folder's name says the strongest effect to expect (`same`, `info`, `retyped`, `layout`); `expect.txt` holds the report.
 //! `LUCOS_BLESS=1` rewrites the reports.
 
-use diff_analyzer::dwarf_layout::{Layouts, of_object};
-use diff_analyzer::layout_diff::{Effect, compare, compare_functions, compare_variables, render};
+use diff_analyzer::dwarf_layout::{Layouts, Variable, of_object};
+use diff_analyzer::layout_diff::{Effect, VariableChange, compare, compare_functions, compare_variables, render};
+use diff_analyzer::transfer;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,6 +30,11 @@ fn compile(source: &Path, into: &Path, options: &[&str]) -> Result<Vec<u8>, Box<
     Ok(std::fs::read(object)?)
 }
 
+fn variable<'l>(layouts: &'l Layouts, change: &VariableChange) -> Option<&'l Variable> {
+    let meant = |v: &&Variable| (&v.name, &v.function, v.ordinal) == (&change.name, &change.function, change.ordinal);
+    layouts.variables.iter().find(meant)
+}
+
 fn report(old: &Layouts, new: &Layouts) -> Result<(String, Option<Effect>), std::fmt::Error> {
     let mut text = String::new();
     let types = compare(old, new);
@@ -44,8 +50,15 @@ fn report(old: &Layouts, new: &Layouts) -> Result<(String, Option<Effect>), std:
             "[{:?}] variable {}{scope}: {} -> {}",
             change.effect, change.name, change.old_type, change.new_type
         )?;
-        let (old, new) = (change.old_size.unwrap_or(0), change.new_size.unwrap_or(0));
-        writeln!(text, "  size {old} -> {new}, because of {:?}", change.consequence_of)?;
+        let (before, after) = (change.old_size.unwrap_or(0), change.new_size.unwrap_or(0));
+        writeln!(text, "  size {before} -> {after}, because of {:?}", change.consequence_of)?;
+        if let (Some(from), Some(to)) = (variable(old, change), variable(new, change)) {
+            writeln!(text, "to new:\n{}", transfer::between((old, from), (new, to)))?;
+            writeln!(text, "to old:\n{}", transfer::between((new, to), (old, from)))?;
+            for (member, why) in transfer::anchors(old, from) {
+                writeln!(text, "anchored: {member}: {why}")?;
+            }
+        }
     }
     for change in compare_functions(old, new) {
         writeln!(text, "function {}: {} -> {}", change.name, change.old, change.new)?;

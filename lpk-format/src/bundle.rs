@@ -126,7 +126,7 @@ pub struct Manifest {
     pub update_type: UpdateType,
     /// Version of the tool that wrote it.
     pub built_by: String,
-    /// SHA-256 of the diff, lower-case hexadecimal.
+    /// SHA-256 of the diff, or of the update written by hand, lower-case hexadecimal.
     pub diff_sha256: String,
     /// Files the diff changes, as named in it, sorted.
     pub files: Vec<String>,
@@ -139,9 +139,25 @@ pub struct Manifest {
     /// Parts of the diff that were left out because they cannot be applied live, with `--allow-partial`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub omitted: Vec<Omitted>,
+    /// What the author vouches for, in the order of the file that says it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub vouched: Vec<Vouched>,
     /// Loadable modules that the diff would change as well and that stay as they are, with `--built-in-only`, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unchanged_modules: Vec<String>,
+}
+
+/// What the author of an update says that no tool can see.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vouched {
+    /// What it is about: a rule, a type or a datum.
+    pub about: String,
+    /// Function, type, datum or member.
+    pub subject: String,
+    /// What is said of it.
+    pub says: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// A part of a diff that a bundle does not carry.
@@ -225,6 +241,10 @@ pub struct Payload {
     pub fixups: Vec<Fixup>,
     /// Tables about new code that the guest's kernel has to know, sorted by kind, at most one of each.
     pub tables: Vec<Table>,
+    /// Functions of the author that run at the switch, sorted by kind, name and old address.
+    pub hooks: Vec<crate::Hook>,
+    /// Existing data that change, in order of `old_address`.
+    pub changed: Vec<crate::DataPatch>,
 }
 
 impl Payload {

@@ -4,9 +4,12 @@
 //! agree with one another. Goes out: the bounds of the kernel image, or the first rule that is broken.
 //!
 //! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `tables`
-//! those of the tables about it, `functions` those of old code.
+//! those of the tables about it, `functions` those of old code, `data`
+//! those of existing data that change, `hooks` those of the author's functions that run at the switch.
 
+mod data;
 mod functions;
+mod hooks;
 mod modules;
 mod payload;
 mod problem;
@@ -70,9 +73,17 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
         if !support.tables.is_empty() {
             return Err(Problem::SupportTables(support.tables.len()));
         }
+        if !support.changed.is_empty() {
+            return Err(Problem::SupportData(support.changed.len()));
+        }
+        if !support.hooks.is_empty() {
+            return Err(Problem::SupportHooks(support.hooks.len()));
+        }
     }
     functions::check(bundle, image)?;
     manifest(bundle)?;
+    data::check(bundle, image)?;
+    hooks::check(bundle, image)?;
     modules::parts(bundle)?;
     Ok(image)
 }
@@ -117,6 +128,8 @@ fn size(bundle: &Bundle) -> Result<(), Problem> {
         function.expected.len() as u64 + sites.sum::<u64>()
     });
     total += old.sum::<u64>();
+    total += bundle.payload.hooks.iter().map(|hook| crate::hooks::size(hook) as u64).sum::<u64>();
+    total += bundle.payload.changed.iter().map(|datum| crate::data::size(datum) as u64).sum::<u64>();
     if total <= limits::FILE_SIZE { Ok(()) } else { Err(Problem::TooLarge(total)) }
 }
 

@@ -7,7 +7,7 @@ use object::elf;
 use crate::{Place, SectionKind};
 
 /// Version of the format this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// Number of SHA-256 in `.lucos.digest`.
 pub(crate) const ALGORITHM_SHA256: u32 = 1;
 /// Bytes of `.lucos.digest`: version, algorithm, digest.
@@ -45,6 +45,14 @@ pub mod limits {
     pub const FUNCTIONS: usize = 1 << 16;
     /// Number of boot sites of one function.
     pub const SITES: usize = 1 << 16;
+    /// Number of changed data.
+    pub const CHANGED_DATA: usize = 1 << 16;
+    /// Length of a path of a translation unit: `PATH_MAX`, `include/uapi/linux/limits.h`.
+    pub const PATH_LEN: usize = 4096;
+    /// Number of hooks.
+    pub const HOOKS: usize = 1 << 16;
+    /// Length of a symbol's name: `KSYM_NAME_LEN`, `include/linux/kallsyms.h`, without the zero.
+    pub const SYMBOL_NAME_LEN: usize = 511;
     /// Number of forms of one alternative.
     pub const FORMS: usize = 255;
     /// Number of modules that a bundle changes.
@@ -90,17 +98,19 @@ pub(crate) mod index {
     pub(crate) const FIXUPS: usize = 19;
     pub(crate) const SUPPORT_FIXUPS: usize = 20;
     pub(crate) const TABLES: usize = 21;
-    pub(crate) const MODULE: usize = 22;
-    pub(crate) const MODULES: usize = 23;
-    pub(crate) const PROFILE: usize = 24;
-    pub(crate) const MANIFEST: usize = 25;
-    pub(crate) const NOTE_KERNEL: usize = 26;
-    pub(crate) const NOTE_ID: usize = 27;
-    pub(crate) const DIGEST: usize = 28;
-    pub(crate) const SYMTAB: usize = 29;
-    pub(crate) const STRTAB: usize = 30;
-    pub(crate) const SHSTRTAB: usize = 31;
-    pub(crate) const COUNT: usize = 32;
+    pub(crate) const CHANGED: usize = 22;
+    pub(crate) const HOOKS: usize = 23;
+    pub(crate) const MODULE: usize = 24;
+    pub(crate) const MODULES: usize = 25;
+    pub(crate) const PROFILE: usize = 26;
+    pub(crate) const MANIFEST: usize = 27;
+    pub(crate) const NOTE_KERNEL: usize = 28;
+    pub(crate) const NOTE_ID: usize = 29;
+    pub(crate) const DIGEST: usize = 30;
+    pub(crate) const SYMTAB: usize = 31;
+    pub(crate) const STRTAB: usize = 32;
+    pub(crate) const SHSTRTAB: usize = 33;
+    pub(crate) const COUNT: usize = 34;
 }
 
 /// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
@@ -166,6 +176,8 @@ pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
     spec(".lucos.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.support.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.tables", elf::SHT_PROGBITS, 0, 4, crate::records::TABLE_SIZE as u64),
+    spec(".lucos.data", elf::SHT_PROGBITS, 0, 8, 0),
+    spec(".lucos.hooks", elf::SHT_PROGBITS, 0, 8, 0),
     spec(".lucos.module", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.modules", elf::SHT_PROGBITS, 0, 8, 0),
     spec(".lucos.profile", elf::SHT_PROGBITS, 0, 1, 0),

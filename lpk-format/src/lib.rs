@@ -9,8 +9,10 @@
 
 mod bundle;
 mod check;
+mod data;
 mod digest;
 pub mod hex;
+mod hooks;
 mod layout;
 mod read;
 mod records;
@@ -18,7 +20,9 @@ mod write;
 
 pub use bundle::*;
 pub use check::Problem;
+pub use data::{DataChange, DataPatch, Step, StepKind};
 pub use digest::{BundleId, NotAnId, SealError, seal};
+pub use hooks::{Hook, HookKind, HookSubject};
 pub use layout::limits;
 pub use layout::{FORMAT_VERSION, SECTION_NAMES};
 pub use read::{ReadBundle, ReadError, read};

@@ -18,6 +18,7 @@ use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
 use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, ModuleId, Payload, Place, Reloc, RelocKind, Symbol};
+use crate::{data, hooks};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -271,6 +272,8 @@ fn read_file(bytes: &[u8], is_part: bool) -> Result<ReadBundle, ReadError> {
     let (of_payload, of_support) = entries.split_at(file_symbol.unwrap_or(entries.len()));
     let mut payload = part(&sections, Part::Payload, symbols(&sections, Part::Payload, of_payload, 1, image)?, 1)?;
     payload.tables = records::decode_tables(sections.get(index::TABLES)).map_err(record(index::TABLES))?;
+    payload.changed = data::decode(sections.get(index::CHANGED)).map_err(record(index::CHANGED))?;
+    payload.hooks = hooks::decode(sections.get(index::HOOKS)).map_err(record(index::HOOKS))?;
     let support = match of_support {
         [] => None,
         [_file, of_support @ ..] => {
@@ -338,6 +341,8 @@ fn part(sections: &Sections<'_>, part: Part, symbols: Vec<Symbol>, first_symbol:
         relocs: relocs(sections, part, first_symbol)?,
         fixups: records::decode_fixups(sections.get(of.fixups)).map_err(cause)?,
         tables: Vec::new(),
+        hooks: Vec::new(),
+        changed: Vec::new(),
     })
 }
 

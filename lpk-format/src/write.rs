@@ -17,6 +17,7 @@ use crate::layout::{
 };
 use crate::records::{self, FunctionRecord};
 use crate::{Bundle, Payload, SectionKind, Symbol};
+use crate::{data, hooks};
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +47,7 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
     let nothing = Payload::default();
     let support = bundle.support.as_ref().unwrap_or(&nothing);
     let names = StringTable::of(bundle);
-    let mut contents: [Vec<u8>; index::COUNT] = Default::default();
+    let mut contents: [Vec<u8>; index::COUNT] = std::array::from_fn(|_| Vec::new());
     for (part, payload, first_symbol) in [
         (Part::Payload, &bundle.payload, 1),
         // The null symbol, those of the payload, and the file symbol stand before it.
@@ -62,6 +63,8 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
         payload.fixups.iter().for_each(|fixup| records::encode_fixup(fixup, &mut contents[sections.fixups]));
     }
     bundle.payload.tables.iter().for_each(|table| records::encode_table(table, &mut contents[index::TABLES]));
+    bundle.payload.changed.iter().for_each(|datum| data::encode(datum, &mut contents[index::CHANGED]));
+    bundle.payload.hooks.iter().for_each(|hook| hooks::encode(hook, &mut contents[index::HOOKS]));
     [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
     if let Some(module) = &bundle.module {
         contents[index::MODULE] = json(module, index::MODULE)?;

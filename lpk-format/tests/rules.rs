@@ -4,6 +4,7 @@ mod common;
 
 use common::{END, MODULE, TEXT, sample};
 use lpk_format::*;
+use std::ops::Range;
 
 /// Breaks one thing and expects the writer to name it.
 macro_rules! refused {
@@ -29,6 +30,27 @@ fn text(offset: u32) -> Place {
 
 fn alternative(offset: u32, len: u8, replacement: u32, replacement_len: u8, feature: u16) -> Fixup {
     Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted: false }
+}
+
+/// Parts of the datum that is changed in place.
+fn in_place(bundle: &mut Bundle) -> (&mut Vec<u8>, &mut Vec<u32>, &mut Vec<Range<u32>>, &mut Vec<Range<u32>>) {
+    match &mut bundle.payload.changed[0].change {
+        DataChange::InPlace { initial, slides, added, edited, .. } => (initial, slides, added, edited),
+        DataChange::Moved { .. } => panic!("the first changed datum of the sample stays in place"),
+    }
+}
+
+/// Steps from the old to the new one of the datum that moves.
+fn steps(bundle: &mut Bundle) -> &mut Vec<Step> {
+    match &mut bundle.payload.changed[1].change {
+        DataChange::Moved { to_new, .. } => to_new,
+        DataChange::InPlace { .. } => panic!("the second changed datum of the sample moves"),
+    }
+}
+
+fn datum(old_address: u64, old_size: u32, new_offset: u32, new_size: u32) -> HookSubject {
+    let (name, section) = ("calls".to_owned(), SectionKind::Data);
+    HookSubject::Datum { name, old_address, old_size, section, new_offset, new_size }
 }
 
 fn site(offset: u32, len: u8, kind: BootSiteKind) -> Vec<BootSite> {
@@ -153,6 +175,49 @@ refused! {
     form_of_other_length: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![vec![0; 3], vec![0; 2]] }) => Problem::FormLength { found: 2, len: 3, .. },
     no_forms: |b| b.functions[1].sites = site(0, 3, BootSiteKind::Alternative { forms: vec![] }) => Problem::NoForms { site: 0, .. },
     too_many_forms: |b| b.functions[1].sites = site(0, 1, BootSiteKind::Alternative { forms: vec![vec![0]; 256] }) => Problem::TooMany { found: 256, .. },
+
+    data_of_type1: |b| { b.payload.hooks.clear(); b.manifest.update_type = UpdateType::Type1 } => Problem::DataOfType1(2),
+    data_of_the_support: |b| b.support.as_mut().expect("the sample has one").changed.push(b.payload.changed[0].clone()) => Problem::SupportData(1),
+    data_out_of_order: |b| b.payload.changed.swap(0, 1) => Problem::DataOrder { .. },
+    data_overlap: |b| b.payload.changed[1].old_address -= 1 => Problem::DataOrder { .. },
+    data_outside: |b| b.payload.changed[1].old_address = END - 23 => Problem::OutsideImage { what: "changed datum", .. },
+    data_without_a_name: |b| b.payload.changed[0].name.clear() => Problem::Text { .. },
+    data_with_a_bad_unit: |b| b.payload.changed[0].unit.push('\n') => Problem::Text { .. },
+    data_in_the_code: |b| b.payload.changed[0].section = SectionKind::Text => Problem::Datum { .. },
+    data_empty: |b| b.payload.changed[0].new_size = 0 => Problem::Datum { .. },
+    data_behind_its_section: |b| b.payload.changed[0].new_offset = 161 => Problem::Datum { .. },
+    data_overflows: |b| b.payload.changed[0].new_offset = u32::MAX => Problem::Datum { .. },
+    data_of_another_size: |b| in_place(b).0.truncate(23) => Problem::Datum { .. },
+    data_slide_outside: |b| in_place(b).1[1] = 17 => Problem::Datum { .. },
+    data_slides_overlap: |b| in_place(b).1[0] = 9 => Problem::Datum { .. },
+    data_nothing_written: |b| { in_place(b).2.clear(); in_place(b).3.clear() } => Problem::Datum { .. },
+    data_added_outside: |b| in_place(b).2[1].end = 33 => Problem::Datum { .. },
+    data_edited_behind_the_old: |b| in_place(b).3.push(24..25) => Problem::Datum { .. },
+    data_empty_range: |b| in_place(b).3[0].end = 0 => Problem::Datum { .. },
+    data_both_new_and_changed: |b| in_place(b).3[0].end = 13 => Problem::Datum { .. },
+    step_outside: |b| steps(b)[1].from = 24 * 8 - 15 => Problem::Datum { .. },
+    step_target_outside: |b| steps(b)[3].to = 32 * 8 - 7 => Problem::Datum { .. },
+    steps_overlap: |b| steps(b)[1].to = 6 => Problem::Datum { .. },
+    step_copy_of_another_size: |b| steps(b)[0].to_size = 2 => Problem::Datum { .. },
+    step_widens_to_less: |b| steps(b)[1].from_size = 64 => Problem::Datum { .. },
+    step_of_no_bits: |b| { steps(b)[0].from_size = 0; steps(b)[0].to_size = 0 } => Problem::Datum { .. },
+    step_constant_too_large: |b| steps(b)[3].how = StepKind::Constant(0x100) => Problem::Datum { .. },
+
+    hooks_of_type1: |b| { b.payload.changed.clear(); b.manifest.update_type = UpdateType::Type1 } => Problem::HooksOfType1(8),
+    hooks_of_the_support: |b| b.support.as_mut().expect("the sample has one").hooks.push(b.payload.hooks[0].clone()) => Problem::SupportHooks(1),
+    hooks_out_of_order: |b| b.payload.hooks.swap(0, 1) => Problem::HookOrder { kind: HookKind::Pre, .. },
+    hook_twice: |b| { let hook = b.payload.hooks[0].clone(); b.payload.hooks.insert(1, hook) } => Problem::HookOrder { kind: HookKind::Pre, .. },
+    hook_inside_a_function: |b| b.payload.hooks[0].offset = 0x51 => Problem::HookFunction { offset: 0x51, .. },
+    hook_outside: |b| b.payload.hooks[0].offset = u32::MAX => Problem::HookFunction { .. },
+    hook_of_another_subject: |b| b.payload.hooks[0].subject = b.payload.hooks[4].subject.clone() => Problem::HookSubject { kind: HookKind::Pre, .. },
+    hook_of_no_function: |b| b.payload.hooks[4].subject = HookSubject::Function { name: "show".to_owned(), old_address: TEXT + 0x1080 } => Problem::HookSubject { kind: HookKind::Transition, .. },
+    hook_of_another_name: |b| b.payload.hooks[4].subject = HookSubject::Function { name: "count".to_owned(), old_address: TEXT + 0x1000 } => Problem::HookSubject { .. },
+    hook_datum_outside: |b| b.payload.hooks[2].subject = datum(END, 1, 8, 8) => Problem::OutsideImage { what: "datum of a hook", .. },
+    hook_datum_without_old: |b| b.payload.hooks[2].subject = datum(TEXT, 0, 8, 8) => Problem::HookSubject { kind: HookKind::SyncToNew, .. },
+    hook_datum_without_new: |b| b.payload.hooks[2].subject = datum(TEXT, 1, 8, 0) => Problem::HookSubject { .. },
+    hook_datum_behind_its_section: |b| b.payload.hooks[2].subject = datum(TEXT, 1, 161, 8) => Problem::HookSubject { .. },
+    hook_datum_overflows: |b| b.payload.hooks[2].subject = datum(TEXT, 1, u32::MAX, 8) => Problem::HookSubject { .. },
+    hook_datum_with_a_bad_name: |b| if let HookSubject::Datum { name, .. } = &mut b.payload.hooks[2].subject { name.push('\n') } => Problem::Text { .. },
 
     name_with_slash: |b| b.manifest.name = "../x".to_owned() => Problem::Text { .. },
     name_empty: |b| b.manifest.name.clear() => Problem::Text { .. },

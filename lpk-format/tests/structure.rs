@@ -25,6 +25,10 @@ fn expect(bytes: &[u8], right: impl Fn(&ReadError) -> bool, name: &str) {
 use ReadError::{Record, Seal, Unsound};
 use RecordError as R;
 
+/// Offset of the second record of `.lucos.data`, and of the first step in it.
+const DATA_2: usize = 48 + 8 + 16 + 24 + 8 + 3 * 8;
+const STEPS: usize = 48 + 8 + 16;
+
 refused! {
     // .lucos.functions: records of 64 bytes.
     old_address_outside: ".lucos.functions" [0] = [0; 8] => Unsound(Problem::OutsideImage { what: "old function", .. }),
@@ -75,6 +79,35 @@ refused! {
     table_reserved: ".lucos.tables" [3] = [1] => ReadError::NotCanonical { .. },
     table_offset: ".lucos.tables" [4] = [0xff; 4] => Unsound(Problem::TableRange { .. }),
     table_size: ".lucos.tables" [8] = [24] => Unsound(Problem::TableOverlap { .. }),
+
+    // .lucos.data: a record of 48 bytes, a name and a unit padded to 8 bytes, then 24 initial bytes, two slides, three ranges.
+    data_kind: ".lucos.data" [0] = [3] => Record { cause: R::Kind { index: 0, kind: 3 }, section: ".lucos.data" },
+    data_section: ".lucos.data" [1] = [0] => Record { cause: R::Kind { index: 0, kind: 0 }, .. },
+    data_flag: ".lucos.data" [2] = [2] => Record { cause: R::Flag { index: 0, value: 2 }, .. },
+    data_reserved: ".lucos.data" [3] = [1] => ReadError::NotCanonical { .. },
+    data_old_size: ".lucos.data" [4] = [0; 4] => Unsound(Problem::Datum { .. }),
+    data_name_too_long: ".lucos.data" [24] = [0xff; 4] => Record { cause: R::Truncated { index: 0, .. }, .. },
+    data_name_not_utf8: ".lucos.data" [48] = [0xff] => Record { cause: R::Text { index: 0 }, .. },
+    data_name_padding: ".lucos.data" [54] = [1] => ReadError::NotCanonical { .. },
+    data_steps_of_the_second: ".lucos.data" [DATA_2] = [1] => Record { .. },
+    data_step_kind: ".lucos.data" [DATA_2 + STEPS + 16] = [7] => Record { cause: R::Kind { index: 1, kind: 7 }, .. },
+    data_step_reserved: ".lucos.data" [DATA_2 + STEPS + 17] = [1] => ReadError::NotCanonical { .. },
+    data_step_value_unused: ".lucos.data" [DATA_2 + STEPS + 24] = [1] => ReadError::NotCanonical { .. },
+
+    // .lucos.hooks: records of 32 bytes, names behind; the sync hooks are the third and the fourth.
+    hook_kind: ".lucos.hooks" [0] = [9] => Record { cause: R::Kind { index: 0, kind: 9 }, section: ".lucos.hooks" },
+    hook_kind_zero: ".lucos.hooks" [32] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },
+    hook_section_unused: ".lucos.hooks" [1] = [1] => ReadError::NotCanonical { .. },
+    hook_section: ".lucos.hooks" [65] = [5] => Record { cause: R::Kind { index: 2, kind: 5 }, .. },
+    hook_section_none: ".lucos.hooks" [65] = [0] => Record { cause: R::Kind { index: 2, kind: 0 }, .. },
+    hook_datum_in_the_code: ".lucos.hooks" [65] = [1] => Unsound(Problem::HookSubject { .. }),
+    hook_reserved: ".lucos.hooks" [2] = [1] => ReadError::NotCanonical { .. },
+    hook_offset: ".lucos.hooks" [4] = [0xff; 4] => Unsound(Problem::HookFunction { offset: u32::MAX, .. }),
+    hook_address_unused: ".lucos.hooks" [8] = [1] => ReadError::NotCanonical { .. },
+    hook_name_unused: ".lucos.hooks" [28] = [32] => ReadError::NotCanonical { .. },
+    hook_name_too_long: ".lucos.hooks" [64 + 28] = [0xff; 4] => Record { cause: R::Truncated { index: 2, .. }, .. },
+    hook_name_not_utf8: ".lucos.hooks" [64 + 32] = [0xff] => Record { cause: R::Text { index: 2 }, .. },
+    hook_name_padding: ".lucos.hooks" [64 + 37] = [1] => ReadError::NotCanonical { .. },
 
     // The support object: its symbols stand behind the file symbol, number 12.
     file_symbol_value: ".symtab" [12 * 24 + 8] = [1] => ReadError::NotCanonical { .. },
@@ -131,12 +164,12 @@ refused! {
 #[test]
 fn version_and_algorithm_are_told_before_the_digest() {
     for (at, right) in [
-        (0, (|error| matches!(error, Seal(SealError::Version(4)))) as fn(&ReadError) -> bool),
+        (0, (|error| matches!(error, Seal(SealError::Version(99)))) as fn(&ReadError) -> bool),
         (4, |error| matches!(error, Seal(SealError::Algorithm(2)))),
     ] {
         let mut bytes = file();
         let start = section(&bytes, ".lucos.digest").start;
-        bytes[start + at] = if at == 0 { 4 } else { 2 };
+        bytes[start + at] = if at == 0 { 99 } else { 2 };
         expect(&bytes, right, "Version or Algorithm");
     }
 }

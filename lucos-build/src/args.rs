@@ -3,10 +3,17 @@
 //! Comes in: the command line. Decided: only its form; clap prints help and usage errors (status 2). Goes out:
 //! [`Args`].
 
+use crate::by_hand::Replacement;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
+  lucos-build fix.diff --vmlinux vmlinux                   from a diff of the kernel's source
+  lucos-build fix.diff --vmlinux vmlinux --hooks hooks.c   with hooks in C that run at the switch: a Type 2 bundle
+  lucos-build --update fix.c --vmlinux vmlinux             written by hand: LUCOS_REPLACE(old, new) says what replaces what
+  lucos-build prelink fix.o --vmlinux vmlinux              the same from an object that you compiled
+  lucos-build header > lucos.h                             the header of updates and hooks in C
+
 Inputs that are not given are looked for by convention, and what was found is said on standard error:
   System.map  beside vmlinux, in /boot, in /usr/lib/debug/boot (a stub without symbols is skipped)
   config      beside vmlinux, in /boot, in the modules' build folder
@@ -43,6 +50,10 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compares two objects of one unit: what changes, what goes along, what could not be replaced.
     Compare(CompareArgs),
+    /// Makes a bundle from an object that you compiled yourself.
+    Prelink(PrelinkArgs),
+    /// Prints lucos.h, which updates and hooks in C include: for your editor, or to compile an object for `prelink`.
+    Header,
 }
 
 /// Arguments of `inspect`.
@@ -87,12 +98,94 @@ pub struct CompareArgs {
     pub json: bool,
 }
 
-/// Arguments of a build.
+const AFTER_PRELINK_HELP: &str = "\
+What replaces what is said by the object itself (LUCOS_REPLACE of lucos.h, see `lucos-build header`) or with --replace; a name alone
+replaces nothing. The object must have debug information and be compiled with the kernel's compiler and options, best in the
+kernel's build folder. Inputs that are not given are looked for as for a build.
+
+  lucos-build prelink fix.o --vmlinux vmlinux
+  lucos-build prelink fix.o --vmlinux vmlinux --replace version_proc_show=new_show --replace mm/shmem.c:init_once=new_once
+
+Exit status: 0 a bundle was written; 3 refused: the reasons are printed; 1 the tool or its environment failed; 2 usage.";
+
+/// Arguments of `prelink`.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(after_help = AFTER_PRELINK_HELP)]
+pub struct PrelinkArgs {
+    /// The relocatable object.
+    #[arg(value_name = "FILE.o")]
+    pub object: PathBuf,
+    /// The kernel image with symbols and debug information.
+    #[arg(long, value_name = "FILE", required_unless_present = "folder")]
+    pub vmlinux: Option<PathBuf>,
+    /// A folder that this kernel was built in; it is never written to.
+    #[arg(id = "folder", long = "build", value_name = "DIR")]
+    pub build: Option<PathBuf>,
+    /// The kernel's function OLD gives way to the object's function NEW; FILE says which file's OLD is meant. May be repeated.
+    #[arg(long, value_name = "[FILE:]OLD=NEW")]
+    pub replace: Vec<Replacement>,
+    /// The kernel's System.map.
+    #[arg(long, value_name = "FILE")]
+    pub system_map: Option<PathBuf>,
+    /// The kernel's source tree; it is never changed.
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+    /// The kernel's configuration.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The compiler; by default the one that the configuration names.
+    #[arg(long, value_name = "PROGRAM")]
+    pub cc: Option<PathBuf>,
+    /// Also replace functions that leave no room for a jump behind ftrace's no-op.
+    #[arg(long)]
+    pub allow_untraceable: bool,
+    /// Where the bundle goes [default: the object's name with .lpk, in the current folder].
+    #[arg(short, long, value_name = "OUT.lpk")]
+    pub output: Option<PathBuf>,
+    /// Print the report as JSON on standard output.
+    #[arg(long)]
+    pub json: bool,
+    /// Say only what went wrong.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+impl PrelinkArgs {
+    /// The same as arguments of a build, whose update is the object.
+    pub fn build(&self) -> BuildArgs {
+        BuildArgs {
+            update: Some(self.object.clone()),
+            vmlinux: self.vmlinux.clone(),
+            build: self.build.clone(),
+            system_map: self.system_map.clone(),
+            source: self.source.clone(),
+            config: self.config.clone(),
+            cc: self.cc.clone(),
+            allow_untraceable: self.allow_untraceable,
+            output: self.output.clone(),
+            json: self.json,
+            quiet: self.quiet,
+            ..BuildArgs::default()
+        }
+    }
+}
+
+/// Arguments of a build.
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub struct BuildArgs {
     /// The diff, in git or plain unified form; `-` reads standard input.
-    #[arg(value_name = "DIFF")]
-    pub diff: PathBuf,
+    #[arg(value_name = "DIFF", required_unless_present = "update")]
+    pub diff: Option<PathBuf>,
+    /// Instead of a diff: an update written by hand in C, which says itself what it replaces (lucos.h, docs/hooks.md).
+    #[arg(long, value_name = "FILE.c", conflicts_with_all = ["diff", "hooks", "explain", "allow_partial", "built_in_only"])]
+    pub update: Option<PathBuf>,
+    /// Beside a diff: hooks written in C, which run when the update is applied and taken back (lucos.h, docs/hooks.md).
+    #[arg(long, value_name = "FILE.c")]
+    pub hooks: Option<PathBuf>,
+    /// Compile the C file of --update or --hooks as this unit of the kernel is, with its options and the headers of its folder
+    /// [default: kernel/irq_work.c].
+    #[arg(long, value_name = "UNIT.c")]
+    pub like: Option<PathBuf>,
     /// The kernel image with symbols and debug information.
     #[arg(long, value_name = "FILE", required_unless_present = "folder")]
     pub vmlinux: Option<PathBuf>,
@@ -137,6 +230,10 @@ pub struct BuildArgs {
     /// probing the entry of such a function makes the guest's ftrace warn and switch itself off.
     #[arg(long)]
     pub allow_untraceable: bool,
+    /// What you know of the change and no tool can see: strategies for data, findings to silence, each with its reason
+    /// [default: the diff's name with .toml, if it is there].
+    #[arg(long, value_name = "FILE.toml")]
+    pub overrides: Option<PathBuf>,
     /// Where the bundle goes [default: the diff's name with .lpk, in the current folder].
     #[arg(short, long, value_name = "OUT.lpk")]
     pub output: Option<PathBuf>,
@@ -152,12 +249,18 @@ pub struct BuildArgs {
 }
 
 impl BuildArgs {
-    /// Name of the update: the diff's file name without its extension.
+    /// Name of the update: the file name of the diff, or of what stands in its place, without its extension.
     pub fn name(&self) -> String {
-        match self.diff.file_stem() {
-            Some(stem) if self.diff.as_os_str() != "-" => stem.to_string_lossy().into_owned(),
+        let file = self.update.as_deref().unwrap_or(self.diff());
+        match file.file_stem() {
+            Some(stem) if file.as_os_str() != "-" => stem.to_string_lossy().into_owned(),
             _ => "stdin".to_owned(),
         }
+    }
+
+    /// The diff; nothing is like standard input.
+    pub fn diff(&self) -> &Path {
+        self.diff.as_deref().unwrap_or(Path::new("-"))
     }
 
     /// The kernel image: the one given, or that of the build folder.
@@ -197,8 +300,33 @@ mod tests {
     }
 
     #[test]
+    fn an_update_by_hand_stands_in_place_of_a_diff() {
+        let build = |line: &str| parse(line).expect("a complete command line").build.expect("a build");
+        let update = build("--update dir/fix.c --vmlinux v --like fs/proc/version.c");
+        assert_eq!((update.name().as_str(), update.bundle_path()), ("fix", PathBuf::from("fix.lpk")));
+        let hooks = build("fix.diff --hooks hooks.c --vmlinux v");
+        assert_eq!((hooks.name().as_str(), hooks.hooks), ("fix", Some(PathBuf::from("hooks.c"))));
+        let line = "prelink fix.o --vmlinux v --replace a=b --replace mm/shmem.c:c=d -o x.lpk";
+        let Some(Command::Prelink(prelink)) = parse(line).expect("a complete command line").command else {
+            panic!("not prelink");
+        };
+        assert_eq!(prelink.replace.len(), 2);
+        assert_eq!((prelink.build().name().as_str(), prelink.build().bundle_path()), ("fix", PathBuf::from("x.lpk")));
+        assert!(matches!(parse("header").expect("complete").command, Some(Command::Header)));
+    }
+
+    #[test]
     fn incomplete_lines_are_usage_errors() {
-        for line in ["", "fix.diff", "--vmlinux v", "inspect", "fix.diff --vmlinux v -j 0", "fix.diff --vmlinux v x"] {
+        let by_hand = [
+            "--update fix.c",
+            "fix.diff --update fix.c --vmlinux v",
+            "--update fix.c --hooks h.c --vmlinux v",
+            "prelink fix.o",
+            "prelink fix.o --vmlinux v --replace a",
+        ];
+        let of_diffs =
+            ["", "fix.diff", "--vmlinux v", "inspect", "fix.diff --vmlinux v -j 0", "fix.diff --vmlinux v x"];
+        for line in of_diffs.into_iter().chain(by_hand) {
             assert_eq!(parse(line).map(|_| ()).expect_err(line).exit_code(), 2, "{line}");
         }
     }

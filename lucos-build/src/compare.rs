@@ -17,7 +17,7 @@ use crate::explain::{self, Explained};
 use crate::pipeline::Stop;
 use crate::report::Reason;
 use crate::request::open_image;
-use diff_analyzer::classify::classify;
+use diff_analyzer::classify::{Classification, classify};
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
 use diff_analyzer::object::Object;
@@ -91,14 +91,14 @@ fn drive(args: &CompareArgs, comparison: &mut Comparison) -> Result<(), Stop> {
 
     let mut diff = compare(&old, &new);
     let mut types = Vec::new();
-    let mut findings = Vec::new();
+    let mut findings = Classification::default();
     if let (Some(before), Some(after)) = (&original.layouts, &patched.layouts) {
         types = layout_diff::compare_functions(before, after);
         let resigned: BTreeSet<String> = types.iter().map(|change| change.name.clone()).collect();
         if !diff.is_empty() && !resigned.is_empty() {
             diff = compare_resigned(&old, &new, resigned);
         }
-        findings = classify(&diff, &new, before, after);
+        findings = classify(&diff, &old, &new, before, after);
     }
     let rows = rows::Rows { original: &old, patched: &new, diff: &diff, types: &types };
     (comparison.functions, comparison.data) = (rows.functions(), rows.data());
@@ -110,7 +110,7 @@ fn drive(args: &CompareArgs, comparison: &mut Comparison) -> Result<(), Stop> {
     match (&kernel, &proof) {
         (Some(kernel), Some(proof)) if reasons.is_empty() && !diff.is_empty() => {
             let tables = BootTables::read(kernel.image, &kernel.sizes).map_err(unknown_kernel)?;
-            let unit = link::Unit { name: &name, original: &old, patched: &new, diff: &diff, proof };
+            let unit = link::Unit { name: &name, original: &old, patched: &new, diff: &diff, proof, data: &[] };
             if let Err(refusals) = link::link(kernel.image, &tables, &[unit], &BTreeSet::new()) {
                 reasons.extend(refusals.into_iter().map(Reason::from));
             }

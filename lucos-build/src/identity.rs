@@ -285,6 +285,11 @@ fn made_by(producer: &str, version: &str) -> bool {
     }
 }
 
+/// Whether two `DW_AT_producer` are of the same compiler and language, whatever their options.
+pub fn same_producer(a: &str, b: &str) -> bool {
+    short(a) == short(b)
+}
+
 /// A producer without its options.
 fn short(producer: &str) -> &str {
     producer.find(" -").map_or(producer, |end| &producer[..end])

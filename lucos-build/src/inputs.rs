@@ -24,6 +24,12 @@ pub struct Found {
 pub struct Inputs {
     /// The diff.
     pub diff: Option<Found>,
+    /// The update written by hand: its source or its object.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub update: Option<Found>,
+    /// Hooks in C beside a diff.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Found>,
     /// The kernel image.
     pub vmlinux: Option<Found>,
     /// Its release, as `uname -r` prints it.
@@ -40,6 +46,8 @@ pub struct Inputs {
     pub compiler: Option<Found>,
     /// What the compiler says of itself.
     pub compiler_version: Option<String>,
+    /// What the author says of the change.
+    pub overrides: Option<Found>,
     /// The prepared build folder.
     pub build_folder: Option<PathBuf>,
 }

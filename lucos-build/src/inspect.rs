@@ -3,7 +3,7 @@
 //! Comes in: the path of a bundle. Decided: nothing; the reader has checked all of it. Goes out: text or JSON.
 
 use comfy_table::{Table, presets};
-use lpk_format::{Bundle, Place, ReadBundle, ReadError, SectionKind};
+use lpk_format::{Bundle, Hook, HookSubject, Place, ReadBundle, ReadError, SectionKind};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -144,9 +144,11 @@ fn part(bundle: &Bundle) -> serde_json::Value {
             })
         })
         .collect();
+    let hooks: Vec<_> = bundle.payload.hooks.iter().map(|hook| hook_json(bundle, hook)).collect();
     let tables: BTreeMap<_, _> = bundle.payload.tables.iter().map(|table| (table.kind.section(), table.size)).collect();
     json!({
         "functions": functions,
+        "hooks": hooks,
         "sections": counts.sections.into_iter().collect::<BTreeMap<_, _>>(),
         "relocations": counts.relocs,
         "symbols": counts.symbols,
@@ -154,6 +156,28 @@ fn part(bundle: &Bundle) -> serde_json::Value {
         "tables": tables,
         "sites": counts.sites,
     })
+}
+
+/// Name of the function that a hook is.
+fn hook_function<'b>(bundle: &'b Bundle, hook: &Hook) -> &'b str {
+    let mut functions = bundle.payload.functions();
+    functions.find(|(offset, _)| *offset == hook.offset).map_or("", |(_, symbol)| symbol.name.as_str())
+}
+
+fn hook_json(bundle: &Bundle, hook: &Hook) -> serde_json::Value {
+    let mut value = json!({ "kind": hook.kind, "function": hook_function(bundle, hook), "offset": hook.offset });
+    match &hook.subject {
+        HookSubject::Update => {}
+        HookSubject::Function { name, old_address } => {
+            (value["subject"], value["old_address"]) = (json!(name), json!(format!("{old_address:#x}")));
+        }
+        HookSubject::Datum { name, old_address, old_size, section, new_offset, new_size } => {
+            (value["subject"], value["old_address"]) = (json!(name), json!(format!("{old_address:#x}")));
+            (value["old_size"], value["new_size"]) = (json!(old_size), json!(new_size));
+            (value["new_section"], value["new_offset"]) = (json!(section), json!(new_offset));
+        }
+    }
+    value
 }
 
 /// The bundle for people.
@@ -223,6 +247,20 @@ fn part_text(bundle: &Bundle, text: &mut String) {
         ]);
     }
     let _ = writeln!(text, "{functions}");
+    for hook in &bundle.payload.hooks {
+        let function = hook_function(bundle, hook);
+        let _ = match &hook.subject {
+            HookSubject::Update => writeln!(text, "hook {}: {function}", hook.kind.name()),
+            HookSubject::Function { name, old_address } => {
+                writeln!(text, "hook {}: {function}, about {name} at {old_address:#x}", hook.kind.name())
+            }
+            HookSubject::Datum { name, old_address, old_size, new_size, .. } => writeln!(
+                text,
+                "hook {}: {function}, about {name} at {old_address:#x}, {old_size} bytes, {new_size} in the new copy",
+                hook.kind.name()
+            ),
+        };
+    }
     for datum in &bundle.manifest.data {
         let _ = writeln!(text, "data: {} ({}), {} bytes", datum.name, datum.unit, datum.size);
     }

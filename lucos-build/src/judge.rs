@@ -4,16 +4,19 @@
 //! runs, what changed, Type 1 or Type 2, where each reference leads. Goes out: a [`Bundle`], `None` when nothing changes,
 //! or the reasons for a refusal.
 
+use crate::by_hand::{HandObject, HandPieces, Replacement};
+use crate::data::{self, Decided};
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
 use crate::kbuild::{BuildFolder, support};
 use crate::modules::Modules;
+use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
-use crate::report::{DatumRow, FunctionRow, Reason, Report, Verdict, millis};
+use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict, millis};
 use crate::request::Request;
 use crate::warnings;
-use diff_analyzer::classify::{Finding, classify};
+use diff_analyzer::classify::{Classification, classify};
 use diff_analyzer::dwarf_layout::sections::ObjectDebug;
 use diff_analyzer::dwarf_layout::{self, LayoutError, Layouts};
 use diff_analyzer::layout_diff;
@@ -29,6 +32,7 @@ use lpk_format::{
     BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
     TableKind, UpdateType,
 };
+use prelink::link::data::{DatumPlan, Planned};
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -62,6 +66,10 @@ pub struct Judge<'a, 'i> {
     pub explain: &'a [String],
     /// Functions may be replaced that can then not be traced.
     pub allow_untraceable: bool,
+    /// What the author says of the change.
+    pub overrides: &'a Overrides,
+    /// Hooks that go along.
+    pub hooks: Option<&'a HandObject>,
 }
 
 /// An object that cannot be used.
@@ -106,7 +114,7 @@ impl DebugInfo {
 struct Judged {
     proof: Proof,
     diff: ObjectDiff,
-    findings: Vec<Finding>,
+    found: Classification,
     warnings: Vec<Warning>,
     /// Time taken: prove, compare and classify.
     times: [Duration; 2],
@@ -130,14 +138,10 @@ impl Judge<'_, '_> {
         progress.phase(format!("proving and comparing {} units", compiled.len()));
         let read = self.read(compiled)?;
         let pieces = self.cut(&read, &profile)?;
-        let judged = self.judge_all(&read, &pieces)?;
+        let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
-        // Units may have been left out since the last time.
-        report.warnings.clear();
-        for (unit, judged) in read.iter().zip(&judged) {
-            warnings::add(&mut report.warnings, &unit.unit, &judged.warnings);
-        }
+        self.warn(&read, &judged, report);
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
         }
@@ -164,20 +168,25 @@ impl Judge<'_, '_> {
             return Err(Stop::Refused(exits));
         }
         if judged.iter().all(|unit| unit.diff.is_empty()) {
+            if self.hooks.is_some() {
+                report.notes.push("without a change the hooks are not used".to_owned());
+            }
             return Ok(None);
         }
-        self.refuse_type2(&read, &judged, report)?;
+        let decided = self.decide(&read, &judged, report)?;
+        follow_moved(&mut judged, &pieces, &decided.plans);
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
         progress.phase("resolving symbols");
-        let units = (read.iter().zip(&pieces).zip(&judged)).filter(|(_, judged)| !judged.diff.is_empty()).map(
-            |((unit, (original, patched)), judged)| {
-                let (diff, proof) = (&judged.diff, &judged.proof);
-                (unit, link::Unit { name: &unit.unit, original, patched, diff, proof })
-            },
-        );
-        let mut parts = self.link(units.collect(), &profile.sizes, report)?;
+        let changed = (read.iter().zip(&pieces).zip(&judged).zip(&decided.plans))
+            .filter(|((_, judged), _)| !judged.diff.is_empty());
+        let units = changed.map(|(((unit, (original, patched)), judged), data)| {
+            let (diff, proof) = (&judged.diff, &judged.proof);
+            (unit, link::Unit { name: &unit.unit, original, patched, diff, proof, data })
+        });
+        let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
+        let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
         if parts.is_empty() {
             return Ok(None);
         }
@@ -190,6 +199,20 @@ impl Judge<'_, '_> {
             }
         }
         report.timings_ms.link = millis(clock.elapsed());
+        self.complete(parts, profile, report, progress).map(Some)
+    }
+
+    /// From linked parts to a bundle: what forbids it all the same, and the part that runs in the guest.
+    ///
+    /// # Errors
+    /// [`Stop`] when it is refused.
+    pub fn complete(
+        &self,
+        parts: Vec<(Option<ModuleId>, Linked)>,
+        profile: GuestProfile,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Bundle, Stop> {
         let untraceable: Vec<Reason> = parts.iter().flat_map(|(_, linked)| untraceable(linked)).collect();
         if !untraceable.is_empty() && !self.allow_untraceable {
             return Err(Stop::Refused(untraceable));
@@ -217,14 +240,23 @@ impl Judge<'_, '_> {
                 None
             }
         };
-        report.verdict = Verdict::Type1;
-        Ok(Some(self.bundle(parts, support, profile, report)))
+        let warnings = parts.iter().flat_map(|(_, linked)| &linked.warnings);
+        report
+            .notes
+            .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
+        let bundle = self.bundle(parts, support, profile, report);
+        report.verdict = match bundle.manifest.update_type {
+            UpdateType::Type1 => Verdict::Type1,
+            UpdateType::Type2 => Verdict::Type2,
+        };
+        Ok(bundle)
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
     fn link<'p>(
         &self,
         units: Vec<(&Read, link::Unit<'p, 'p>)>,
+        hooks: Option<&'p HandPieces<'p>>,
         sizes: &BTreeMap<String, u64>,
         report: &mut Report,
     ) -> Result<Vec<(Option<ModuleId>, Linked)>, Stop> {
@@ -235,11 +267,21 @@ impl Judge<'_, '_> {
             groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
         }
         let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        let mut declared = None;
+        if let Some(hooks) = hooks {
+            let (_, units) = groups.entry(None).or_insert_with(|| (self.image, Vec::new()));
+            units.push(hooks.unit());
+            match hooks.declared(self.image, self.units, units.len() - 1, &[]) {
+                Ok(found) => declared = Some(found),
+                Err(more) => refusals.extend(more),
+            }
+        }
         for (&part, (image, units)) in &groups {
             let others = groups.iter().filter(|&(&other, _)| other != part).flat_map(|(_, (_, units))| units);
             let elsewhere: BTreeSet<String> = others.flat_map(global_names).collect();
             let tables = BootTables::read(image, sizes).map_err(of_sites)?;
-            match link::link(image, &tables, units, &elsewhere) {
+            let declared = declared.as_ref().filter(|_| part.is_none());
+            match link::link_declared(image, &tables, units, &elsewhere, declared) {
                 Ok(linked) => parts.push((image.module().cloned(), linked)),
                 Err(more) => refusals.extend(more),
             }
@@ -247,13 +289,36 @@ impl Judge<'_, '_> {
         if !refusals.is_empty() {
             return Err(self.of_refusals(refusals));
         }
-        for (module, linked) in parts.extract_if(.., |(_, linked)| linked.functions.is_empty()) {
+        for (module, linked) in parts.extract_if(.., |(_, linked)| is_idle(linked)) {
             let place = module.map_or_else(String::new, |module| format!(" in module {}", module.name));
             let new: Vec<String> =
                 linked.manifest_functions.iter().map(|function| format!("`{}`", function.name)).collect();
             report.notes.push(format!("no existing function leads to the new code{place}: {}", new.join(", ")));
         }
         Ok(parts)
+    }
+
+    /// Links a unit that is written by hand, and nothing else.
+    ///
+    /// # Errors
+    /// [`Stop::Refused`] with all reasons.
+    pub fn link_by_hand(
+        &self,
+        pieces: &HandPieces<'_>,
+        replace: &[Replacement],
+        sizes: &BTreeMap<String, u64>,
+    ) -> Result<Linked, Stop> {
+        let refuse = |refusals| self.of_refusals(refusals);
+        let declared = pieces.declared(self.image, self.units, 0, replace).map_err(refuse)?;
+        let tables = BootTables::read(self.image, sizes).map_err(of_sites)?;
+        let (units, elsewhere) = ([pieces.unit()], BTreeSet::new());
+        let linked = link::link_declared(self.image, &tables, &units, &elsewhere, Some(&declared)).map_err(refuse)?;
+        if linked.functions.is_empty() {
+            let message = "it replaces no function of the kernel, so nothing would ever run it";
+            let help = "say what replaces what: LUCOS_REPLACE(old, new) in the file, or --replace OLD=NEW";
+            return Err(Stop::refused(Reason::new("nothing-replaced", message).help(help)));
+        }
+        Ok(linked)
     }
 
     /// The image that a unit's code is in.
@@ -269,13 +334,11 @@ impl Judge<'_, '_> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
         let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
-        let stopped = self.refuse_type2(&read, &judged, report);
-        if stopped.is_err() {
-            for (unit, judged) in read.iter().zip(&judged) {
-                warnings::add(&mut report.warnings, &unit.unit, &judged.warnings);
-            }
+        let decided = self.decide(&read, &judged, report).map(drop);
+        if decided.is_err() {
+            self.warn(&read, &judged, report);
         }
-        stopped
+        decided
     }
 
     fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
@@ -318,6 +381,7 @@ impl Judge<'_, '_> {
             patched: &patched,
             diff: &diff,
             proof: &proof,
+            data: &[],
         };
         link::link_support(self.image, &unit).map_err(|refusals| {
             let list: Vec<String> = refusals.iter().map(ToString::to_string).collect();
@@ -368,7 +432,11 @@ impl Judge<'_, '_> {
             .collect()
     }
 
-    fn profile(&self) -> Result<GuestProfile, Stop> {
+    /// What the runtime must know of the kernel.
+    ///
+    /// # Errors
+    /// [`Stop`] when it cannot be read.
+    pub fn profile(&self) -> Result<GuestProfile, Stop> {
         let path = self.request.source.join("arch/x86/include/asm/cpufeatures.h");
         let features =
             std::fs::read_to_string(&path).map_err(|source| Stop::failed(JudgeError::Read { path, source }))?;
@@ -389,7 +457,7 @@ impl Judge<'_, '_> {
         let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
-        let (mut findings, mut warnings) = (Vec::new(), Vec::new());
+        let (mut found, mut warnings) = (Classification::default(), Vec::new());
         if !diff.is_empty() {
             let (old, new) = rayon::join(
                 || unit.compiled.original.as_ref().map_or_else(|| Ok(DebugInfo::default()), DebugInfo::read),
@@ -402,7 +470,7 @@ impl Judge<'_, '_> {
                 diff = compare_resigned(original, patched, resigned);
             }
             diff.locks = layout_diff::locks(&new.layouts);
-            findings = classify(&diff, patched, &old.layouts, &new.layouts);
+            found = classify(&diff, original, patched, &old.layouts, &new.layouts);
             let both = semantics::Unit {
                 pieces: [original, patched],
                 diff: &diff,
@@ -413,39 +481,56 @@ impl Judge<'_, '_> {
             };
             warnings = semantics::check(&both, texts);
         }
-        Ok(Judged { proof, diff, findings, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+        Ok(Judged { proof, diff, found, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
     }
 
-    /// Type 2 is recognised and explained; applying it is not part of this version.
-    fn refuse_type2(&self, read: &[Read], judged: &[Judged], report: &mut Report) -> Result<(), Stop> {
-        let mut reasons: Vec<Reason> = Vec::new();
+    /// Warnings of all units, but for those that the author has silenced. Units may have been left out since the last time.
+    fn warn(&self, read: &[Read], judged: &[Judged], report: &mut Report) {
+        report.warnings.clear();
         for (unit, judged) in read.iter().zip(judged) {
-            for finding in &judged.findings {
-                let mut reason = Reason::new(finding.rule, finding.message.clone()).at(unit.unit.clone(), None);
-                if let Some(place) = &finding.place {
-                    let file = self.relative(&place.file);
-                    let line = usize::try_from(place.line).ok();
-                    let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
-                    reason.diff_line =
-                        change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
-                    reason = reason.at(file, line);
-                }
-                reason = reason.help(
-                    "existing data changes: this is a Type 2 update, which this version recognises but does not build",
-                );
-                // A type of a header is found again in every unit that sees it.
-                let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
-                match reasons.iter_mut().find(same) {
-                    Some(known) => drop(known.units.insert(unit.unit.clone())),
-                    None => reasons.push(reason.of_unit(unit.unit.clone())),
-                }
+            let silenced = |warning: &&Warning| self.overrides.silences(warning.rule, &warning.subject);
+            let said = judged.warnings.iter().filter(|warning| !silenced(warning));
+            warnings::add(&mut report.warnings, &unit.unit, said);
+        }
+    }
+
+    /// What becomes of existing types and data.
+    ///
+    /// # Errors
+    /// [`Stop`] when something cannot be left to any strategy.
+    fn decide(&self, read: &[Read], judged: &[Judged], report: &mut Report) -> Result<Decided, Stop> {
+        let units: Vec<data::Unit<'_>> = (read.iter().zip(judged))
+            .map(|(unit, judged)| data::Unit {
+                name: &unit.unit,
+                image: self.image_of(unit),
+                proof: &judged.proof,
+                found: &judged.found,
+            })
+            .collect();
+        let mut decided = data::decide(&units, self.overrides);
+        report.data_changes = std::mem::take(&mut decided.data);
+        report.types = std::mem::take(&mut decided.types);
+        let mut reasons: Vec<Reason> = Vec::new();
+        for (mut reason, place) in std::mem::take(&mut decided.reasons) {
+            if let Some(place) = place {
+                let file = self.relative(&place.file);
+                let line = usize::try_from(place.line).ok();
+                let change = self.changes.iter().find(|change| change.path.as_os_str() == file.as_str());
+                reason.diff_line =
+                    change.zip(line).and_then(|(change, line)| change.diff_line_of(line.checked_sub(1)?));
+                reason = reason.at(file, line);
+            }
+            // A type of a header is found again in every unit that sees it.
+            let same = |known: &&mut Reason| known.rule == reason.rule && known.message == reason.message;
+            match reasons.iter_mut().find(same) {
+                Some(known) => known.units.append(&mut reason.units),
+                None => reasons.push(reason),
             }
         }
-        if reasons.is_empty() {
-            return Ok(());
+        if !report.data_changes.is_empty() || !report.types.is_empty() {
+            report.verdict = Verdict::Type2;
         }
-        report.verdict = Verdict::Type2;
-        Err(Stop::Refused(reasons))
+        if reasons.is_empty() { Ok(decided) } else { Err(Stop::Refused(reasons)) }
     }
 
     /// A path in debug information, relative to the source tree.
@@ -479,10 +564,17 @@ impl Judge<'_, '_> {
                 unit: datum.unit.clone(),
                 size: datum.size,
             }));
+            report.hooks.extend(linked.payload.hooks.iter().map(|hook| HookRow {
+                kind: hook.kind,
+                subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
+            }));
         }
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
+        // Types and data were looked at before; hooks are the author's word that old and new code differ in meaning.
+        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
+        let update_type = if hooks || report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -492,7 +584,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type: UpdateType::Type1,
+                update_type,
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -500,6 +592,7 @@ impl Judge<'_, '_> {
                 data: Vec::new(),
                 left_out: Vec::new(),
                 omitted: Vec::new(),
+                vouched: report.vouched.clone(),
                 unchanged_modules: Vec::new(),
             },
             payload: Payload::default(),
@@ -526,6 +619,30 @@ impl Judge<'_, '_> {
         }
         bundle
     }
+}
+
+/// What refers to a datum that moves changes with it, in all units.
+fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
+    let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
+        let moved = plans.iter().filter(|plan| matches!(plan.fate, Planned::Moved { .. }));
+        moved.map(|plan| plan.patched).collect()
+    };
+    let names: BTreeSet<String> = (plans.iter().zip(pieces))
+        .flat_map(|(plans, (_, patched))| moved(plans).into_iter().map(move |datum| patched.piece(datum)))
+        .filter(|piece| piece.global)
+        .map(|piece| piece.name.clone())
+        .collect();
+    for ((judged, (_, patched)), plans) in judged.iter_mut().zip(pieces).zip(plans) {
+        let here = moved(plans);
+        if !here.is_empty() || !names.is_empty() {
+            judged.diff.follow_data(patched, &here, &names);
+        }
+    }
+}
+
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.hooks.is_empty() && linked.payload.changed.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.

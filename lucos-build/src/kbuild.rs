@@ -4,6 +4,7 @@
 //! unit is compiled. Goes out: a [`BuildFolder`], kept between runs, and the [`UnitCommands`] of units. The kernel is
 //! never built: it is only configured, its generated headers and its object tool are made, once.
 
+pub mod by_hand;
 pub mod command;
 pub mod compile;
 pub mod given;

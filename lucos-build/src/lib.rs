@@ -4,7 +4,9 @@
 //! compiled twice ([`kbuild`]); [`pipeline`] names all phases in order; [`report`] shows what came out.
 
 pub mod args;
+pub mod by_hand;
 pub mod compare;
+pub mod data;
 pub mod explain;
 pub mod faults;
 pub mod headers;
@@ -14,6 +16,7 @@ pub mod inspect;
 pub mod judge;
 pub mod kbuild;
 pub mod modules;
+pub mod overrides;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;

@@ -7,9 +7,10 @@ use clap::Parser as _;
 use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs};
 use lucos_build::compare;
 use lucos_build::inspect::{self, InspectError};
+use lucos_build::kbuild::by_hand::HEADER;
 use lucos_build::pipeline;
 use lucos_build::progress::Progress;
-use lucos_build::report::Verdict;
+use lucos_build::report::{Report, Verdict};
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -24,6 +25,16 @@ fn main() -> ExitCode {
     match (args.command, args.build) {
         (Some(Command::Inspect(args)), _) => show(&args),
         (Some(Command::Compare(args)), _) => compare(&args),
+        (Some(Command::Prelink(args)), _) => {
+            let progress = Progress::new(!args.json && !args.quiet);
+            let result = pipeline::prelink(&args, &progress);
+            drop(progress);
+            report(&args.build(), result)
+        }
+        (Some(Command::Header), _) => {
+            print(HEADER.trim_end());
+            ExitCode::SUCCESS
+        }
         (None, Some(args)) => build(&args),
         // clap asks for DIFF and --vmlinux when there is no other command.
         (None, None) => ExitCode::from(2),
@@ -34,6 +45,11 @@ fn build(args: &BuildArgs) -> ExitCode {
     let progress = Progress::new(!args.json && !args.quiet);
     let result = pipeline::run(args, &progress);
     drop(progress);
+    report(args, result)
+}
+
+/// Prints what a build says in the end.
+fn report(args: &BuildArgs, result: Result<Report, Box<dyn Error + Send + Sync>>) -> ExitCode {
     match result {
         Ok(report) => {
             let refused = report.bundle.is_none() && report.verdict != Verdict::NoEffect;

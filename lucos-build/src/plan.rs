@@ -4,6 +4,7 @@
 //! the commands of units that exist and of new ones; whether the configuration stays what it is. Goes out: compiled units.
 
 use crate::args::BuildArgs;
+use crate::by_hand::HandObject;
 use crate::faults::Faults;
 use crate::headers;
 use crate::identity::Config;
@@ -13,6 +14,7 @@ use crate::kbuild::compile::{Compile, CompileError, CompiledUnit, Side, Unit, ch
 use crate::kbuild::kept::Kept;
 use crate::kbuild::{BuildFolder, KbuildError};
 use crate::modules::Modules;
+use crate::overrides::Overrides;
 use crate::pipeline::Stop;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, millis};
@@ -47,6 +49,8 @@ pub struct Plan<'a, 'i> {
     pub units: &'a UnitIndex<'i>,
     /// What the diff changes.
     pub changes: &'a [FileChange],
+    /// What the author says of the change.
+    pub overrides: &'a Overrides,
     /// Where trees and objects go.
     pub work: &'a Path,
 }
@@ -60,7 +64,7 @@ pub struct List {
 
 impl<'i> Plan<'_, 'i> {
     /// What the phases behind the compiler work on.
-    pub fn judge<'s>(&'s self, modules: &'s Modules) -> Judge<'s, 'i> {
+    pub fn judge<'s>(&'s self, modules: &'s Modules, hooks: Option<&'s HandObject>) -> Judge<'s, 'i> {
         Judge {
             request: self.request,
             image: self.image,
@@ -71,6 +75,8 @@ impl<'i> Plan<'_, 'i> {
             name: self.args.name(),
             explain: &self.args.explain,
             allow_untraceable: self.args.allow_untraceable,
+            overrides: self.overrides,
+            hooks,
         }
     }
 
@@ -331,7 +337,7 @@ impl<'i> Plan<'_, 'i> {
         let compile = self.compiler(&kept);
         compile.prepare(&first.units).map_err(Stop::failed)?;
         list.done = self.compile_some(&compile, &first.units, faults, report, progress, &|| {})?;
-        self.judge(&modules).refuse_early(&list.done, report)
+        self.judge(&modules, None).refuse_early(&list.done, report)
     }
 
     /// Compiles the units, original and patched.

@@ -7,6 +7,8 @@ use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use crate::warnings::Warning;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use diff_analyzer::layout_diff::{EnumeratorChange, MemberChange};
+use lpk_format::{HookKind, Vouched};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -21,7 +23,7 @@ use std::time::Duration;
 pub enum Verdict {
     /// Functions change, existing data does not; a bundle was written.
     Type1,
-    /// Existing data changes too; the reasons say which. No bundle was written: this version does not build these yet.
+    /// Existing data change too, or the author gave hooks. Without a bundle the reasons say why.
     Type2,
     /// No bundle was written; the reasons say why.
     Refused,
@@ -138,6 +140,78 @@ pub struct DatumRow {
     pub size: u64,
 }
 
+/// An existing datum that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DataChangeRow {
+    /// Name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// Rule that found it.
+    pub rule: String,
+    /// What changes.
+    pub message: String,
+    /// What becomes of it: `in-place`, `moved`, `kept` or `refused`.
+    pub strategy: String,
+    /// Link address, `0x…`, where it is proved.
+    pub old_address: Option<String>,
+    /// Size before, in bytes.
+    pub old_size: u64,
+    /// Size after, in bytes.
+    pub new_size: u64,
+    /// Bytes that are written to it where it is: `new 4..8`, `changed 0..4`.
+    pub written: Vec<String>,
+    /// How a new one is made from the old one, step by step.
+    pub to_new: Vec<String>,
+    /// How the old one is made from the new one, step by step.
+    pub to_old: Vec<String>,
+    /// Functions of the unit that refer to it.
+    pub users: BTreeSet<String>,
+    /// What the author says of it in the file beside the diff.
+    pub reason: Option<String>,
+}
+
+/// An existing type that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TypeRow {
+    /// Name, as C writes it.
+    pub name: String,
+    /// Rule that found it.
+    pub rule: String,
+    /// What changes.
+    pub message: String,
+    /// Size before, in bytes.
+    pub old_size: u64,
+    /// Size after, in bytes.
+    pub new_size: u64,
+    /// Changed types inside it that are the whole cause.
+    pub because: Vec<String>,
+    /// Members that differ.
+    pub members: Vec<MemberChange>,
+    /// Enumerators that differ.
+    pub enumerators: Vec<EnumeratorChange>,
+    /// The type before, with offset and size of each member.
+    pub old: String,
+    /// The type after.
+    pub new: String,
+    /// Units of the diff that see it.
+    pub units: BTreeSet<String>,
+    /// Changed functions whose parameters or variables are of it or point to it.
+    pub users: BTreeSet<String>,
+    /// Data that are made of it.
+    pub data: BTreeSet<String>,
+}
+
+/// A hook of the author.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HookRow {
+    /// When it is called.
+    pub kind: HookKind,
+    /// Function or datum that it is about; absent for the whole update.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+}
+
 /// Where the time went, in milliseconds of wall time; `compiler` is processor time of compilers and their kin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs, reason = "the names are the phases, in order")]
@@ -173,6 +247,15 @@ pub struct Report {
     pub functions: Vec<FunctionRow>,
     /// Data that the bundle brings.
     pub data: Vec<DatumRow>,
+    /// Existing data that change, with what becomes of each.
+    pub data_changes: Vec<DataChangeRow>,
+    /// Existing types that change.
+    pub types: Vec<TypeRow>,
+    /// What the author vouches for.
+    pub vouched: Vec<Vouched>,
+    /// Hooks of the author.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<HookRow>,
     /// Why it is refused; empty otherwise.
     pub reasons: Vec<Reason>,
     /// What old and new code may disagree about; it stops nothing.
@@ -204,6 +287,10 @@ impl Report {
             verdict: Verdict::NoEffect,
             functions: Vec::new(),
             data: Vec::new(),
+            data_changes: Vec::new(),
+            types: Vec::new(),
+            vouched: Vec::new(),
+            hooks: Vec::new(),
             reasons: Vec::new(),
             warnings: Vec::new(),
             notes: Vec::new(),
@@ -231,6 +318,21 @@ impl Report {
         for warning in &self.warnings {
             text.push_str(&self.diagnostic_of(&warning.reason, Severity::Warning));
         }
+        for row in &self.data_changes {
+            let _ = writeln!(text, "{}: {}, {}", row.unit, row.message, row.strategy);
+            for line in &row.written {
+                let _ = writeln!(text, "    {line}");
+            }
+            for (name, lines) in [("to the new one", &row.to_new), ("to the old one", &row.to_old)] {
+                for line in lines {
+                    let _ = writeln!(text, "    {name}: {line}");
+                }
+            }
+        }
+        for vouched in &self.vouched {
+            let Vouched { about, subject, says, reason } = vouched;
+            let _ = writeln!(text, "on the author's word: {about} `{subject}`: {says} ({reason})");
+        }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));
         }
@@ -249,6 +351,9 @@ impl Report {
         if !self.functions.is_empty() {
             let _ = writeln!(text, "{}", self.function_table());
         }
+        for hook in &self.hooks {
+            let _ = writeln!(text, "hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
+        }
         let kind = match self.verdict {
             Verdict::Type1 => "Type 1 (functions only)",
             Verdict::Type2 => "Type 2 (functions and existing data)",
@@ -258,8 +363,12 @@ impl Report {
         let _ = match (self.reasons.len(), &self.bundle) {
             (0, Some(bundle)) => {
                 let functions = counted(self.functions.len(), "function", "functions");
-                let data = counted(self.data.len(), "datum", "data");
-                writeln!(text, "{kind}: {}, {functions}, {data}", bundle.display())
+                let data = counted(self.data.len(), "new datum", "new data");
+                let changed = match self.data_changes.len() {
+                    0 => String::new(),
+                    count => format!(", {}", counted(count, "changed datum", "changed data")),
+                };
+                writeln!(text, "{kind}: {}, {functions}, {data}{changed}", bundle.display())
             }
             (0, None) => writeln!(text, "{kind}; no bundle is needed"),
             (1, _) => writeln!(text, "{kind}: no bundle was written, for the reason above"),

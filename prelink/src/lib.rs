@@ -3,9 +3,13 @@
 //! Comes in: compiled units ([`diff_analyzer`]) and the kernel image ([`vmlinux`], [`symbol_db`], [`units`]). Decided: whether the
 //! original code is the code of the image ([`prove`]), what goes into a bundle and where each of its references leads
 //! ([`link`]), what boot has changed in the old code ([`sites`]), what the runtime must know of the kernel
-//! ([`guest`], [`profile`]). Goes out: the parts of a bundle, or the reasons why there is none ([`refusal`]).
+//! ([`guest`], [`profile`]); for an update written by hand, what it declares ([`declare`], [`by_hand`], [`copies`], [`fields`]). Goes out: the parts of a bundle, or the reasons why there is none ([`refusal`]).
 
+pub mod by_hand;
+pub mod copies;
+pub mod declare;
 pub mod dwarf;
+pub mod fields;
 pub mod guest;
 pub mod link;
 pub mod module;

@@ -8,19 +8,25 @@
 //! 2. `Linker::place_functions`: their place in `.text`
 //! 3. `Linker::relocate_functions`: their references, which bring data, strings and replacement code along;
 //!    link/refer.rs, link/tables.rs
-//! 4. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
-//! 5. `Linker::replace`: the old functions, their bytes as proved, their boot sites
+//! 4. `Linker::change_data`: the new contents of existing data; link/data.rs
+//! 5. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
+//! 6. `Linker::replace`: the old functions, their bytes as proved or as the image has them, their boot sites
+//! 7. `Linker::place_hooks`: the author's hooks; link/hooks.rs
 
+pub mod data;
 mod entry;
+mod hooks;
 mod refer;
 mod registered;
 mod select;
 mod tables;
 
+use crate::by_hand::{Declared, OldFunction};
 use crate::prove::Proof;
 use crate::refusal::Refusal;
 use crate::sites::BootTables;
-use crate::vmlinux::KernelImage;
+use crate::vmlinux::{ImageReloc, KernelImage};
+use data::DatumPlan;
 use diff_analyzer::correlate::without_number;
 use diff_analyzer::object_diff::ObjectDiff;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
@@ -31,6 +37,7 @@ use lpk_format::{
 };
 use registered::{Code, Rows};
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 /// A unit with all that is known of it.
 pub struct Unit<'a, 'o> {
@@ -44,6 +51,8 @@ pub struct Unit<'a, 'o> {
     pub diff: &'a ObjectDiff,
     /// What was proved about the original.
     pub proof: &'a Proof,
+    /// What becomes of existing data that the change alters.
+    pub data: &'a [DatumPlan],
 }
 
 /// A linked payload and what it replaces.
@@ -59,6 +68,8 @@ pub struct Linked {
     pub manifest_data: Vec<ManifestDatum>,
     /// Sections that are left out.
     pub left_out: Vec<LeftOut>,
+    /// What the author should look at, though nothing forbids it.
+    pub warnings: Vec<Refusal>,
 }
 
 /// Links units. `elsewhere` names what another part of the same change defines; it cannot be referred to, and is said.
@@ -71,16 +82,32 @@ pub fn link<'a>(
     units: &'a [Unit<'a, '_>],
     elsewhere: &'a BTreeSet<String>,
 ) -> Result<Linked, Vec<Refusal>> {
-    let mut linker = Linker { elsewhere: Some(elsewhere), ..Linker::new(image, units) };
+    link_declared(image, tables, units, elsewhere, None)
+}
+
+/// Links units of which one is written by hand: it declares what its functions and data replace, and hooks.
+///
+/// # Errors
+/// All [`Refusal`]s found, sorted; never a part of the change.
+pub fn link_declared<'a>(
+    image: &'a KernelImage,
+    tables: &BootTables<'_>,
+    units: &'a [Unit<'a, '_>],
+    elsewhere: &'a BTreeSet<String>,
+    declared: Option<&'a Declared>,
+) -> Result<Linked, Vec<Refusal>> {
+    let mut linker = Linker { elsewhere: Some(elsewhere), declared, ..Linker::new(image, units) };
     linker.select();
     linker.place_functions();
     linker.place_descriptors();
     linker.relocate_functions();
+    linker.change_data();
     linker.relocate_descriptors();
     linker.refuse_boot_setup();
     linker.register_unprobed();
     linker.place_tables();
     linker.replace(tables);
+    linker.place_hooks();
     linker.finish()
 }
 
@@ -103,6 +130,16 @@ pub fn link_support(image: &KernelImage, unit: &Unit<'_, '_>) -> Result<Payload,
 /// A function of a unit: index of the unit, and of the piece in the patched object.
 type Key = (usize, PieceIndex);
 
+/// An old function as it stands in the image.
+struct Old<'a> {
+    name: String,
+    unit: String,
+    address: u64,
+    expected: Vec<u8>,
+    relocs: &'a [ImageReloc],
+    parts: &'a [Range<u64>],
+}
+
 /// A function that the bundle carries.
 struct Carried {
     key: Key,
@@ -115,6 +152,8 @@ struct Linker<'a, 'o> {
     units: &'a [Unit<'a, 'o>],
     /// What another part of the same change defines.
     elsewhere: Option<&'a BTreeSet<String>>,
+    /// What a unit that is written by hand replaces.
+    declared: Option<&'a Declared>,
     carried: Vec<Carried>,
     /// Carried functions that have an old version, whose entry will lead to the new one.
     replacing: BTreeSet<Key>,
@@ -142,6 +181,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             image,
             units,
             elsewhere: None,
+            declared: None,
             carried: Vec::new(),
             replacing: BTreeSet::new(),
             refused: BTreeSet::new(),
@@ -216,6 +256,13 @@ impl<'a, 'o> Linker<'a, 'o> {
                     self.replace_function(tables, key, original, address);
                 }
             }
+            if let Some(old) = self.declared_function(key) {
+                entry.name.clone_from(&old.symbol.name);
+                entry.unit.clone_from(&old.unit);
+                entry.old_address = Some(old.symbol.address);
+                entry.old_size = old.symbol.size;
+                self.replace_declared(tables, key, old);
+            }
             if !is_cold(&entry.name) {
                 self.linked.manifest_functions.push(entry);
             }
@@ -226,7 +273,6 @@ impl<'a, 'o> Linker<'a, 'o> {
 
     fn replace_function(&mut self, tables: &BootTables<'_>, key: Key, original: PieceIndex, address: u64) {
         let unit = &self.units[key.0];
-        let (_, piece) = self.piece(key);
         let len = unit.original.bytes(original).len();
         // The proof has compared these bytes with the image.
         let expected = self.image.bytes(address, len).unwrap_or_default().to_vec();
@@ -236,35 +282,54 @@ impl<'a, 'o> Linker<'a, 'o> {
         } else {
             fields.expect("the proof has the fields of every function that it proved in an image without relocations")
         };
+        let parts = self.parts((key.0, original));
+        let (name, unit) = (self.piece(key).1.name.clone(), unit.name.to_owned());
+        self.redirect(tables, key, Old { name, unit, address, expected, relocs, parts: &parts });
+    }
+
+    /// A function that a unit written by hand declares to be replaced: the image itself says what its bytes are.
+    fn replace_declared(&mut self, tables: &BootTables<'_>, key: Key, old: &OldFunction) {
+        let (name, unit, address) = (old.symbol.name.clone(), old.unit.clone(), old.symbol.address);
+        let expected = self.image.bytes(address, old.symbol.size as usize).unwrap_or_default().to_vec();
+        self.redirect(tables, key, Old { name, unit, address, expected, relocs: &old.fields, parts: &old.parts });
+    }
+
+    /// What a function of a unit written by hand replaces.
+    fn declared_function(&self, (unit, piece): Key) -> Option<&'a OldFunction> {
+        self.declared.filter(|declared| declared.unit == unit)?.functions.get(&piece)
+    }
+
+    /// Leads the entry of an old function to the new one.
+    fn redirect(&mut self, tables: &BootTables<'_>, key: Key, old: Old<'_>) {
+        let Old { name, unit, address, expected, relocs, parts } = old;
+        let size = self.piece(key).1.size() as u32;
         let sites = tables.of_function(address, &expected, relocs);
-        let jump_offset = match self.jump_offset(tables, (key.0, original), address, &expected, &sites) {
+        let jump_offset = match self.jump_offset(tables, parts, address, &expected, &sites) {
             Ok(offset) => offset,
             Err(NoPlace::TooShort) => {
-                let message = format!("`{}` has {len} bytes, too few for a jump", piece.name);
+                let message = format!("`{name}` has {} bytes, too few for a jump", expected.len());
                 return self.refuse("too-short", key, message, "change its callers instead");
             }
             Err(NoPlace::Target(at)) => {
-                let message = format!(
-                    "the instruction at {at:#x} of `{}` leads to where the jump to the new code would be",
-                    piece.name
-                );
+                let message =
+                    format!("the instruction at {at:#x} of `{name}` leads to where the jump to the new code would be");
                 return self.refuse("jump-target", key, message, "change its callers instead");
             }
         };
         if self.linked.functions.iter().any(|other| other.old_address == address) {
-            let message = format!("`{}` is at {address:#x}, as is another function of the diff", piece.name);
+            let message = format!("`{name}` is at {address:#x}, as is another function of the diff");
             self.refuse("alias-splits", key, message, "change its callers instead");
             return;
         }
         self.linked.functions.push(FunctionPatch {
-            name: piece.name.clone(),
-            unit: unit.name.to_owned(),
+            name,
+            unit,
             old_address: address,
             jump_offset: jump_offset as u8,
             expected,
             sites,
             new_offset: self.placed[&key].1,
-            new_size: piece.size() as u32,
+            new_size: size,
         });
     }
 
@@ -312,6 +377,7 @@ impl<'a, 'o> Linker<'a, 'o> {
         let payload = &mut self.linked.payload;
         payload.relocs.sort_by_key(|reloc| (reloc.section, reloc.offset));
         payload.fixups.sort_by_key(tables::fixup_order);
+        payload.changed.sort_by_key(|datum| datum.old_address);
         Ok(self.linked)
     }
 

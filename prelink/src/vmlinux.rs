@@ -10,12 +10,17 @@ use goblin::elf::header::{EM_X86_64, ET_EXEC};
 use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHT_NOBITS, SHT_RELA};
 use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION};
 use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
+use iced_x86::{Decoder, DecoderOptions};
 use lpk_format::ModuleId;
 use memmap2::Mmap;
+use rayon::prelude::*;
 use std::collections::HashMap;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+
+/// Bytes of an instruction at most (Intel SDM, volume 2, section 2.3.11).
+const MAX_INSTRUCTION: usize = 15;
 
 /// Why an image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -274,6 +279,60 @@ impl KernelImage {
         fields
     }
 
+    /// Fields of the image that hold an address of a range or lead into it, as [`KernelImage::references`] finds them.
+    pub fn references_into(&self, range: &Range<u64>) -> Vec<u64> {
+        let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
+        let mut fields: Vec<u64> = if self.rela.is_empty() {
+            let all = sections.map(|(_, section)| (section.address, self.contents(section))).collect::<Vec<_>>();
+            all.par_iter().flat_map_iter(|(start, bytes)| lookalikes_into(*start, bytes, range)).collect()
+        } else {
+            let raw = sections.filter_map(|(index, _)| self.rela.get(&index)).collect::<Vec<_>>();
+            let relocs = raw.par_iter().flat_map_iter(|&&raw| self.read_relocs(raw));
+            relocs.filter(|reloc| self.leads_into(reloc, range)).map(|reloc| reloc.address).collect()
+        };
+        fields.sort_unstable();
+        fields
+    }
+
+    fn leads_into(&self, reloc: &ImageReloc, range: &Range<u64>) -> bool {
+        if !is_pc_relative(reloc.kind) {
+            return range.contains(&reloc.target);
+        }
+        // The processor counts from the end of the instruction, where an immediate may follow the field.
+        let next = reloc.target.wrapping_add(4);
+        let may_have_immediate = next < range.start && next.wrapping_add(4) >= range.start;
+        range.contains(&next)
+            || may_have_immediate && range.contains(&next.wrapping_add(self.behind_field(reloc.address)))
+    }
+
+    /// Bytes of an instruction behind the field of a relocation in it.
+    fn behind_field(&self, field: u64) -> u64 {
+        let Some((_, offset)) = self.symbols.containing(field) else { return 0 };
+        let start = field - offset;
+        let len = offset as usize + MAX_INSTRUCTION;
+        let code = (offset as usize..=len).rev().find_map(|len| self.bytes(start, len));
+        let mut decoder = Decoder::with_ip(64, code.unwrap_or_default(), start, DecoderOptions::NONE);
+        while decoder.can_decode() {
+            let instruction = decoder.decode();
+            if instruction.next_ip() > field {
+                return instruction.next_ip().saturating_sub(field + 4);
+            }
+        }
+        0
+    }
+
+    /// Whether nothing lies in a range behind a datum: no symbol, no contents, nothing that leads there.
+    pub fn is_room(&self, range: &Range<u64>) -> bool {
+        let Some(section) = self.section_at(range.start.saturating_sub(1)) else { return false };
+        let inside = range.end <= section.address + section.size;
+        let empty = !section.has_contents
+            || self
+                .bytes(range.start, (range.end - range.start) as usize)
+                .is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0));
+        let symbol = || self.symbols.iter().any(|symbol| range.contains(&symbol.address));
+        inside && empty && !symbol() && self.references_into(range).is_empty()
+    }
+
     /// Whether the image was linked with `--emit-relocs`.
     pub fn has_relocs(&self) -> bool {
         let text = self.sections.iter().position(|section| section.name == ".text");
@@ -352,6 +411,20 @@ fn lookalikes(start: u64, bytes: &[u8], address: u64) -> impl Iterator<Item = u6
         // Zeros right before the place are the end of what fills the gap.
         let behind = value == here.wrapping_sub(4) && value != 0;
         (value == low || value == here || behind).then_some(at)
+    })
+}
+
+/// The same for a range; an immediate of up to four bytes may follow a field.
+fn lookalikes_into(start: u64, bytes: &[u8], range: &Range<u64>) -> impl Iterator<Item = u64> {
+    let inside = range.clone();
+    bytes.windows(4).enumerate().filter_map(move |(offset, field)| {
+        let at = start + offset as u64;
+        let value = u32::from_le_bytes(field.try_into().expect("four bytes"));
+        let leads = |base: u32| {
+            u64::from(base.wrapping_add(value).wrapping_sub(inside.start as u32)) < inside.end - inside.start
+        };
+        let behind = value != 0 && [4, 5, 6, 8].iter().any(|behind| leads((at as u32).wrapping_add(*behind)));
+        (leads(0) || leads(at as u32) || behind).then_some(at)
     })
 }
 

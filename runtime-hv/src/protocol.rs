@@ -126,6 +126,9 @@ pub struct BundleInfo {
     pub module: Option<String>,
     /// Functions redirected in the kernel image.
     pub functions: Vec<FunctionInfo>,
+    /// Hooks of the author, in the order of their kinds.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hooks: Vec<HookInfo>,
     /// Loadable modules that it changes.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub modules: Vec<ModuleInfo>,
@@ -135,6 +138,16 @@ pub struct BundleInfo {
     pub times_us: BTreeMap<String, u64>,
     /// Guest pages that are still kept after undo.
     pub kept_pages: u64,
+}
+
+/// A hook of a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookInfo {
+    /// When it is called.
+    pub kind: lpk_format::HookKind,
+    /// Function or datum that it is about; absent for the whole update.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub subject: Option<String>,
 }
 
 /// What a bundle does to a loadable module.

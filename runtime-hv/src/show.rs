@@ -105,6 +105,9 @@ fn one(info: &BundleInfo) {
     if !info.functions.is_empty() {
         println!("{functions}");
     }
+    for hook in &info.hooks {
+        println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
+    }
     for module in &info.modules {
         let word = module.state.word();
         let state = module.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));

@@ -37,7 +37,7 @@ use crate::guest::arena::Allocation;
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
-use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind, ModuleState};
+use crate::protocol::{BundleInfo, BundleState, FunctionInfo, HookInfo, MemoryKind, ModuleState};
 use admit::Admitted;
 use area::Area;
 use lpk_format::Bundle;
@@ -388,6 +388,10 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         new_address: format!("{:#x}", plan.addresses.text.wrapping_add(u64::from(function.new_offset))),
         size: u64::from(function.new_size),
     });
+    let hooks = bundle.payload.hooks.iter().map(|hook| HookInfo {
+        kind: hook.kind,
+        subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
+    });
     BundleInfo {
         name: bundle.manifest.name.clone(),
         id: id.to_owned(),
@@ -399,6 +403,7 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         memory: if area.is_some() || bundle.functions.is_empty() { MemoryKind::Module } else { MemoryKind::Arena },
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
+        hooks: hooks.collect(),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),
         times_us: BTreeMap::new(),

@@ -5,6 +5,7 @@
 
 mod common;
 
+use lpk_format::{DataChange, DataPatch};
 use lucos_tests::commands;
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit};
@@ -60,6 +61,8 @@ struct Case {
     /// Changes of System.map.
     #[serde(default)]
     system_map: Vec<Change>,
+    /// Text of the file beside the diff.
+    overrides: Option<String>,
     /// First line of what the compiler says of itself.
     compiler: Option<String>,
     /// `newer`: the source tree of the next release.
@@ -83,6 +86,12 @@ struct Expect {
     /// Rules and subjects of warnings.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     warnings: BTreeSet<String>,
+    /// Existing data that the bundle changes, and how.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    data: BTreeSet<String>,
+    /// What the bundle says on the author's word.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    vouched: BTreeSet<String>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -137,6 +146,9 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     }
     let diff_file = work.path().join("case.diff");
     std::fs::write(&diff_file, diff)?;
+    if let Some(text) = &case.overrides {
+        std::fs::write(work.path().join("case.toml"), text)?;
+    }
     let bundle = work.path().join("case.lpk");
     let mut args: Vec<OsString> =
         vec![diff_file.into(), "--vmlinux".into(), kernel.vmlinux().into(), "-o".into(), bundle.clone().into()];
@@ -165,12 +177,16 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
     };
+    let (mut data, mut vouched) = (BTreeSet::new(), BTreeSet::new());
     let tables = match std::fs::read(&bundle) {
         Ok(bytes) => {
             let read = lpk_format::read(&bytes)?.bundle;
             if read.support.is_none() {
                 return Err("the bundle has no support object".into());
             }
+            data = read.parts().flat_map(|part| &part.payload.changed).map(describe).collect();
+            vouched =
+                read.manifest.vouched.iter().map(|vouched| format!("{} {}", vouched.about, vouched.subject)).collect();
             let tables = read.parts().flat_map(|part| &part.payload.tables);
             tables.map(|table| table.kind.section().to_owned()).collect()
         }
@@ -186,6 +202,8 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         warnings: (outcome.items("/warnings").iter())
             .filter_map(|item| Some(format!("{} {}", item["rule"].as_str()?, item["subject"].as_str()?)))
             .collect(),
+        data,
+        vouched,
     };
     let file = dir.join("expect.json");
     if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {
@@ -204,8 +222,8 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     Err(format!("{diff}\n{}", outcome.describe()).into())
 }
 
-/// The folder's name is the expectation: `type1-…` and `no-effect-…` succeed, `refused-…` is refused with a rule, and
-/// only type 1 leaves a bundle.
+/// The folder's name is the expectation: `type1-…`, `type2-…` and `no-effect-…` succeed, `refused-…` is refused with a rule,
+/// and only the first two leave a bundle.
 fn agrees_with_name(name: &str, expect: &Expect) -> Result<(), Failure> {
     let wanted = if name.starts_with("refused-type2-") {
         (3, "type2", false)
@@ -213,10 +231,12 @@ fn agrees_with_name(name: &str, expect: &Expect) -> Result<(), Failure> {
         (3, "refused", false)
     } else if name.starts_with("type1-") {
         (0, "type1", true)
+    } else if name.starts_with("type2-") {
+        (0, "type2", true)
     } else if name.starts_with("no-effect-") {
         (0, "no-effect", false)
     } else {
-        return Err("the name begins with none of type1-, no-effect-, refused-, refused-type2-".into());
+        return Err("the name begins with none of type1-, type2-, no-effect-, refused-, refused-type2-".into());
     };
     let found = (expect.status, expect.verdict.as_str(), expect.bundle_written);
     if found != wanted {
@@ -226,6 +246,18 @@ fn agrees_with_name(name: &str, expect: &Expect) -> Result<(), Failure> {
         return Err("refused without a rule".into());
     }
     Ok(())
+}
+
+fn describe(datum: &DataPatch) -> String {
+    let what = match &datum.change {
+        DataChange::InPlace { added, edited, overwrite, .. } => {
+            format!("in place, new {added:?}, changed {edited:?}{}", if *overwrite { ", in any case" } else { "" })
+        }
+        DataChange::Moved { to_new, to_old } => {
+            format!("moved, {} steps to new, {} to old", to_new.len(), to_old.len())
+        }
+    };
+    format!("{}: {} -> {} bytes, {what}", datum.name, datum.old_size, datum.new_size)
 }
 
 fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, Failure> {

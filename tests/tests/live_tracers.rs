@@ -218,8 +218,8 @@ fn probes_where_the_jump_lies() {
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
 }
 
-/// Thousands of functions at once, that of the bundle among them. Not all of the kernel's: an emulated guest that traced these
-/// said nothing for a minute, one of fifteen with a bundle and none of six without; that is not explained.
+/// Thousands of functions at once, that of the bundle among them. Not all of the kernel's: QEMU 7.2's emulation of several
+/// processors can go on with a stale translation when so much code changes, with and without Lucos (docs/runtime.md).
 #[test]
 fn thousands_are_traced() {
     let work = tempfile::tempdir().expect("a folder");

@@ -3,6 +3,7 @@
 //! Comes in: the tree and the unit's file table. Decided: which entries are definitions, under which key a type is
 //! found, where members lie in bits. Goes out: [`Layouts`].
 
+use super::shape::Shape;
 use super::spell::{Speller, keyword, list};
 use super::tree::{Node, NodeId, Tree};
 use super::{Function, LayoutError, Layouts, Member, Place, TypeKind, TypeLayout, Variable};
@@ -17,8 +18,8 @@ const MAX_MEMBERS: u32 = 100_000;
 
 /// Collects layouts from one tree.
 pub(super) struct Collector<'t, 'a> {
-    tree: &'t Tree<'a>,
-    speller: Speller<'t, 'a>,
+    pub(super) tree: &'t Tree<'a>,
+    pub(super) speller: Speller<'t, 'a>,
     files: BTreeMap<u64, String>,
     members_left: Cell<u32>,
 }
@@ -68,7 +69,7 @@ impl<'t, 'a> Collector<'t, 'a> {
     }
 
     /// The name under which a type is found; none for an anonymous struct or union without a typedef.
-    fn key(&self, id: NodeId) -> Result<Option<String>, LayoutError> {
+    pub(super) fn key(&self, id: NodeId) -> Result<Option<String>, LayoutError> {
         let node = self.tree.node(id);
         let bare = match (node.name, keyword(node), self.speller.typedef_name(id)) {
             (Some(name), Some(keyword), _) => format!("{keyword} {name}"),
@@ -163,6 +164,7 @@ impl<'t, 'a> Collector<'t, 'a> {
             bit_field: node.bit_size.is_some(),
             type_text: String::new(),
             declaration: String::new(),
+            shape: Shape::Other(String::new()),
             embeds: Vec::new(),
             members: Vec::new(),
             place: self.place(node),
@@ -173,6 +175,7 @@ impl<'t, 'a> Collector<'t, 'a> {
             member.type_text = text;
             return Ok(member);
         }
+        member.shape = self.shape(node.ty)?;
         member.type_text = self.speller.declare(node.ty, "")?;
         member.declaration = self.speller.declare(node.ty, name)?;
         if let Some(bits) = node.bit_size {
@@ -201,6 +204,7 @@ impl<'t, 'a> Collector<'t, 'a> {
                 function: function.map(str::to_owned),
                 ordinal: 0,
                 type_text: self.speller.declare(ty, "")?,
+                shape: self.shape(ty)?,
                 size: self.speller.size(ty)?,
                 defined: node.address.is_some(),
                 external: node.external || origin.external,
@@ -246,6 +250,7 @@ impl<'t, 'a> Collector<'t, 'a> {
                 returns: self.speller.declare(returns, "")?,
                 declaration: self.speller.declare(returns, &declarator)?,
                 parameters,
+                uses: self.used_types(id)?,
                 external: node.external || origin.external,
                 place: self.place(node).or_else(|| self.place(origin)),
             });

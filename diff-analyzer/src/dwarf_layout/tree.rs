@@ -49,6 +49,8 @@ pub struct Node<'a> {
     pub decl_file: Option<u64>,
     /// `DW_AT_decl_line`.
     pub decl_line: Option<u64>,
+    /// `DW_AT_encoding` of a base type.
+    pub encoding: Option<dw::DwAte>,
     /// `DW_AT_declaration`.
     pub declaration: bool,
     /// `DW_AT_external`.
@@ -231,6 +233,7 @@ impl<'a> Node<'a> {
             value: None,
             decl_file: None,
             decl_line: None,
+            encoding: None,
             declaration: false,
             external: false,
             inline: false,
@@ -303,6 +306,11 @@ impl<'a> Node<'a> {
                 };
             }
             dw::DW_AT_decl_line => self.decl_line = number(),
+            dw::DW_AT_encoding => {
+                if let AttributeValue::Encoding(encoding) = value {
+                    self.encoding = Some(encoding);
+                }
+            }
             dw::DW_AT_declaration => self.declaration = value == AttributeValue::Flag(true),
             dw::DW_AT_external => self.external = value == AttributeValue::Flag(true),
             dw::DW_AT_prototyped => self.prototyped = value == AttributeValue::Flag(true),

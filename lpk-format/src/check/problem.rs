@@ -1,6 +1,6 @@
 //! The rules of a sound bundle, as the errors of breaking them.
 
-use crate::{RelocKind, SectionKind, TableKind, limits};
+use crate::{HookKind, RelocKind, SectionKind, TableKind, limits};
 
 /// A rule of the format that a bundle breaks. Such a bundle comes from a faulty tool: it has to be built again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +170,35 @@ pub enum Problem {
     /// A part of another kernel or update.
     #[error("the part of module `{0}` is of another kernel or update than the bundle")]
     PartOfAnother(String),
+
+    /// Changed data of the support object.
+    #[error("the support object changes {0} data, none are expected")]
+    SupportData(usize),
+    /// Changed data in a bundle that says that it changes functions only.
+    #[error("the bundle changes {0} data and is of Type 1")]
+    DataOfType1(usize),
+    /// Changed data are not sorted, or overlap.
+    #[error("changed datum `{name}` at {address:#x} does not follow the one before it")]
+    DataOrder { name: String, address: u64 },
+    /// A changed datum that cannot be.
+    #[error("changed datum `{name}`: {what}")]
+    Datum { name: String, what: &'static str },
+
+    /// Hooks of the support object.
+    #[error("the support object has {0} hooks, none are expected")]
+    SupportHooks(usize),
+    /// Hooks in a bundle that says that it changes functions only.
+    #[error("the bundle has {0} hooks and is of Type 1; only updates of Type 2 have hooks")]
+    HooksOfType1(usize),
+    /// Hooks are not sorted, or one is there twice.
+    #[error("hook {name} of `{subject}` does not follow the one before it (by kind, name and address, each once)", name = kind.name())]
+    HookOrder { kind: HookKind, subject: String },
+    /// A hook that is no function of the new code.
+    #[error("hook {name} of `{subject}`: no function of the new code starts at {offset:#x}", name = kind.name())]
+    HookFunction { kind: HookKind, subject: String, offset: u32 },
+    /// A hook about something that it cannot be about.
+    #[error("hook {name} of `{subject}`: this is no function that the bundle replaces, or no datum with a new copy in it", name = kind.name())]
+    HookSubject { kind: HookKind, subject: String },
 
     /// The digest of the diff is not one.
     #[error("the manifest's digest of the diff is {0:?}, 64 lower-case hexadecimal digits are expected")]

@@ -170,7 +170,7 @@ pub fn image_only() -> Bundle {
         profile,
         manifest: Manifest {
             name: "show-more".to_owned(),
-            update_type: UpdateType::Type1,
+            update_type: UpdateType::Type2,
             built_by: "lucos-build 0.1.0".to_owned(),
             diff_sha256: "0123456789abcdef".repeat(4),
             files: vec!["fs/proc/internal.h".to_owned(), "fs/proc/show.c".to_owned()],
@@ -186,6 +186,12 @@ pub fn image_only() -> Bundle {
                 consequence: "stack traces through the new code are guesses".to_owned(),
             }],
             omitted: Vec::new(),
+            vouched: vec![Vouched {
+                about: "lock-calls".to_owned(),
+                subject: "show".to_owned(),
+                says: "silenced".to_owned(),
+                reason: "the lock is new".to_owned(),
+            }],
             unchanged_modules: Vec::new(),
         },
         payload: Payload {
@@ -237,12 +243,79 @@ pub fn image_only() -> Bundle {
                 table(TableKind::DynamicDebug, 104, 56),
                 table(TableKind::Unprobed, 160, 8),
             ],
+            hooks: hooks(),
+            changed: changed(),
         },
         functions,
         support: Some(support()),
         module: None,
         modules: Vec::new(),
     }
+}
+
+/// A changed datum of every kind, with a step of every kind.
+fn changed() -> Vec<DataPatch> {
+    let datum = |name: &str, at: u64, change| DataPatch {
+        name: name.to_owned(),
+        unit: "fs/proc/show.c".to_owned(),
+        old_address: TEXT + 0x1b0_0000 + at,
+        old_size: 24,
+        section: SectionKind::Data,
+        new_offset: 8,
+        new_size: 32,
+        change,
+    };
+    let step = |from, from_size, to, to_size, how| Step { from, from_size, to, to_size, how };
+    vec![
+        datum(
+            "limits",
+            0,
+            DataChange::InPlace {
+                initial: vec![7; 24],
+                slides: vec![0, 16],
+                added: vec![12..16, 24..32],
+                edited: vec![0..8],
+                overwrite: true,
+            },
+        ),
+        datum(
+            "state",
+            24,
+            DataChange::Moved {
+                to_new: vec![
+                    step(0, 3, 4, 3, StepKind::Copy),
+                    step(32, 16, 64, 64, StepKind::ZeroExtend),
+                    step(64, 32, 128, 64, StepKind::SignExtend),
+                    step(0, 1, 192, 8, StepKind::Constant(0xff)),
+                ],
+                to_old: vec![
+                    step(4, 3, 0, 3, StepKind::Copy),
+                    step(64, 64, 32, 16, StepKind::NarrowUnsigned),
+                    step(128, 64, 64, 32, StepKind::NarrowSigned),
+                ],
+            },
+        ),
+    ]
+}
+
+/// A hook of every kind.
+fn hooks() -> Vec<Hook> {
+    let function = || HookSubject::Function { name: "show".to_owned(), old_address: TEXT + 0x1000 };
+    let datum = |section, new_offset| HookSubject::Datum {
+        name: "calls".to_owned(),
+        old_address: TEXT + 0x1a0_0000,
+        old_size: 4,
+        section,
+        new_offset,
+        new_size: 8,
+    };
+    let subject = |kind: HookKind| match kind {
+        HookKind::Transition | HookKind::UndoTransition => function(),
+        HookKind::SyncToNew => datum(SectionKind::Data, 8),
+        HookKind::SyncToOld => datum(SectionKind::Bss, 64),
+        _ => HookSubject::Update,
+    };
+    HookKind::ALL.map(|kind| Hook { kind, subject: subject(kind), offset: 0x50 }).to_vec()
 }
 
 fn table(kind: TableKind, offset: u32, size: u32) -> Table {
@@ -270,6 +343,8 @@ fn support() -> Payload {
         ],
         fixups: vec![Fixup::Return { offset: 11 }],
         tables: Vec::new(),
+        hooks: Vec::new(),
+        changed: Vec::new(),
     }
 }
 

@@ -4,24 +4,30 @@
 //! [`Reason`]s. With an image at hand the linker itself says more, and what this module says is not needed.
 
 use crate::report::Reason;
-use diff_analyzer::classify::Finding;
+use diff_analyzer::classify::Classification;
+use diff_analyzer::dwarf_layout::Place;
 use diff_analyzer::object_diff::{Change, ObjectDiff};
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::{SectionRole, why_not};
 
 const REBOOT: &str = "leave it out of the diff, or reboot into the new kernel";
 
-/// Existing data and types that change.
-pub(super) fn of_findings(findings: &[Finding], unit: &str) -> Vec<Reason> {
-    let reason = |finding: &Finding| {
-        let reason = Reason::new(finding.rule, finding.message.clone());
-        let reason = match &finding.place {
+/// What a build does about existing data.
+const TYPE_2: &str =
+    "existing data change: a build with the whole diff and the kernel image decides what becomes of them";
+
+/// Existing types and data that change.
+pub(super) fn of_findings(found: &Classification, unit: &str) -> Vec<Reason> {
+    let reason = |rule, message: &str, place: &Option<Place>| {
+        let reason = Reason::new(rule, message);
+        let reason = match place {
             Some(place) => reason.at(place.file.clone(), usize::try_from(place.line).ok()),
             None => reason.at(unit, None),
         };
-        reason.help("existing data changes: this is a Type 2 update, which this version recognises but does not build")
+        reason.help(TYPE_2)
     };
-    findings.iter().map(reason).collect()
+    let types = found.types.iter().map(|finding| reason(finding.rule, &finding.message, &finding.change.place));
+    types.chain(found.data.iter().map(|finding| reason(finding.rule, &finding.message, &finding.place))).collect()
 }
 
 /// What the two objects alone forbid.
@@ -81,11 +87,7 @@ pub(super) fn of_objects(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &Obj
     // Without debug information the classification had nothing to say.
     for (datum, difference) in diff.changed_data() {
         let name = &patched.piece(datum.patched).name;
-        refuse(
-            "data-changed",
-            format!("existing datum `{name}`: {difference}"),
-            "existing data changes: this is a Type 2 update, which this version recognises but does not build",
-        );
+        refuse("data-value", format!("existing datum `{name}`: {difference}"), TYPE_2);
     }
     reasons
 }

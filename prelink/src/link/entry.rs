@@ -9,7 +9,7 @@
 use super::Linker;
 use crate::sites::BootTables;
 use diff_analyzer::correlate::without_number;
-use diff_analyzer::pieces::{PieceIndex, PieceKind};
+use diff_analyzer::pieces::{Piece, PieceIndex, PieceKind};
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use lpk_format::{BootSite, BootSiteKind};
 use std::ops::Range;
@@ -28,11 +28,11 @@ pub(super) enum NoPlace {
 }
 
 impl Linker<'_, '_> {
-    /// Offset of the jump in an old function.
+    /// Offset of the jump in an old function, whose code and unlikely part are `parts` of the image.
     pub(super) fn jump_offset(
         &self,
         tables: &BootTables<'_>,
-        (unit, original): (usize, PieceIndex),
+        parts: &[Range<u64>],
         address: u64,
         code: &[u8],
         sites: &[BootSite],
@@ -43,7 +43,7 @@ impl Linker<'_, '_> {
         }
         let traced = sites.iter().any(|site| site.offset as usize == entry && site.kind == BootSiteKind::Ftrace);
         if !traced {
-            let target = self.jump_into(tables, unit, original, address, 0..entry + JUMP_LEN, sites);
+            let target = self.jump_into(tables, parts, address, 0..entry + JUMP_LEN, sites);
             return target.map_or(Ok(entry), |at| Err(NoPlace::Target(at)));
         }
         let behind = entry + JUMP_LEN..entry + 2 * JUMP_LEN;
@@ -57,17 +57,31 @@ impl Linker<'_, '_> {
         };
         let free = code.len() >= behind.end
             && !sites.iter().any(patched)
-            && self.jump_into(tables, unit, original, address, behind.clone(), sites).is_none();
+            && self.jump_into(tables, parts, address, behind.clone(), sites).is_none();
         // The traced entry is one instruction of five bytes: nothing can lead into it.
         Ok(if free { behind.start } else { entry })
+    }
+
+    /// Where a proved function of the original object and its unlikely part lie in the image.
+    pub(super) fn parts(&self, (unit, original): (usize, PieceIndex)) -> Vec<Range<u64>> {
+        let unit = &self.units[unit];
+        let name = &unit.original.piece(original).name;
+        let of_it = unit.original.iter().filter(|(_, piece)| {
+            let cold = piece.name.strip_suffix(".cold").or_else(|| without_number(&piece.name).strip_suffix(".cold"));
+            piece.kind == PieceKind::Function && (cold == Some(name) || piece.name == *name)
+        });
+        let place = |(part, piece): (PieceIndex, &Piece)| {
+            let start = *unit.proof.functions.get(&part)?;
+            Some(start..start + piece.size())
+        };
+        of_it.filter_map(place).collect()
     }
 
     /// The first instruction of an old function that jumps, or whose fault leads, into bytes of it.
     fn jump_into(
         &self,
         tables: &BootTables<'_>,
-        unit: usize,
-        original: PieceIndex,
+        parts: &[Range<u64>],
         address: u64,
         taken: Range<usize>,
         sites: &[BootSite],
@@ -76,16 +90,9 @@ impl Linker<'_, '_> {
         if let Some(instruction) = tables.fault_leading_to(&taken) {
             return Some(instruction.wrapping_sub(address));
         }
-        let unit = &self.units[unit];
-        let name = &unit.original.piece(original).name;
-        let parts = unit.original.iter().filter(|(_, piece)| {
-            let cold = piece.name.strip_suffix(".cold").or_else(|| without_number(&piece.name).strip_suffix(".cold"));
-            piece.kind == PieceKind::Function && (cold == Some(name) || piece.name == *name)
-        });
-        for (part, piece) in parts {
-            let Some(&start) = unit.proof.functions.get(&part) else { continue };
-            let code = self.image.bytes(start, piece.size() as usize).unwrap_or_default();
-            for instruction in Decoder::with_ip(64, code, start, DecoderOptions::NONE) {
+        for part in parts {
+            let code = self.image.bytes(part.start, (part.end - part.start) as usize).unwrap_or_default();
+            for instruction in Decoder::with_ip(64, code, part.start, DecoderOptions::NONE) {
                 let jump = matches!(
                     instruction.flow_control(),
                     FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch | FlowControl::XbeginXabortXend

@@ -91,6 +91,11 @@ impl Linker<'_, '_> {
             self.refuse("absolute-symbol", from, message, "report the function");
             return None;
         }
+        if let Some(symbol) =
+            self.declared.filter(|declared| declared.unit == from.0).and_then(|of| of.symbols.get(&name))
+        {
+            return self.kernel_symbol(from, symbol);
+        }
         if let Some(&key) = self.globals.get(&name) {
             return self.named(from, key, 0, call);
         }
@@ -157,7 +162,11 @@ impl Linker<'_, '_> {
         let (_, piece) = self.piece(key);
         if piece.kind == PieceKind::Datum {
             let stays = !is_fresh(piece) && self.is_existing(key);
-            return if stays { self.existing(from, key) } else { self.payload_symbol_of_data(from, key) };
+            return if stays && !self.is_moved(key) {
+                self.existing(from, key)
+            } else {
+                self.payload_symbol_of_data(from, key)
+            };
         }
         let carried = self.placed.contains_key(&key);
         // A reference into the middle comes from the other half of the same function.
@@ -173,9 +182,13 @@ impl Linker<'_, '_> {
     }
 
     /// A function or datum of this unit that stays where it is in the kernel.
-    fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
+    pub(super) fn existing(&mut self, from: Key, key: Key) -> Option<u32> {
         if self.refused.contains(&key) {
             return None;
+        }
+        // Its address is that of what it replaces, which is still good after undo.
+        if let Some(old) = self.declared_function(key) {
+            return self.kernel_symbol(from, &old.symbol);
         }
         let unit = &self.units[key.0];
         let piece = unit.patched.piece(key.1);
@@ -316,12 +329,18 @@ impl Linker<'_, '_> {
         offset
     }
 
-    /// Data that comes along: new, fresh or anonymous.
+    /// Data that comes along: new, fresh, anonymous or moved.
     fn payload_symbol_of_data(&mut self, from: Key, key: Key) -> Option<u32> {
-        if let Some(&(section, offset)) = self.placed.get(&key) {
-            let (_, piece) = self.piece(key);
-            let (name, size) = (piece.name.clone(), piece.size());
-            return Some(self.symbol(&name, Place::Payload { section, offset }, size, false));
+        let (section, offset) = self.place_datum(from, key)?;
+        let (_, piece) = self.piece(key);
+        let (name, size) = (piece.name.clone(), piece.size());
+        Some(self.symbol(&name, Place::Payload { section, offset }, size, false))
+    }
+
+    /// Puts a datum into the payload, if it is not there yet.
+    pub(super) fn place_datum(&mut self, from: Key, key: Key) -> Option<(SectionKind, u32)> {
+        if let Some(&place) = self.placed.get(&key) {
+            return Some(place);
         }
         let (pieces, piece) = self.piece(key);
         let name = pieces.object.section(piece.section).name.clone();
@@ -372,7 +391,7 @@ impl Linker<'_, '_> {
             }
         };
         self.placed.insert(key, (section, offset));
-        if piece.kind == PieceKind::Datum {
+        if piece.kind == PieceKind::Datum && self.plan(key).is_none() {
             let unit = self.units[key.0].name.to_owned();
             self.linked.manifest_data.push(ManifestDatum { name: piece.name.clone(), unit, size: piece.size() });
         }
@@ -380,8 +399,7 @@ impl Linker<'_, '_> {
             let at = reloc.offset - piece.range.start;
             self.relocate(key, reloc, section, offset + at as u32);
         }
-        let (piece_name, size) = (piece.name.clone(), piece.size());
-        Some(self.symbol(&piece_name, Place::Payload { section, offset }, size, false))
+        Some((section, offset))
     }
 }
 

@@ -41,10 +41,46 @@ impl Linker<'_, '_> {
                 self.select_function(unit_index, unit, function);
             }
         }
+        self.refuse_declarations();
+        self.select_declared();
         self.refuse_remaining_callers();
         self.note_globals();
         self.refuse_second_definitions();
         self.refuse_labels();
+    }
+
+    /// Records in a unit that nobody reads would be forgotten silently.
+    fn refuse_declarations(&mut self) {
+        for (index, unit) in self.units.iter().enumerate() {
+            let read = self.declared.is_some_and(|declared| declared.unit == index);
+            if !read && crate::declare::declares(unit.patched) {
+                self.refusals.insert(Refusal {
+                    rule: "declaration",
+                    unit: unit.name.to_owned(),
+                    subject: String::new(),
+                    message: "it declares replacements or hooks, which belong into a file of their own".to_owned(),
+                    help: "move them into a file given with --hooks or --update".to_owned(),
+                });
+            }
+        }
+    }
+
+    /// Functions of a unit written by hand: all are new to it, and some replace one of the kernel.
+    fn select_declared(&mut self) {
+        let Some(declared) = self.declared else { return };
+        for &piece in declared.functions.keys() {
+            let key = (declared.unit, piece);
+            if self.carried.iter().any(|carried| carried.key == key) {
+                self.replacing.insert(key);
+            }
+        }
+        for function in self.units[declared.unit].diff.changed_boot_functions() {
+            let key = (declared.unit, function);
+            let (pieces, piece) = self.piece(key);
+            let section = &pieces.object.section(piece.section).name;
+            let message = format!("`{}` is in {section}: nothing in an update runs at boot", piece.name);
+            self.refuse("boot-setup", key, message, "set up in a pre hook (LUCOS_PRE) what new code needs");
+        }
     }
 
     fn select_function(&mut self, unit_index: usize, unit: &Unit<'_, '_>, function: &Compared) {
@@ -148,7 +184,7 @@ impl Linker<'_, '_> {
     }
 
     /// Where the old version of a carried function is.
-    fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+    pub(super) fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
         let unit = &self.units[carried.key.0];
         let original = carried.original?;
         let &address = unit.proof.functions.get(&original)?;
@@ -196,7 +232,11 @@ impl Linker<'_, '_> {
                         },
                     };
                     let (_, datum) = self.piece(key);
-                    if has_state(datum) && self.placed.contains_key(&key) && !self.is_ready_lock(key) {
+                    if has_state(datum)
+                        && self.plan(key).is_none()
+                        && self.placed.contains_key(&key)
+                        && !self.is_ready_lock(key)
+                    {
                         let message = format!(
                             "`{}`, which has run at boot, now refers to `{}`, which is new and which new code uses",
                             unit.patched.piece(function).name,
@@ -223,8 +263,11 @@ impl Linker<'_, '_> {
     fn refuse_changed_data(&mut self, unit_index: usize, unit: &Unit<'_, '_>) {
         for (datum, difference) in unit.diff.changed_data() {
             let key = (unit_index, datum.patched);
+            if self.plan(key).is_some() {
+                continue;
+            }
             let message = format!("existing datum `{}`: {difference}", unit.patched.piece(datum.patched).name);
-            self.refuse("data-changed", key, message, "existing data changes: this is a Type 2 update");
+            self.refuse("data-value", key, message, "existing data changes: this is a Type 2 update");
         }
     }
 
@@ -259,6 +302,7 @@ impl Linker<'_, '_> {
                 for name in new {
                     if let Some(other) =
                         self.image.symbols().lookup(name).find(|symbol| symbol.global && !self.is_gone(symbol))
+                        && self.declared_function(key).is_none_or(|old| old.symbol.address != other.address)
                     {
                         let message = format!(
                             "`{name}` is new in this unit, but the kernel has it elsewhere, at {:#x}",

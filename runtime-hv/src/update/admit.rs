@@ -60,9 +60,7 @@ pub fn admit<E: Engine>(
     id: &str,
 ) -> Result<Admitted, UpdateError> {
     if bundle.manifest.update_type != UpdateType::Type1 {
-        return Err(UpdateError::Unsupported(
-            "this version applies Type 1 updates only; the bundle is of Type 2".into(),
-        ));
+        return Err(UpdateError::Type2 { hooks: bundle.parts().map(|part| part.payload.hooks.len()).sum() });
     }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();

@@ -18,6 +18,14 @@ pub enum UpdateError {
     /// The bundle is not one.
     #[error("not a usable bundle: {0}")]
     Bundle(String),
+    /// The bundle changes existing data, or has hooks.
+    #[error(
+        "the bundle is of Type 2 ({hooks} hooks): existing data and new code change together; this version applies Type 1 only"
+    )]
+    Type2 {
+        /// Hooks in it.
+        hooks: usize,
+    },
     /// The bundle needs what this version cannot do.
     #[error("{0}")]
     Unsupported(String),
@@ -192,6 +200,9 @@ impl UpdateError {
         let failed = |reason: &str| Problem::failed(reason, self);
         match self {
             UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
+            UpdateError::Type2 { .. } => {
+                refused("type2").help("nothing was written; `lucos-build inspect` shows what the bundle holds")
+            }
             UpdateError::Unsupported(_) => refused("unsupported"),
             UpdateError::Guest(error)
             | UpdateError::Arena(ArenaError::Guest(error))

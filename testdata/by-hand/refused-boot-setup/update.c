@@ -1,0 +1,16 @@
+#include <linux/seq_file.h>
+#include <lucos.h>
+
+static int new_version_proc_show(struct seq_file *m, void *v)
+{
+	return 0;
+}
+LUCOS_REPLACE(version_proc_show, new_version_proc_show);
+
+#include <linux/init.h>
+
+static int __init set_up(void)
+{
+	return 0;
+}
+late_initcall(set_up);

@@ -1,0 +1,6 @@
+#include <lucos.h>
+
+static void pre(void)
+{
+}
+LUCOS_PRE(pre);

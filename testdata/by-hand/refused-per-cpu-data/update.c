@@ -1,0 +1,11 @@
+#include <linux/seq_file.h>
+#include <lucos.h>
+
+static int new_version_proc_show(struct seq_file *m, void *v)
+{
+	return 0;
+}
+LUCOS_REPLACE(version_proc_show, new_version_proc_show);
+
+static long new_counts;
+LUCOS_DATUM(process_counts, new_counts);

@@ -1,0 +1,21 @@
+struct list_head { struct list_head *next, *prev; };
+enum mode { OFF, ON };
+struct item { short id; long weight; };
+struct state {
+	unsigned int mode : 4;
+	unsigned int flags : 3;
+	long count;
+	unsigned long limit;
+	int wide;
+	enum mode which;
+	void *owner;
+	struct item items[4];
+	unsigned char table[4];
+	union { int raw; char text[8]; };
+	struct { int x, y; } point;
+	char new_name;
+	int fresh;
+	struct list_head list;
+};
+struct state state = { .flags = 5, .count = -2, .fresh = 7, .list = { &state.list, &state.list } };
+long *pointer = &state.count;
