@@ -89,7 +89,7 @@ struct lucos_declaration {
 /*
  * LUCOS_DATUM(old, new): the kernel's variable `old` has a new copy, the variable `new` of this file. Old code goes on using `old` and
  * new code uses `new`; until the last old thread has left, the two are kept in line by the hooks of LUCOS_SYNC_TO_NEW(old, fn) and
- * LUCOS_SYNC_TO_OLD(old, fn), which must both be there.
+ * LUCOS_SYNC_TO_OLD(old, fn), which must both be there. Every function that uses `old` has to be replaced.
  */
 #define LUCOS_DATUM(old, new) LUCOS_DECLARE(2, #old, 0, any, (const void *)&(new))
 #define LUCOS_DATUM_IN(path, old, new) LUCOS_DECLARE(2, #old, path, any, (const void *)&(new))

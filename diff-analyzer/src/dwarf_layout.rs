@@ -16,7 +16,8 @@ pub use shape::Shape;
 
 use gimli::{Dwarf, Unit};
 use sections::{DebugSource, ObjectDebug, SectionsError, Slice, dwarf_of};
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display, Formatter};
 
 /// Why layouts could not be read.
@@ -99,7 +100,7 @@ pub enum TypeKind {
 }
 
 /// A defined type.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct TypeLayout {
     /// The key in [`Layouts::types`].
     pub name: String,
@@ -122,7 +123,7 @@ pub struct TypeLayout {
 }
 
 /// A member of a struct or union.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Member {
     /// Name; empty for an anonymous member.
     pub name: String,
@@ -137,6 +138,7 @@ pub struct Member {
     /// Its declaration, spelled in C, without the semicolon.
     pub declaration: String,
     /// What it is made of; of an anonymous struct or union [`Member::members`] say that.
+    #[serde(skip)]
     pub shape: Shape,
     /// Keys of the types it contains by value (through typedefs and arrays).
     pub embeds: Vec<String>,
@@ -295,7 +297,7 @@ pub fn of_source<S: DebugSource + ?Sized>(source: &S, wanted: impl Fn(&str) -> b
 /// [`LayoutError`] when the DWARF cannot be used.
 pub fn of_unit<'a>(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<Layouts, LayoutError> {
     let tree = tree::Tree::read(dwarf, unit)?;
-    collect::Collector::new(&tree, files(dwarf, unit)?)?.layouts(|_| true)
+    collect::Collector::new(&tree, Files::new(dwarf, unit))?.layouts(|_| true)
 }
 
 /// Layouts of the types of one unit whose bare name (`task_struct`) is wanted; no variables or functions.
@@ -309,8 +311,28 @@ pub fn types_of_unit<'a>(
 ) -> Result<BTreeMap<String, TypeLayout>, LayoutError> {
     let tree = tree::Tree::read(dwarf, unit)?;
     let mut layouts = Layouts::default();
-    collect::Collector::new(&tree, files(dwarf, unit)?)?.types(&mut layouts, wanted)?;
+    collect::Collector::new(&tree, Files::new(dwarf, unit))?.types(&mut layouts, wanted)?;
     Ok(layouts.types)
+}
+
+/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these; `local` says that
+/// some of the types are local to functions.
+///
+/// # Errors
+/// [`LayoutError`] when the DWARF cannot be used, or no type or variable with a name is at an offset.
+pub(crate) fn at_offsets<'a>(
+    dwarf: &Dwarf<Slice<'a>>,
+    unit: &Unit<Slice<'a>>,
+    types: &[usize],
+    variables: &[usize],
+    local: bool,
+) -> Result<(Vec<TypeLayout>, Vec<Variable>), LayoutError> {
+    let read = if local { tree::Tree::read } else { tree::Tree::read_without_code };
+    let tree = read(dwarf, unit)?;
+    let collector = collect::Collector::new(&tree, Files::new(dwarf, unit))?;
+    let types = types.iter().map(|&offset| collector.type_at(offset)).collect::<Result<_, _>>()?;
+    let variables = variables.iter().map(|&offset| collector.variable_at(offset)).collect::<Result<_, _>>()?;
+    Ok((types, variables))
 }
 
 impl Layouts {
@@ -325,25 +347,42 @@ impl Layouts {
     }
 }
 
-/// Paths of a unit's file table, by index.
-fn files<'a>(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<BTreeMap<u64, String>, LayoutError> {
-    let mut files = BTreeMap::new();
-    let Some(program) = &unit.line_program else { return Ok(files) };
-    let header = program.header();
-    // Indexes start at 0 in DWARF 5 and at 1 before (DWARF 5, section 6.2.4).
-    let first = if header.version() >= 5 { 0 } else { 1 };
-    for (index, file) in (first..).zip(header.file_names()) {
-        let name = dwarf.attr_string(unit, file.path_name())?;
+/// Paths of a unit's file table, each made when it is first asked for.
+pub(crate) struct Files<'d, 'a> {
+    dwarf: &'d Dwarf<Slice<'a>>,
+    unit: &'d Unit<Slice<'a>>,
+    known: RefCell<HashMap<u64, Option<String>>>,
+}
+
+impl<'d, 'a> Files<'d, 'a> {
+    fn new(dwarf: &'d Dwarf<Slice<'a>>, unit: &'d Unit<Slice<'a>>) -> Self {
+        Self { dwarf, unit, known: RefCell::default() }
+    }
+
+    /// The path of a file by its index; none when the table has no such file, or no readable name for it.
+    fn path(&self, index: u64) -> Option<String> {
+        if let Some(known) = self.known.borrow().get(&index) {
+            return known.clone();
+        }
+        let path = self.read(index);
+        self.known.borrow_mut().insert(index, path.clone());
+        path
+    }
+
+    fn read(&self, index: u64) -> Option<String> {
+        let header = self.unit.line_program.as_ref()?.header();
+        // Before DWARF 5 files count from 1, and 0 is none.
+        let file = header.file(index).filter(|_| index > 0 || header.version() >= 5)?;
+        let name = self.dwarf.attr_string(self.unit, file.path_name()).ok()?;
         let mut path = name.to_string_lossy().into_owned();
         // Directory 0 is the folder of the compilation, to which all relative paths refer.
         if file.directory_index() != 0
             && let Some(directory) = file.directory(header)
         {
-            path = join_path(&dwarf.attr_string(unit, directory)?.to_string_lossy(), &path);
+            path = join_path(&self.dwarf.attr_string(self.unit, directory).ok()?.to_string_lossy(), &path);
         }
-        files.insert(index, clean_path(&path));
+        Some(clean_path(&path))
     }
-    Ok(files)
 }
 
 /// `path` seen from `directory`, unless it is absolute.

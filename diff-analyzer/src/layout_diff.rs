@@ -254,7 +254,7 @@ fn same_anonymous_enum<'a>(before: &TypeLayout, new: &'a Layouts) -> Option<&'a 
     new.types.values().find(shares)
 }
 
-fn compare_type(before: &TypeLayout, after: &TypeLayout) -> Option<TypeChange> {
+pub(crate) fn compare_type(before: &TypeLayout, after: &TypeLayout) -> Option<TypeChange> {
     let members = compare_members(before, after);
     let enumerators = compare_enumerators(before, after);
     let mut effect = members.iter().map(|member| member.effect).max();
@@ -365,7 +365,7 @@ fn compare_enumerators(before: &TypeLayout, after: &TypeLayout) -> Vec<Enumerato
 }
 
 /// What a change of nothing but the type's text means.
-fn text_effect(old: &str, new: &str) -> Effect {
+pub(crate) fn text_effect(old: &str, new: &str) -> Effect {
     let bare = |text: &str| -> String {
         let words = text.replace('*', " * ");
         let kept = words.split_whitespace().filter(|word| !matches!(*word, "const" | "volatile" | "restrict"));
@@ -375,7 +375,7 @@ fn text_effect(old: &str, new: &str) -> Effect {
 }
 
 /// Whether two versions declare the same: members, their order, types and widths, but not where they lie.
-fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
+pub(crate) fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
     fn text(members: &[Member], out: &mut Vec<String>) {
         for member in members {
             out.push(member.declaration.clone());
@@ -389,7 +389,7 @@ fn same_text(before: &TypeLayout, after: &TypeLayout) -> bool {
 }
 
 /// Keys of the types that a type contains directly.
-fn embedded(layout: &TypeLayout) -> impl Iterator<Item = &String> {
+pub(crate) fn embedded(layout: &TypeLayout) -> impl Iterator<Item = &String> {
     layout.leaves().into_iter().flat_map(|leaf| &leaf.member.embeds).chain(&layout.embeds)
 }
 
@@ -470,9 +470,14 @@ pub fn render(change: &TypeChange, old: &Layouts, new: &Layouts) -> String {
     if let Some(before) = old.types.get(&change.name)
         && let Some(after) = new.types.get(&change.name).or_else(|| same_anonymous_enum(before, new))
     {
-        let (before, after) = (listing(before), listing(after));
-        let diff = TextDiff::from_lines(&before, &after);
-        text.push_str(&diff.unified_diff().context_radius(2).header("before", "after").to_string());
+        text.push_str(&listing_diff(before, after));
     }
     text
+}
+
+/// A diff of the listings of two versions of a type.
+pub fn listing_diff(before: &TypeLayout, after: &TypeLayout) -> String {
+    let (before, after) = (listing(before), listing(after));
+    let diff = TextDiff::from_lines(&before, &after);
+    diff.unified_diff().context_radius(2).header("before", "after").to_string()
 }

@@ -5,6 +5,7 @@ pub mod correlate;
 pub mod declarations;
 pub mod disassemble;
 pub mod dwarf_layout;
+pub mod image_layout;
 pub mod layout_diff;
 pub mod local_branches;
 pub mod object;

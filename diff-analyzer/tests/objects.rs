@@ -5,7 +5,7 @@
 //! comparison and the findings. Sizes and offsets of code are left out: they are the compiler's.
 //! `LUCOS_BLESS=1` rewrites the reports.
 
-use diff_analyzer::classify::{Finding, classify};
+use diff_analyzer::classify::{Classification, DatumFinding, Fate, classify};
 use diff_analyzer::dwarf_layout;
 use diff_analyzer::object::Object;
 use diff_analyzer::object_diff::{Change, Compared, Difference, ObjectDiff, compare};
@@ -59,7 +59,7 @@ fn difference(change: &Change) -> String {
     }
 }
 
-fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findings: &[Finding]) -> Outcome<String> {
+fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, found: &Classification) -> Outcome<String> {
     let mut text = String::new();
     let rows = |what: &str, list: &[Compared]| {
         let changed = list.iter().filter(|compared| compared.change != Change::Same);
@@ -88,7 +88,18 @@ fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findin
         named("boot function", patched, diff.changed_boot_functions().collect()),
         diff.boot_sections.iter().map(|name| format!("boot section {name}")).collect(),
         named("new entry", patched, diff.new_entries.clone()),
-        findings.iter().map(|finding| format!("[{}] {}: {}", finding.rule, finding.subject, finding.message)).collect(),
+        found
+            .types
+            .iter()
+            .map(|finding| format!("[{}] {}, used by {:?}", finding.rule, finding.message, finding.users))
+            .collect(),
+        found
+            .data
+            .iter()
+            .map(|finding| {
+                format!("[{}] {}: {}, used by {:?}", finding.rule, finding.message, fate(finding), finding.users)
+            })
+            .collect(),
     ];
     for line in lines.concat() {
         writeln!(text, "{line}")?;
@@ -96,13 +107,27 @@ fn report(original: &Pieces<'_>, patched: &Pieces<'_>, diff: &ObjectDiff, findin
     Ok(text)
 }
 
-fn verdict(diff: &ObjectDiff, patched: &Pieces<'_>, findings: &[Finding]) -> &'static str {
+fn fate(finding: &DatumFinding) -> String {
+    let transfer = || finding.transfers.iter().flat_map(|(new, old)| [("to new", new), ("to old", old)]);
+    match &finding.fate {
+        Fate::InPlace { added, edited } => format!("in place, new {added:?}, changed {edited:?}"),
+        Fate::Moved => {
+            let lines = transfer().flat_map(|(name, transfer)| {
+                transfer.to_string().lines().map(|line| format!("\n  {name}: {line}")).collect::<Vec<_>>()
+            });
+            format!("moved{}", lines.collect::<String>())
+        }
+        Fate::Stuck(why) => why.clone(),
+    }
+}
+
+fn verdict(diff: &ObjectDiff, patched: &Pieces<'_>, found: &Classification) -> &'static str {
     let ambiguous = patched.iter().any(|(index, _)| diff.correlation.is_ambiguous(index));
     if diff.is_empty() {
         "same"
     } else if ambiguous || !diff.unknown_sections.is_empty() {
         "refused"
-    } else if findings.is_empty() {
+    } else if found.is_empty() {
         "type1"
     } else {
         "type2"
@@ -132,9 +157,9 @@ fn every_case_is_as_its_folder_says() -> Outcome {
             assert!(itself.is_empty() && itself.removed.is_empty(), "{name}/{side} is not equal to itself");
         }
         let diff = compare(&original, &patched);
-        let findings = classify(&diff, &patched, &old_layouts, &new_layouts);
-        let text = report(&original, &patched, &diff, &findings)?;
-        let word = verdict(&diff, &patched, &findings);
+        let found = classify(&diff, &original, &patched, &old_layouts, &new_layouts);
+        let text = report(&original, &patched, &diff, &found)?;
+        let word = verdict(&diff, &patched, &found);
         if !name.starts_with(word) {
             writeln!(wrong, "{name}: the verdict is {word}\n{text}")?;
             continue;

@@ -32,8 +32,11 @@ fn alternative(offset: u32, len: u8, replacement: u32, replacement_len: u8, feat
     Fixup::Alternative { offset, len, replacement, replacement_len, feature, inverted: false }
 }
 
+/// Initial contents, slides, new and changed ranges.
+type InPlace<'b> = (&'b mut Vec<u8>, &'b mut Vec<u32>, &'b mut Vec<Range<u32>>, &'b mut Vec<Range<u32>>);
+
 /// Parts of the datum that is changed in place.
-fn in_place(bundle: &mut Bundle) -> (&mut Vec<u8>, &mut Vec<u32>, &mut Vec<Range<u32>>, &mut Vec<Range<u32>>) {
+fn in_place(bundle: &mut Bundle) -> InPlace<'_> {
     match &mut bundle.payload.changed[0].change {
         DataChange::InPlace { initial, slides, added, edited, .. } => (initial, slides, added, edited),
         DataChange::Moved { .. } => panic!("the first changed datum of the sample stays in place"),
@@ -194,7 +197,7 @@ refused! {
     data_added_outside: |b| in_place(b).2[1].end = 33 => Problem::Datum { .. },
     data_edited_behind_the_old: |b| in_place(b).3.push(24..25) => Problem::Datum { .. },
     data_empty_range: |b| in_place(b).3[0].end = 0 => Problem::Datum { .. },
-    data_both_new_and_changed: |b| in_place(b).3[0].end = 13 => Problem::Datum { .. },
+    data_both_new_and_changed: |b| in_place(b).3[1].end = 13 => Problem::Datum { .. },
     step_outside: |b| steps(b)[1].from = 24 * 8 - 15 => Problem::Datum { .. },
     step_target_outside: |b| steps(b)[3].to = 32 * 8 - 7 => Problem::Datum { .. },
     steps_overlap: |b| steps(b)[1].to = 6 => Problem::Datum { .. },

@@ -26,7 +26,7 @@ use ReadError::{Record, Seal, Unsound};
 use RecordError as R;
 
 /// Offset of the second record of `.lucos.data`, and of the first step in it.
-const DATA_2: usize = 48 + 8 + 16 + 24 + 8 + 3 * 8;
+const DATA_2: usize = 48 + 8 + 16 + 24 + 8 + 4 * 8;
 const STEPS: usize = 48 + 8 + 16;
 
 refused! {
@@ -80,7 +80,7 @@ refused! {
     table_offset: ".lucos.tables" [4] = [0xff; 4] => Unsound(Problem::TableRange { .. }),
     table_size: ".lucos.tables" [8] = [24] => Unsound(Problem::TableOverlap { .. }),
 
-    // .lucos.data: a record of 48 bytes, a name and a unit padded to 8 bytes, then 24 initial bytes, two slides, three ranges.
+    // .lucos.data: a record of 48 bytes, a name and a unit padded to 8 bytes, then 24 initial bytes, two slides, four ranges.
     data_kind: ".lucos.data" [0] = [3] => Record { cause: R::Kind { index: 0, kind: 3 }, section: ".lucos.data" },
     data_section: ".lucos.data" [1] = [0] => Record { cause: R::Kind { index: 0, kind: 0 }, .. },
     data_flag: ".lucos.data" [2] = [2] => Record { cause: R::Flag { index: 0, value: 2 }, .. },

@@ -54,6 +54,8 @@ pub enum Command {
     Prelink(PrelinkArgs),
     /// Prints lucos.h, which updates and hooks in C include: for your editor, or to compile an object for `prelink`.
     Header,
+    /// Compares the layouts of all types and variables of two images, or prints those of one.
+    Layout(LayoutArgs),
 }
 
 /// Arguments of `inspect`.
@@ -93,6 +95,40 @@ pub struct CompareArgs {
     /// Show the instructions of a function that differ, side by side with their source lines; may be repeated.
     #[arg(long, value_name = "FUNCTION")]
     pub explain: Vec<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+const AFTER_LAYOUT_HELP: &str = "\
+Only what both images have can differ; what one of them alone has is counted, and listed with --all. A declaration and a
+definition are no difference, nor is the order of declarations. Types of one name that differ between units are told apart.
+Units in Rust are left alone.
+
+Exit status: 0 all layouts are the same (or those of one image were printed); 4 some differ; 3 an image cannot be used, or a
+type is in neither; 1 the tool or its environment failed; 2 usage.
+
+JSON: docs/layout-report.schema.json.";
+
+/// Arguments of `layout`.
+#[derive(Debug, ClapArgs)]
+#[command(after_help = AFTER_LAYOUT_HELP)]
+pub struct LayoutArgs {
+    /// A vmlinux, module or object with debug information.
+    #[arg(value_name = "OLD")]
+    pub old: PathBuf,
+    /// What to compare it with; without it the layouts of OLD are printed.
+    #[arg(value_name = "NEW")]
+    pub new: Option<PathBuf>,
+    /// Only this type, as `task_struct` or `struct task_struct`; may be repeated.
+    #[arg(long = "type", value_name = "NAME")]
+    pub types: Vec<String>,
+    /// Show each type member by member, with offsets and sizes; of two images, as a diff.
+    #[arg(long)]
+    pub flat: bool,
+    /// Also list what only one image has, and all that changes because of something else.
+    #[arg(long)]
+    pub all: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -182,21 +182,21 @@ fn plan(
             Err(vec![Reason::new("override-refused", message).help("move it")])
         };
     }
-    let room = in_room(unit, finding, old_address);
     match (&finding.fate, asked) {
         (Fate::Stuck(why), _) => {
             let help = "leave the datum as it is and add a new one, or say `strategy = \"keep\"` if new code copes with the old one";
             Err(vec![Reason::new(finding.rule, why.clone()).help(help)])
         }
-        (Fate::InPlace { added, edited }, None | Some(Strategy::InPlace)) if room.is_ok() => {
-            if added.is_empty() && edited.is_empty() {
-                return Ok(Planned::Kept);
+        (Fate::InPlace { added, edited }, None | Some(Strategy::InPlace)) => {
+            match in_room(unit, finding, old_address) {
+                Ok(()) if added.is_empty() && edited.is_empty() => Ok(Planned::Kept),
+                Ok(()) => {
+                    let overwrite = said.is_some_and(|said| said.overwrite);
+                    Ok(Planned::InPlace { added: added.clone(), edited: edited.clone(), overwrite })
+                }
+                Err(why) if asked.is_some() => Err(vec![Reason::new("override-refused", why)]),
+                Err(_) => moved(finding, said, overrides),
             }
-            let overwrite = said.is_some_and(|said| said.overwrite);
-            Ok(Planned::InPlace { added: added.clone(), edited: edited.clone(), overwrite })
-        }
-        (Fate::InPlace { .. }, Some(Strategy::InPlace)) => {
-            Err(vec![Reason::new("override-refused", room.unwrap_err())])
         }
         (Fate::Moved, Some(Strategy::InPlace)) => {
             let message = "it cannot stay in place: what it had does not keep its place".to_owned();

@@ -141,6 +141,8 @@ impl Judge<'_, '_> {
         let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        // Units may have been left out since the last time.
+        report.warnings.clear();
         self.warn(&read, &judged, report);
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
@@ -244,12 +246,14 @@ impl Judge<'_, '_> {
         report
             .notes
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
-        let bundle = self.bundle(parts, support, profile, report);
-        report.verdict = match bundle.manifest.update_type {
-            UpdateType::Type1 => Verdict::Type1,
-            UpdateType::Type2 => Verdict::Type2,
-        };
-        Ok(bundle)
+        let is_type_2 = |linked: &Linked| !linked.payload.hooks.is_empty() || !linked.payload.changed.is_empty();
+        // Types were looked at before; hooks are the author's word that old and new code differ in meaning.
+        if parts.iter().any(|(_, linked)| is_type_2(linked)) {
+            report.verdict = Verdict::Type2;
+        } else if report.verdict != Verdict::Type2 {
+            report.verdict = Verdict::Type1;
+        }
+        Ok(self.bundle(parts, support, profile, report))
     }
 
     /// Links the changed units of the kernel image, and those of each module; which module it is stands beside each.
@@ -334,11 +338,11 @@ impl Judge<'_, '_> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
         let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
-        let decided = self.decide(&read, &judged, report).map(drop);
+        let decided = self.decide(&read, &judged, report);
         if decided.is_err() {
             self.warn(&read, &judged, report);
         }
-        decided
+        decided.map(drop)
     }
 
     fn read(&self, compiled: &[CompiledUnit]) -> Result<Vec<Read>, Stop> {
@@ -484,13 +488,12 @@ impl Judge<'_, '_> {
         Ok(Judged { proof, diff, found, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
     }
 
-    /// Warnings of all units, but for those that the author has silenced. Units may have been left out since the last time.
+    /// Puts the warnings that the author has not silenced into the report.
     fn warn(&self, read: &[Read], judged: &[Judged], report: &mut Report) {
-        report.warnings.clear();
         for (unit, judged) in read.iter().zip(judged) {
-            let silenced = |warning: &&Warning| self.overrides.silences(warning.rule, &warning.subject);
-            let said = judged.warnings.iter().filter(|warning| !silenced(warning));
-            warnings::add(&mut report.warnings, &unit.unit, said);
+            let heard = |warning: &&Warning| !self.overrides.silences(warning.rule, &warning.subject);
+            let heard: Vec<Warning> = judged.warnings.iter().filter(heard).cloned().collect();
+            warnings::add(&mut report.warnings, &unit.unit, &heard);
         }
     }
 
@@ -572,9 +575,6 @@ impl Judge<'_, '_> {
         let mut files: Vec<String> = self.changes.iter().map(|change| change.path.display().to_string()).collect();
         files.sort();
         files.dedup();
-        // Types and data were looked at before; hooks are the author's word that old and new code differ in meaning.
-        let hooks = parts.iter().any(|(_, linked)| !linked.payload.hooks.is_empty());
-        let update_type = if hooks || report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 };
         let empty = Bundle {
             kernel: KernelId {
                 build_id: self.image.build_id().to_vec(),
@@ -584,7 +584,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type,
+                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -621,6 +621,11 @@ impl Judge<'_, '_> {
     }
 }
 
+/// Whether nothing would ever run or use what is linked.
+fn is_idle(linked: &Linked) -> bool {
+    linked.functions.is_empty() && linked.payload.changed.is_empty() && linked.payload.hooks.is_empty()
+}
+
 /// What refers to a datum that moves changes with it, in all units.
 fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
     let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
@@ -638,11 +643,6 @@ fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plan
             judged.diff.follow_data(patched, &here, &names);
         }
     }
-}
-
-/// Whether nothing would ever run or use what is linked.
-fn is_idle(linked: &Linked) -> bool {
-    linked.functions.is_empty() && linked.payload.hooks.is_empty() && linked.payload.changed.is_empty()
 }
 
 /// Functions and data of a patched unit that other units can see.

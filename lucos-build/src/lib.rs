@@ -15,6 +15,7 @@ pub mod inputs;
 pub mod inspect;
 pub mod judge;
 pub mod kbuild;
+pub mod layout;
 pub mod modules;
 pub mod overrides;
 pub mod pipeline;

@@ -1,13 +1,14 @@
 //! The `lucos-build` command.
 //!
 //! Comes in: the command line. Decided: the exit status: 0 done, 1 the tool or its environment failed, 2 usage, 3
-//! refused, 4 two compared objects differ. Goes out: the report, on standard output; progress and failures on standard error.
+//! refused, 4 two compared objects or images differ. Goes out: the report, on standard output; progress and failures on standard error.
 
 use clap::Parser as _;
-use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs};
+use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs};
 use lucos_build::compare;
 use lucos_build::inspect::{self, InspectError};
 use lucos_build::kbuild::by_hand::HEADER;
+use lucos_build::layout;
 use lucos_build::pipeline;
 use lucos_build::progress::Progress;
 use lucos_build::report::{Report, Verdict};
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 
 const FAILED: u8 = 1;
 const REFUSED: u8 = 3;
-/// Two objects differ.
+/// Two objects or images differ.
 const DIFFER: u8 = 4;
 
 fn main() -> ExitCode {
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
             print(HEADER.trim_end());
             ExitCode::SUCCESS
         }
+        (Some(Command::Layout(args)), _) => layout(&args),
         (None, Some(args)) => build(&args),
         // clap asks for DIFF and --vmlinux when there is no other command.
         (None, None) => ExitCode::from(2),
@@ -75,6 +77,21 @@ fn compare(args: &CompareArgs) -> ExitCode {
                 compare::Verdict::Equal => ExitCode::SUCCESS,
                 compare::Verdict::Differ => ExitCode::from(DIFFER),
                 compare::Verdict::Refused => ExitCode::from(REFUSED),
+            }
+        }
+        Err(error) => fail(error.as_ref()),
+    }
+}
+
+fn layout(args: &LayoutArgs) -> ExitCode {
+    match layout::run(args) {
+        Ok(report) => {
+            let text = if args.json { report.to_json() } else { report.to_text(args) };
+            print(text.trim_end());
+            match report.verdict {
+                layout::Verdict::Same | layout::Verdict::Printed => ExitCode::SUCCESS,
+                layout::Verdict::Differ => ExitCode::from(DIFFER),
+                layout::Verdict::Refused => ExitCode::from(REFUSED),
             }
         }
         Err(error) => fail(error.as_ref()),

@@ -315,9 +315,6 @@ impl Report {
         for explanation in &self.explanations {
             let _ = writeln!(text, "{}", explanation.to_text());
         }
-        for warning in &self.warnings {
-            text.push_str(&self.diagnostic_of(&warning.reason, Severity::Warning));
-        }
         for row in &self.data_changes {
             let _ = writeln!(text, "{}: {}, {}", row.unit, row.message, row.strategy);
             for line in &row.written {
@@ -332,6 +329,9 @@ impl Report {
         for vouched in &self.vouched {
             let Vouched { about, subject, says, reason } = vouched;
             let _ = writeln!(text, "on the author's word: {about} `{subject}`: {says} ({reason})");
+        }
+        for warning in &self.warnings {
+            text.push_str(&self.diagnostic_of(&warning.reason, Severity::Warning));
         }
         for reason in &self.reasons {
             text.push_str(&self.diagnostic(reason));

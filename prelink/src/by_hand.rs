@@ -46,6 +46,8 @@ pub struct MovedDatum {
     pub piece: PieceIndex,
     /// The old one.
     pub symbol: KernelSymbol,
+    /// The file that defines that.
+    pub file: String,
 }
 
 /// What a unit declares, found in the image.
@@ -115,7 +117,8 @@ pub fn resolve(
             }),
             Declares::Datum(piece) => search.datum(place).map(|symbol| {
                 let address = symbol.address;
-                declared.data.push(MovedDatum { unit, piece, symbol });
+                let file = search.file_of(&symbol);
+                declared.data.push(MovedDatum { unit, piece, symbol, file });
                 address
             }),
         };

@@ -298,11 +298,14 @@ impl KernelImage {
         if !is_pc_relative(reloc.kind) {
             return range.contains(&reloc.target);
         }
-        // The processor counts from the end of the instruction, where an immediate may follow the field.
+        // The processor counts from the end of the instruction, where an immediate of up to four bytes may follow the field.
         let next = reloc.target.wrapping_add(4);
-        let may_have_immediate = next < range.start && next.wrapping_add(4) >= range.start;
-        range.contains(&next)
-            || may_have_immediate && range.contains(&next.wrapping_add(self.behind_field(reloc.address)))
+        let farthest = next.wrapping_add(4);
+        if farthest < range.start || next >= range.end {
+            return false;
+        }
+        let is_clear = next >= range.start && farthest < range.end;
+        is_clear || range.contains(&next.wrapping_add(self.behind_field(reloc.address)))
     }
 
     /// Bytes of an instruction behind the field of a relocation in it.

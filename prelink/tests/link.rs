@@ -352,7 +352,7 @@ fn examine_image(built: &Built, image: &Path, relocs: bool) -> Outcome<Report> {
     judged.iter_mut().for_each(|(_, _, patched, diff, _)| diff.follow(patched, &resigned));
     let tables = BootTables::read(&image, &sizes)?;
     let units: Vec<Unit<'_, '_>> = (judged.iter())
-        .map(|(name, original, patched, diff, proof)| Unit { name, original, patched, diff, proof })
+        .map(|(name, original, patched, diff, proof)| Unit { name, original, patched, diff, proof, data: &[] })
         .collect();
     match link(&image, &tables, &units, &BTreeSet::new()) {
         Ok(result) => {

@@ -81,7 +81,7 @@ fn a_module_is_proved_and_linked_as_the_kernel_is() {
 
     let diff = compare(&old, &new);
     let tables = BootTables::read(&image, &sizes).expect("known tables");
-    let unit = Unit { name: "unit.c", original: &old, patched: &new, diff: &diff, proof: &proof };
+    let unit = Unit { name: "unit.c", original: &old, patched: &new, diff: &diff, proof: &proof, data: &[] };
     let linked = link(&image, &tables, &[unit], &std::collections::BTreeSet::new()).expect("linked");
     let [function] = linked.functions.as_slice() else { panic!("one function changes: {:?}", linked.functions) };
     assert!(function.name == "module_function" && MODULE_SPACE.contains(&function.old_address));

@@ -150,6 +150,6 @@ impl Kernel {
 pub struct Pair {
     /// The one that is booted and updated; with debug part.
     pub older: Kernel,
-    /// The next release; image and source.
+    /// The next release; with debug part as well.
     pub newer: Kernel,
 }

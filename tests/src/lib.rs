@@ -10,6 +10,7 @@ pub mod guest;
 pub mod initramfs;
 pub mod kernels;
 pub mod official;
+pub mod pahole;
 pub mod patches;
 pub mod programs;
 pub mod require;

@@ -97,7 +97,7 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
         Ok([newer, older]) => {
             say(&format!("kernels: {} ({}), then {} ({})", older.release, older.version, newer.release, newer.version));
             let older = fetch::kernel(&cache, &older, true, say)?;
-            let newer = fetch::kernel(&cache, &newer, false, say)?;
+            let newer = fetch::kernel(&cache, &newer, true, say)?;
             Pair { older, newer }
         }
         Err(reason) => {

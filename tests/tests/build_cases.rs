@@ -83,15 +83,15 @@ struct Expect {
     /// Tables of the bundle, by the section they come from.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     tables: BTreeSet<String>,
-    /// Rules and subjects of warnings.
-    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
-    warnings: BTreeSet<String>,
     /// Existing data that the bundle changes, and how.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     data: BTreeSet<String>,
     /// What the bundle says on the author's word.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     vouched: BTreeSet<String>,
+    /// Rules and subjects of warnings.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    warnings: BTreeSet<String>,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -199,11 +199,11 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         rules: names("/reasons", "rule"),
         bundle_written: bundle.exists(),
         tables,
+        data,
+        vouched,
         warnings: (outcome.items("/warnings").iter())
             .filter_map(|item| Some(format!("{} {}", item["rule"].as_str()?, item["subject"].as_str()?)))
             .collect(),
-        data,
-        vouched,
     };
     let file = dir.join("expect.json");
     if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {

@@ -1,7 +1,10 @@
 //! `cargo xtask bench`: the numbers of SPECIFICATION.md, measured on this machine.
 //!
 //! Comes in: how often to apply. Decided: nothing. Goes out: `lucos-build` wall time against the compiler time it needs,
-//! their ratio, the pause of an apply and of an undo (smallest, middle, largest), the size of the bundle.
+//! their ratio, the pause of an apply and of an undo (smallest, middle, largest), the size of the bundle; then
+//! [`layouts`].
+
+mod layouts;
 
 use crate::live::{Built, apply, undo};
 use crate::{JobError, cargo, say};
@@ -14,9 +17,12 @@ use lucos_tests::setup;
 /// How often the same bundle is built.
 const BUILDS: usize = 5;
 
-pub(crate) fn run(applies: u32) -> Result<(), JobError> {
+pub(crate) fn run(applies: u32, only_layouts: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
     cargo::build()?;
+    if only_layouts {
+        return layouts::run(&pair);
+    }
     let kernel = &pair.older;
     let work = tempfile::tempdir()?;
     let diff = patches::diff(&kernel.source(), &[patches::visible()])?;
@@ -58,7 +64,7 @@ pub(crate) fn run(applies: u32) -> Result<(), JobError> {
     let size = built.size()?.to_string();
     table.add_row(["bundle", &size, &size, &size, "bytes", "1"]);
     println!("{}, fs/proc/version.c, 2 processors under load, software emulation\n{table}", kernel.release);
-    Ok(())
+    layouts::run(&pair)
 }
 
 /// Smallest, middle and largest; zeros for no value.

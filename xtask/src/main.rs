@@ -42,6 +42,9 @@ enum Job {
         /// How often the patch is applied and taken back
         #[arg(long, default_value_t = 50)]
         applies: u32,
+        /// Only the comparison of the layouts of two images
+        #[arg(long)]
+        only_layouts: bool,
     },
     /// Makes a bundle of every official change between two releases, and says which cannot be made and why
     Corpus(corpus::CorpusArgs),
@@ -124,7 +127,7 @@ fn main() -> ExitCode {
         Job::Demo => demo::run(),
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),
-        Job::Bench { applies } => bench::run(applies),
+        Job::Bench { applies, only_layouts } => bench::run(applies, only_layouts),
         Job::Corpus(args) => corpus::run(&args).map(|_| ()),
         Job::Series { series } => cargo::series(series.as_deref()),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),

@@ -206,7 +206,10 @@ impl<'a> Unit<'a, '_> {
         let differing = self.differing(original, patched);
         // A number is written as a whole or not at all; without debug information the datum is one.
         let scalars = variable.filter(|variable| variable.size == Some(after.size()));
-        let scalars = scalars.map_or_else(|| vec![0..after.size()], |variable| transfer::scalars(self.new, variable));
+        let scalars = scalars.map_or_else(
+            || std::iter::once(0..after.size()).collect(),
+            |variable| transfer::scalars(self.new, variable),
+        );
         let meets =
             |range: &&Range<u64>| differing.iter().any(|other| range.start < other.end && other.start < range.end);
         let differing: Vec<Range<u64>> = scalars.iter().filter(meets).chain(&differing).cloned().collect();

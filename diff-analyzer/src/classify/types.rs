@@ -64,10 +64,10 @@ fn is_additive(change: &TypeChange, before: &TypeLayout, after: &TypeLayout) -> 
 }
 
 fn describe(change: &TypeChange) -> String {
-    let mut text = match change.kind {
-        TypeKind::Enum => format!("`{}`", change.name),
-        _ => format!("`{}` has {} bytes before and {} after", change.name, change.old_size, change.new_size),
-    };
+    if change.kind == TypeKind::Enum {
+        return describe_enum(change);
+    }
+    let mut text = format!("`{}` has {} bytes before and {} after", change.name, change.old_size, change.new_size);
     if !change.consequence_of.is_empty() {
         text.push_str(&format!(", because of {}", change.consequence_of.join(", ")));
         return text;
@@ -87,20 +87,19 @@ fn describe(change: &TypeChange) -> String {
             (None, None) => continue,
         });
     }
-    let changed = change.enumerators.iter().filter(|enumerator| enumerator.old.is_some());
-    let enumerators: Vec<_> = changed.collect();
-    for enumerator in enumerators.iter().take(LISTED) {
-        let value = |value: Option<i128>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-        text.push_str(&format!(
-            "; `{}` changes from {} to {}",
-            enumerator.name,
-            value(enumerator.old),
-            value(enumerator.new)
-        ));
-    }
-    let more = members.len().saturating_sub(LISTED) + enumerators.len().saturating_sub(LISTED);
-    if more > 0 {
-        text.push_str(&format!("; and {more} more"));
-    }
-    text
+    text + &more(members.len())
+}
+
+fn describe_enum(change: &TypeChange) -> String {
+    let value = |value: Option<i128>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
+    let existed: Vec<_> = change.enumerators.iter().filter(|enumerator| enumerator.old.is_some()).collect();
+    let listed = existed.iter().take(LISTED).map(|enumerator| {
+        format!("`{}` changes from {} to {}", enumerator.name, value(enumerator.old), value(enumerator.new))
+    });
+    format!("`{}`: {}{}", change.name, listed.collect::<Vec<_>>().join("; "), more(existed.len()))
+}
+
+/// Says that a list goes on.
+fn more(count: usize) -> String {
+    if count > LISTED { format!("; and {} more", count - LISTED) } else { String::new() }
 }

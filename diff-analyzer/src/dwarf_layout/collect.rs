@@ -6,10 +6,10 @@
 use super::shape::Shape;
 use super::spell::{Speller, keyword, list};
 use super::tree::{Node, NodeId, Tree};
-use super::{Function, LayoutError, Layouts, Member, Place, TypeKind, TypeLayout, Variable};
+use super::{Files, Function, LayoutError, Layouts, Member, Place, TypeKind, TypeLayout, Variable};
 use gimli::constants as dw;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 /// Nesting of anonymous members beyond this is taken for a circle.
 const MAX_NESTING: u32 = 64;
@@ -20,12 +20,12 @@ const MAX_MEMBERS: u32 = 100_000;
 pub(super) struct Collector<'t, 'a> {
     pub(super) tree: &'t Tree<'a>,
     pub(super) speller: Speller<'t, 'a>,
-    files: BTreeMap<u64, String>,
+    files: Files<'t, 'a>,
     members_left: Cell<u32>,
 }
 
 impl<'t, 'a> Collector<'t, 'a> {
-    pub(super) fn new(tree: &'t Tree<'a>, files: BTreeMap<u64, String>) -> Result<Self, LayoutError> {
+    pub(super) fn new(tree: &'t Tree<'a>, files: Files<'t, 'a>) -> Result<Self, LayoutError> {
         Ok(Self { tree, speller: Speller::new(tree)?, files, members_left: Cell::new(0) })
     }
 
@@ -198,19 +198,7 @@ impl<'t, 'a> Collector<'t, 'a> {
             if is_copy || (function.is_some() && node.address.is_none()) {
                 continue;
             }
-            let ty = node.ty.or(origin.ty);
-            let mut variable = Variable {
-                name: name.to_owned(),
-                function: function.map(str::to_owned),
-                ordinal: 0,
-                type_text: self.speller.declare(ty, "")?,
-                shape: self.shape(ty)?,
-                size: self.speller.size(ty)?,
-                defined: node.address.is_some(),
-                external: node.external || origin.external,
-                embeds: self.keys(self.speller.embeds(ty)?)?,
-                place: self.place(node).or_else(|| self.place(origin)),
-            };
+            let mut variable = self.variable(node, origin, function)?;
             match function {
                 Some(function) => {
                     let next = ordinals.entry((function.to_owned(), name.to_owned())).or_default();
@@ -231,6 +219,35 @@ impl<'t, 'a> Collector<'t, 'a> {
             variables.push(variable);
         }
         Ok(variables)
+    }
+
+    fn variable(&self, node: &Node<'a>, origin: &Node<'a>, function: Option<&str>) -> Result<Variable, LayoutError> {
+        let ty = node.ty.or(origin.ty);
+        Ok(Variable {
+            name: origin.name.unwrap_or_default().to_owned(),
+            function: function.map(str::to_owned),
+            ordinal: 0,
+            type_text: self.speller.declare(ty, "")?,
+            shape: self.shape(ty)?,
+            size: self.speller.size(ty)?,
+            defined: node.address.is_some(),
+            external: node.external || origin.external,
+            embeds: self.keys(self.speller.embeds(ty)?)?,
+            place: self.place(node).or_else(|| self.place(origin)),
+        })
+    }
+
+    /// The type with a name at an offset of the unit.
+    pub(super) fn type_at(&self, offset: usize) -> Result<TypeLayout, LayoutError> {
+        let id = self.tree.at(offset)?;
+        let key = self.key(id)?.ok_or(LayoutError::Reference { offset })?;
+        self.layout(id, self.tree.node(id), key)
+    }
+
+    /// The variable of file scope at an offset of the unit.
+    pub(super) fn variable_at(&self, offset: usize) -> Result<Variable, LayoutError> {
+        let id = self.tree.at(offset)?;
+        self.variable(self.tree.node(id), self.tree.node(self.tree.origin(id)?), None)
     }
 
     fn functions(&self) -> Result<Vec<Function>, LayoutError> {
@@ -259,7 +276,7 @@ impl<'t, 'a> Collector<'t, 'a> {
     }
 
     fn place(&self, node: &Node<'_>) -> Option<Place> {
-        let file = self.files.get(&node.decl_file?)?.clone();
+        let file = self.files.path(node.decl_file?)?;
         Some(Place { file, line: node.decl_line? })
     }
 }

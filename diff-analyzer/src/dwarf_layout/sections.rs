@@ -75,7 +75,7 @@ pub fn code_place(address: u64) -> Option<(SectionIndex, u64)> {
 const SECTION_BITS: u32 = 40;
 
 /// The sections that types, variables, functions and file names are read from.
-const READ: [&str; 9] = [
+pub(crate) const READ: [&str; 9] = [
     ".debug_abbrev",
     ".debug_addr",
     ".debug_info",

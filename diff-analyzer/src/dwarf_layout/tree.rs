@@ -111,6 +111,22 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// [`LayoutError`] when the DWARF is malformed or refers to another unit.
     pub fn read(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<Self, LayoutError> {
+        Self::read_where(dwarf, unit, wanted)
+    }
+
+    /// Reads the entries of a unit that are outside of functions.
+    ///
+    /// # Errors
+    /// As [`Tree::read`].
+    pub fn read_without_code(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<Self, LayoutError> {
+        Self::read_where(dwarf, unit, |tag| wanted(tag) && tag != dw::DW_TAG_subprogram)
+    }
+
+    fn read_where(
+        dwarf: &Dwarf<Slice<'a>>,
+        unit: &Unit<Slice<'a>>,
+        wanted: impl Fn(DwTag) -> bool,
+    ) -> Result<Self, LayoutError> {
         let mut nodes: Vec<Node<'a>> = Vec::new();
         let mut open: Vec<NodeId> = Vec::new(); // the node at each depth
         let mut skip_below: Option<isize> = None;

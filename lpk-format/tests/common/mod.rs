@@ -274,7 +274,7 @@ fn changed() -> Vec<DataPatch> {
                 initial: vec![7; 24],
                 slides: vec![0, 16],
                 added: vec![12..16, 24..32],
-                edited: vec![0..8],
+                edited: vec![0..4, 4..8],
                 overwrite: true,
             },
         ),

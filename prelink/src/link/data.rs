@@ -135,7 +135,7 @@ impl Linker<'_, '_> {
     }
 
     /// All that refers to a datum that moves has to be carried: it would go on with the old one when the update has ended.
-    fn refuse_remaining_users(&mut self, key: Key, range: Range<u64>) {
+    pub(super) fn refuse_remaining_users(&mut self, key: Key, range: Range<u64>) {
         let old: Vec<Range<u64>> = self.carried.iter().filter_map(|carried| self.old_code(carried)).collect();
         let is_global = self.piece(key).1.global;
         if is_global && self.image.module().is_some() {

@@ -8,7 +8,7 @@ use super::{Key, Linker};
 use crate::by_hand::{DeclaredHook, MovedDatum};
 use crate::refusal::Refusal;
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Target};
-use lpk_format::{Hook, HookKind, HookSubject};
+use lpk_format::{DataChange, DataPatch, Hook, HookKind, HookSubject};
 use std::collections::BTreeSet;
 
 /// Functions that sleep, or wait for another processor, by the beginning of their names: `include/linux/{mutex,rwsem,semaphore,wait,
@@ -129,7 +129,7 @@ impl Linker<'_, '_> {
             }
         }
         // Data of a diff are carried over by the runtime where there is no hook.
-        for datum in declared.data.iter().filter(|datum| datum.unit == declared.unit) {
+        for datum in &declared.data {
             for kind in [HookKind::SyncToNew, HookKind::SyncToOld] {
                 let there =
                     hooks.iter().any(|hook| hook.kind == kind && hook.subject.old_address() == datum.symbol.address);
@@ -142,6 +142,23 @@ impl Linker<'_, '_> {
             }
         }
         self.linked.payload.hooks = hooks;
+        self.move_data();
+    }
+
+    /// Data with a new copy move, as those of a diff do; the hooks carry their contents.
+    fn move_data(&mut self) {
+        let Some(declared) = self.declared else { return };
+        for datum in &declared.data {
+            let key = (datum.unit, datum.piece);
+            let (old_address, old_size) = (datum.symbol.address, datum.symbol.size);
+            self.refuse_remaining_users(key, old_address..old_address + old_size);
+            let Some((section, new_offset)) = self.place_datum(key, key) else { continue };
+            let (name, unit) = (datum.symbol.name.clone(), datum.file.clone());
+            let (old_size, new_size) = (old_size as u32, self.piece(key).1.size() as u32);
+            let change = DataChange::Moved { to_new: Vec::new(), to_old: Vec::new() };
+            let patch = DataPatch { name, unit, old_address, old_size, section, new_offset, new_size, change };
+            self.linked.payload.changed.push(patch);
+        }
     }
 
     fn hook_subject(&mut self, key: Key, hook: &DeclaredHook) -> Option<HookSubject> {
@@ -189,8 +206,21 @@ impl Linker<'_, '_> {
 
     fn datum_of_hook(&mut self, key: Key, hook: &DeclaredHook) -> Option<HookSubject> {
         let data: &[MovedDatum] = self.declared.map_or(&[], |declared| &declared.data);
+        // Of a diff beside which the hooks are.
+        let moved = self.linked.payload.changed.iter().filter(|datum| matches!(datum.change, DataChange::Moved { .. }));
+        if let Some(datum) = moved.clone().find(|datum| datum.name == hook.subject) {
+            return Some(HookSubject::Datum {
+                name: datum.name.clone(),
+                old_address: datum.old_address,
+                old_size: datum.old_size,
+                section: datum.section,
+                new_offset: datum.new_offset,
+                new_size: datum.new_size,
+            });
+        }
         let Some(datum) = data.iter().find(|datum| datum.symbol.name == hook.subject) else {
-            let names: Vec<String> = data.iter().map(|datum| format!("`{}`", datum.symbol.name)).collect();
+            let names = data.iter().map(|datum| &datum.symbol.name).chain(moved.map(|datum| &datum.name));
+            let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
             let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
             let message =
                 format!("{} hook: `{}` has no new copy in the update; {names} has", hook.kind.name(), hook.subject);

@@ -185,6 +185,9 @@ impl Linker<'_, '_> {
 
     /// Where the old version of a carried function is.
     pub(super) fn old_code(&self, carried: &Carried) -> Option<Range<u64>> {
+        if let Some(old) = self.declared_function(carried.key) {
+            return Some(old.symbol.address..old.symbol.address + old.symbol.size);
+        }
         let unit = &self.units[carried.key.0];
         let original = carried.original?;
         let &address = unit.proof.functions.get(&original)?;

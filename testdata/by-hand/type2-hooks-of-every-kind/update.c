@@ -1,30 +1,29 @@
-#include <linux/panic.h>
-#include <linux/seq_file.h>
+#include <linux/errno.h>
 #include <linux/spinlock.h>
 #include <lucos.h>
 
 static DEFINE_SPINLOCK(lock);
-static struct { long long seconds; } new_panic_timeout;
+static struct { long count; } new_family_registered;
 
-static int new_version_proc_show(struct seq_file *m, void *v)
+static void new_taskstats_exit(struct task_struct *tsk, int group_dead)
 {
-	seq_printf(m, "%lld\n", new_panic_timeout.seconds);
-	return 0;
+	if (new_family_registered.count && group_dead)
+		new_family_registered.count++;
 }
-LUCOS_REPLACE(version_proc_show, new_version_proc_show);
-LUCOS_DATUM(panic_timeout, new_panic_timeout);
+LUCOS_REPLACE(taskstats_exit, new_taskstats_exit);
+LUCOS_DATUM(family_registered, new_family_registered);
 
 static void to_new(const struct lucos_sync *sync)
 {
-	*(long long *)sync->to = *(const int *)sync->from;
+	*(long *)sync->to = *(const int *)sync->from;
 }
-LUCOS_SYNC_TO_NEW(panic_timeout, to_new);
+LUCOS_SYNC_TO_NEW(family_registered, to_new);
 
 static void to_old(const struct lucos_sync *sync)
 {
-	*(int *)sync->to = *(const long long *)sync->from;
+	*(int *)sync->to = *(const long *)sync->from;
 }
-LUCOS_SYNC_TO_OLD(panic_timeout, to_old);
+LUCOS_SYNC_TO_OLD(family_registered, to_old);
 
 static int pre(const struct lucos_context *context)
 {
@@ -37,14 +36,14 @@ LUCOS_UNDO_PRE(pre);
 
 static void post(const struct lucos_context *context)
 {
-	WRITE_ONCE(new_panic_timeout.seconds, context->undo);
+	WRITE_ONCE(new_family_registered.count, context->undo);
 }
 LUCOS_POST(post);
 LUCOS_UNDO_POST(post);
 
 static void leaves(const struct lucos_transition *transition)
 {
-	WRITE_ONCE(new_panic_timeout.seconds, transition->regs->ax);
+	WRITE_ONCE(new_family_registered.count, transition->regs->ax);
 }
-LUCOS_TRANSITION(version_proc_show, leaves);
-LUCOS_UNDO_TRANSITION_IN("fs/proc/version.c", version_proc_show, leaves);
+LUCOS_TRANSITION(taskstats_exit, leaves);
+LUCOS_UNDO_TRANSITION_IN("kernel/taskstats.c", taskstats_exit, leaves);

@@ -1,0 +1,264 @@
+//! One entry of a unit: a type, a part of a type, a function or a variable, with the attributes that layouts depend on.
+//!
+//! Comes in: attributes, one by one. Decided: what a value means, whatever form it has. Goes out: [`Entry`].
+
+use super::name::{Name, Texts};
+use super::plan::{Fixed, Read};
+use super::scan::Index;
+use super::unit::Unit;
+use crate::dwarf_layout::LayoutError;
+use crate::dwarf_layout::sections::Slice;
+use gimli::{AttributeValue, DebugStrOffset, DwAt, DwTag, Dwarf, Operation, UnitOffset, constants as dw};
+
+/// Whether an attribute matters to layouts.
+pub(super) fn wanted(attribute: DwAt) -> bool {
+    matches!(
+        attribute,
+        dw::DW_AT_name
+            | dw::DW_AT_type
+            | dw::DW_AT_specification
+            | dw::DW_AT_abstract_origin
+            | dw::DW_AT_byte_size
+            | dw::DW_AT_bit_size
+            | dw::DW_AT_bit_offset
+            | dw::DW_AT_data_bit_offset
+            | dw::DW_AT_data_member_location
+            | dw::DW_AT_location
+            | dw::DW_AT_alignment
+            | dw::DW_AT_count
+            | dw::DW_AT_upper_bound
+            | dw::DW_AT_const_value
+            | dw::DW_AT_declaration
+            | dw::DW_AT_external
+            | dw::DW_AT_prototyped
+    )
+}
+
+/// A number that an attribute may state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number(u64);
+
+impl Number {
+    const NONE: Self = Self(u64::MAX);
+
+    #[inline]
+    pub(super) fn get(self) -> Option<u64> {
+        (self != Self::NONE).then_some(self.0)
+    }
+}
+
+/// A number of bits, or an alignment, that an attribute may state; what is larger than any is taken for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Small(u32);
+
+impl Small {
+    const NONE: Self = Self(u32::MAX);
+
+    #[inline]
+    pub(super) fn get(self) -> Option<u64> {
+        (self != Self::NONE).then_some(u64::from(self.0))
+    }
+
+    fn of(number: Number) -> Self {
+        Self(u32::try_from(number.0).unwrap_or(u32::MAX))
+    }
+}
+
+/// A type, a part of a type, a function or a variable. There are millions: what no kind of entry has together shares a field.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) name: Name,
+    /// `DW_AT_byte_size`; elements of a bound; value of an enumerator.
+    amount: Number,
+    /// `DW_AT_data_member_location` in bytes; the address of a variable.
+    pub(super) location: Number,
+    /// Offset in the unit.
+    pub(super) offset: u32,
+    /// Its type: while the unit is read an offset, then the entry.
+    pub(super) ty: Index,
+    /// What it completes or copies: while the unit is read an offset, then the entry.
+    pub(super) origin: Index,
+    /// Function that it is local to; of a part the type that it is a part of.
+    pub(super) owner: Index,
+    /// First part of it: member, enumerator, bound or parameter.
+    pub(super) first: Index,
+    /// Behind its last part.
+    pub(super) end: Index,
+    /// The typedef that names an anonymous struct, union or enum.
+    pub(super) named_by: Index,
+    pub(super) bit_size: Small,
+    /// `DW_AT_data_bit_offset`, or `DW_AT_bit_offset` when `from_top`.
+    pub(super) bit_offset: Small,
+    pub(super) alignment: Small,
+    pub(super) tag: DwTag,
+    pub(super) from_top: bool,
+    /// Whether the value of an enumerator is below zero.
+    pub(super) negative: bool,
+    pub(super) declaration: bool,
+    pub(super) external: bool,
+    pub(super) prototyped: bool,
+}
+
+/// The offset in the unit that a reference leads to.
+fn reference<'a>(unit: &Unit<'a>, value: &AttributeValue<Slice<'a>>, offset: usize) -> Result<u32, LayoutError> {
+    let target = match value {
+        AttributeValue::UnitRef(UnitOffset(target)) => Some(*target),
+        AttributeValue::DebugInfoRef(target) => target.to_unit_offset(&unit.header).map(|target| target.0),
+        _ => None,
+    };
+    target.and_then(|target| u32::try_from(target).ok()).ok_or(LayoutError::OtherUnit { offset })
+}
+
+impl Entry {
+    pub(super) fn new(offset: u32, tag: DwTag) -> Self {
+        Self {
+            name: Name::NONE,
+            amount: Number::NONE,
+            location: Number::NONE,
+            offset,
+            ty: 0,
+            origin: 0,
+            owner: 0,
+            first: 0,
+            end: 0,
+            named_by: 0,
+            bit_size: Small::NONE,
+            bit_offset: Small::NONE,
+            alignment: Small::NONE,
+            tag,
+            from_top: false,
+            negative: false,
+            declaration: false,
+            external: false,
+            prototyped: false,
+        }
+    }
+
+    /// `DW_AT_byte_size` of a type or member.
+    pub(super) fn byte_size(&self) -> Option<u64> {
+        self.amount.get()
+    }
+
+    /// Elements of a bound.
+    pub(super) fn count(&self) -> Option<u64> {
+        self.amount.get()
+    }
+
+    /// Value of an enumerator, as 64 bits.
+    pub(super) fn value(&self) -> u64 {
+        self.amount.0
+    }
+
+    /// Whether the entry is a struct, union or enum.
+    pub(super) fn is_aggregate(&self) -> bool {
+        matches!(self.tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type | dw::DW_TAG_enumeration_type)
+    }
+
+    /// An attribute as gimli reads it.
+    pub(super) fn attribute<'a>(
+        &mut self,
+        dwarf: &Dwarf<Slice<'a>>,
+        unit: &Unit<'a>,
+        texts: &mut Texts<'a>,
+        attribute: &gimli::Attribute<Slice<'a>>,
+    ) -> Result<(), LayoutError> {
+        let (name, offset) = (attribute.name(), self.offset as usize);
+        if !wanted(name) {
+            return Ok(());
+        }
+        match name {
+            dw::DW_AT_name => {
+                self.name = match attribute.raw_value() {
+                    AttributeValue::DebugStrRef(DebugStrOffset(place)) if u32::try_from(place).is_ok() => {
+                        Name::at(place as u32)
+                    }
+                    value => texts.name(unit.string(dwarf, value)?),
+                }
+            }
+            dw::DW_AT_type | dw::DW_AT_specification | dw::DW_AT_abstract_origin => {
+                self.number(name, u64::from(reference(unit, &attribute.raw_value(), offset)?), false);
+            }
+            dw::DW_AT_data_member_location | dw::DW_AT_location => match attribute.value() {
+                AttributeValue::Exprloc(expression) => {
+                    let mut operations = expression.operations(unit.header.encoding());
+                    match (name, operations.next()?) {
+                        (dw::DW_AT_data_member_location, Some(Operation::PlusConstant { value })) => {
+                            self.number(name, value, false);
+                        }
+                        (dw::DW_AT_location, Some(Operation::Address { address })) if operations.next()?.is_none() => {
+                            self.number(name, address, false);
+                        }
+                        (dw::DW_AT_data_member_location, _) => return Err(LayoutError::MemberLocation { offset }),
+                        _ => {}
+                    }
+                }
+                value if name == dw::DW_AT_data_member_location => {
+                    if let Some(value) = value.udata_value() {
+                        self.number(name, value, false);
+                    }
+                }
+                _ => {}
+            },
+            _ => match attribute.raw_value() {
+                AttributeValue::Flag(value) => self.number(name, u64::from(value), false),
+                AttributeValue::Sdata(value) => self.number(name, value as u64, value < 0),
+                value => {
+                    if let Some(value) = value.udata_value() {
+                        self.number(name, value, false);
+                    }
+                }
+            },
+        }
+        Ok(())
+    }
+
+    /// The attributes of a regular plan; `data` has its length.
+    #[inline]
+    pub(super) fn regular(&mut self, data: &[u8], reads: &[Read]) {
+        for read in reads {
+            let data = &data[read.at as usize..];
+            match read.form {
+                Fixed::One => self.number(read.what, u64::from(data[0]), false),
+                Fixed::Two => self.number(read.what, u64::from(u16::from_le_bytes([data[0], data[1]])), false),
+                Fixed::Four | Fixed::Reference => self.number(read.what, u64::from(four(data)), false),
+                Fixed::Eight => {
+                    self.number(read.what, u64::from(four(data)) | u64::from(four(&data[4..])) << 32, false);
+                }
+                Fixed::Constant(value) => self.number(read.what, value as u64, value < 0),
+                Fixed::Text => self.name = Name::at(four(data)),
+            }
+        }
+    }
+
+    /// An attribute whose value is a number, a flag or a reference within the unit.
+    #[inline]
+    fn number(&mut self, attribute: DwAt, value: u64, negative: bool) {
+        let number = if negative { Number::NONE } else { Number(value) };
+        match attribute {
+            dw::DW_AT_type => self.ty = value as u32,
+            dw::DW_AT_specification | dw::DW_AT_abstract_origin => self.origin = value as u32,
+            dw::DW_AT_byte_size | dw::DW_AT_count => self.amount = number,
+            dw::DW_AT_bit_size => self.bit_size = Small::of(number),
+            dw::DW_AT_data_bit_offset => (self.bit_offset, self.from_top) = (Small::of(number), false),
+            dw::DW_AT_bit_offset if self.bit_offset == Small::NONE => {
+                (self.bit_offset, self.from_top) = (Small::of(number), true);
+            }
+            dw::DW_AT_data_member_location | dw::DW_AT_location => self.location = number,
+            dw::DW_AT_alignment => self.alignment = Small::of(number),
+            // An upper bound of -1 is an array of no elements.
+            dw::DW_AT_upper_bound if negative && value != u64::MAX => {}
+            dw::DW_AT_upper_bound => self.amount = Number(value.wrapping_add(1)),
+            dw::DW_AT_const_value => (self.amount, self.negative) = (Number(value), negative),
+            dw::DW_AT_declaration => self.declaration = value != 0,
+            dw::DW_AT_external => self.external = value != 0,
+            dw::DW_AT_prototyped => self.prototyped = value != 0,
+            _ => {}
+        }
+    }
+}
+
+/// Four bytes; the plan has seen to it that they are there.
+#[inline]
+fn four(data: &[u8]) -> u32 {
+    u32::from_le_bytes([data[0], data[1], data[2], data[3]])
+}

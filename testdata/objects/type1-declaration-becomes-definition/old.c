@@ -1,0 +1,2 @@
+struct hidden;
+int look(struct hidden *hidden) { return hidden != 0; }

@@ -1,0 +1,2 @@
+int used;
+int use(void) { return used; }
