@@ -18,10 +18,13 @@ pub struct Warning {
 }
 
 /// Adds the warnings of a unit. A function or type of a header is found in every unit that sees it.
-pub fn add(warnings: &mut Vec<Warning>, unit: &str, found: &[semantics::Warning]) {
+pub fn add<'w>(warnings: &mut Vec<Warning>, unit: &str, found: impl IntoIterator<Item = &'w semantics::Warning>) {
     for warning in found {
-        let mut reason =
-            Reason::new(warning.rule, warning.message.clone()).help(warning.help).in_diff(warning.diff_line);
+        let help = format!(
+            "{}: [[silence]] rule = \"{}\", subject = \"{}\", reason = \"…\"",
+            warning.help, warning.rule, warning.subject
+        );
+        let mut reason = Reason::new(warning.rule, warning.message.clone()).help(help).in_diff(warning.diff_line);
         reason = reason.at(warning.file.clone().unwrap_or_else(|| unit.to_owned()), warning.line).of_unit(unit);
         let same = |known: &&mut Warning| {
             let (one, other) = (&known.reason, &reason);
@@ -52,9 +55,9 @@ mod tests {
             diff_line: None,
         };
         let mut warnings = Vec::new();
-        add(&mut warnings, "a.c", std::slice::from_ref(&found));
-        add(&mut warnings, "b.c", std::slice::from_ref(&found));
-        add(&mut warnings, "b.c", &[semantics::Warning { rule: "rcu-calls", ..found }]);
+        add(&mut warnings, "a.c", [&found]);
+        add(&mut warnings, "b.c", [&found]);
+        add(&mut warnings, "b.c", [&semantics::Warning { rule: "rcu-calls", ..found }]);
         let rules: Vec<(&str, usize)> =
             warnings.iter().map(|warning| (warning.reason.rule.as_str(), warning.reason.units.len())).collect();
         assert_eq!(rules, [("lock-calls", 2), ("rcu-calls", 1)]);

@@ -6,17 +6,20 @@
 //! [`Events`] by place in the code, and for each compiled function the inline functions in it.
 
 use super::inlined::Inlined;
-use super::primitives::{Primitive, Primitives};
+use super::primitives::{Primitive, Primitives, Resource};
 use crate::dwarf_layout::sections::{code_address, code_place};
 use crate::object::SectionIndex;
 use crate::pieces::{PieceIndex, PieceKind, Pieces, Target};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 /// What a unit's code takes and drops.
 #[derive(Debug, Default)]
 pub struct Events {
     /// By piece and offset in it: of an instruction that is about to run.
     at: BTreeMap<(PieceIndex, u64), Vec<Primitive>>,
+    /// Code of inline functions that count as a whole.
+    whole: Vec<(Range<u64>, &'static Resource)>,
     /// By function: the inline functions in it.
     inside: HashMap<PieceIndex, BTreeSet<String>>,
 }
@@ -45,6 +48,7 @@ impl Events {
                 inlined.entry.filter(|_| !inlined.ranges.is_empty()).and_then(|at| place_of(pieces, at))
             {
                 this.at.entry(place).or_default().push(primitive);
+                this.whole.extend(inlined.ranges.iter().map(|range| (range.clone(), primitive.resource)));
             }
         }
         this
@@ -53,6 +57,13 @@ impl Events {
     /// What happens when an instruction runs.
     pub fn at(&self, piece: PieceIndex, offset: u64) -> &[Primitive] {
         self.at.get(&(piece, offset)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether an instruction belongs to an inline function that counts as a whole: what it calls does not count again.
+    pub fn is_counted(&self, pieces: &Pieces<'_>, (piece, offset): (PieceIndex, u64), resource: &Resource) -> bool {
+        let piece = pieces.piece(piece);
+        let address = code_address(piece.section) + piece.range.start + offset;
+        self.whole.iter().any(|(range, counted)| range.contains(&address) && *counted == resource)
     }
 
     /// What happens anywhere in a piece.

@@ -134,7 +134,9 @@ impl<'p, 'o> Paths<'p, 'o> {
             }
             let primitive_call = self.events.at(place.0, place.1).iter().any(|event| event.resource == resource);
             let mut depths = BTreeSet::from([depth]);
-            if let Some(callee) = step.calls.filter(|_| !primitive_call) {
+            if let Some(callee) =
+                step.calls.filter(|_| !primitive_call && !self.events.is_counted(self.pieces, place, resource))
+            {
                 depths = self.left(callee, resource)?.iter().map(|more| depth + more).collect();
             }
             if let Some(pending) = &mut pending {
