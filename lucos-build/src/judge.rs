@@ -190,6 +190,8 @@ impl Judge<'_, '_> {
         let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
         let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
         if parts.is_empty() {
+            // Data may be kept as they are, and new functions may be reached by nothing.
+            report.verdict = Verdict::NoEffect;
             return Ok(None);
         }
         for note in without_effect {
