@@ -4,7 +4,8 @@
 //! [`Args`].
 
 use crate::by_hand::Replacement;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
@@ -41,6 +42,29 @@ pub struct Args {
     /// What to build.
     #[command(flatten)]
     pub build: Option<BuildArgs>,
+}
+
+impl Args {
+    /// Ends the program with a usage error when two things would be printed on standard output.
+    pub fn check_or_exit(&self) {
+        if let Err(error) = self.check() {
+            error.exit();
+        }
+    }
+
+    fn check(&self) -> Result<(), clap::Error> {
+        let both = |outputs: &OutputArgs, json: bool| json && outputs.sarif_on_stdout();
+        let clash = match (&self.command, &self.build) {
+            (Some(Command::Prelink(args)), _) => both(&args.outputs, args.json),
+            (None, Some(args)) => both(&args.outputs, args.json),
+            _ => false,
+        };
+        if clash {
+            let message = "--sarif - and --json would both print on standard output; give one of them a file";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(())
+    }
 }
 
 /// Things to do other than to build.
@@ -181,9 +205,32 @@ pub struct PrelinkArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Files that the report is written to as well.
+    #[command(flatten)]
+    pub outputs: OutputArgs,
     /// Say only what went wrong.
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Files that a report is written to, whatever the answer is.
+#[derive(Debug, Clone, Default, ClapArgs)]
+pub struct OutputArgs {
+    /// Also write the report as a page for a browser, one file that needs no other: reasons, types byte by byte, functions
+    /// instruction by instruction, symbols; also when the build is refused.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Also write what was found as SARIF 2.1.0, for systems that show it beside the changed lines; `-` prints it on standard
+    /// output in place of the report for people.
+    #[arg(long, value_name = "FILE")]
+    pub sarif: Option<PathBuf>,
+}
+
+impl OutputArgs {
+    /// Whether SARIF has standard output for itself.
+    pub fn sarif_on_stdout(&self) -> bool {
+        self.sarif.as_deref() == Some(Path::new("-"))
+    }
 }
 
 impl PrelinkArgs {
@@ -200,6 +247,7 @@ impl PrelinkArgs {
             allow_untraceable: self.allow_untraceable,
             output: self.output.clone(),
             json: self.json,
+            outputs: self.outputs.clone(),
             quiet: self.quiet,
             ..BuildArgs::default()
         }
@@ -279,6 +327,9 @@ pub struct BuildArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Files that the report is written to as well.
+    #[command(flatten)]
+    pub outputs: OutputArgs,
     /// Say only what went wrong.
     #[arg(short, long)]
     pub quiet: bool,
@@ -327,6 +378,18 @@ mod tests {
         assert_eq!((build.jobs, build.json, build.name().as_str()), (Some(3), true, "fix"));
         assert_eq!(build.bundle_path(), PathBuf::from("fix.lpk"));
         assert_eq!(parse("- --vmlinux v").expect("complete").build.expect("a build").name(), "stdin");
+    }
+
+    #[test]
+    fn one_thing_is_printed_on_standard_output() {
+        for (line, clash) in [
+            ("fix.diff --vmlinux v --sarif - --json", true),
+            ("fix.diff --vmlinux v --sarif x --json --report y", false),
+            ("fix.diff --vmlinux v --sarif -", false),
+            ("prelink fix.o --vmlinux v --sarif - --json", true),
+        ] {
+            assert_eq!(parse(line).expect("complete").check().is_err(), clash, "{line}");
+        }
     }
 
     #[test]

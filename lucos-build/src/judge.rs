@@ -143,6 +143,7 @@ impl Judge<'_, '_> {
         (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
         // Units may have been left out since the last time.
         report.warnings.clear();
+        report.silenced.clear();
         self.warn(&read, &judged, report);
         if !self.explain.is_empty() {
             self.explain(&read, &pieces, &judged, report)?;
@@ -175,8 +176,12 @@ impl Judge<'_, '_> {
             }
             return Ok(None);
         }
-        let decided = self.decide(&read, &judged, report)?;
-        follow_moved(&mut judged, &pieces, &decided.plans);
+        let decided = self.decide(&read, &judged, report);
+        if let Ok(decided) = &decided {
+            follow_moved(&mut judged, &pieces, &decided.plans);
+        }
+        self.detail(&read, &pieces, &judged, report)?;
+        let decided = decided?;
 
         // 9. Pre-link: prelink/src/link.rs
         let clock = Instant::now();
@@ -217,6 +222,9 @@ impl Judge<'_, '_> {
         report: &mut Report,
         progress: &Progress,
     ) -> Result<Bundle, Stop> {
+        if let Some(details) = &mut report.details {
+            details.set_linked(&parts);
+        }
         let untraceable: Vec<Reason> = parts.iter().flat_map(|(_, linked)| untraceable(linked)).collect();
         if !untraceable.is_empty() && !self.allow_untraceable {
             return Err(Stop::Refused(untraceable));
@@ -313,9 +321,13 @@ impl Judge<'_, '_> {
         pieces: &HandPieces<'_>,
         replace: &[Replacement],
         sizes: &BTreeMap<String, u64>,
+        report: &mut Report,
     ) -> Result<Linked, Stop> {
         let refuse = |refusals| self.of_refusals(refusals);
         let declared = pieces.declared(self.image, self.units, 0, replace).map_err(refuse)?;
+        if let Some(details) = &mut report.details {
+            details.set_by_hand(pieces, &declared, self.image);
+        }
         let tables = BootTables::read(self.image, sizes).map_err(of_sites)?;
         let (units, elsewhere) = ([pieces.unit()], BTreeSet::new());
         let linked = link::link_declared(self.image, &tables, &units, &elsewhere, Some(&declared)).map_err(refuse)?;
@@ -339,10 +351,12 @@ impl Judge<'_, '_> {
     pub fn refuse_early(&self, compiled: &[CompiledUnit], report: &mut Report) -> Result<(), Stop> {
         let profile = self.profile()?;
         let read = self.read(compiled)?;
-        let judged = self.judge_all(&read, &self.cut(&read, &profile)?)?;
+        let pieces = self.cut(&read, &profile)?;
+        let judged = self.judge_all(&read, &pieces)?;
         let decided = self.decide(&read, &judged, report);
         if decided.is_err() {
             self.warn(&read, &judged, report);
+            self.detail(&read, &pieces, &judged, report)?;
         }
         decided.map(drop)
     }
@@ -403,6 +417,33 @@ impl Judge<'_, '_> {
         judged: &[Judged],
         report: &mut Report,
     ) -> Result<(), Stop> {
+        let (explanations, notes) =
+            self.with_explained(read, pieces, judged, |units| explain::functions(self.explain, units))?;
+        report.explanations = explanations;
+        report.notes.extend(notes);
+        Ok(())
+    }
+
+    /// What only the page shows, if one is wanted.
+    fn detail(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        report: &mut Report,
+    ) -> Result<(), Stop> {
+        let Some(details) = &mut report.details else { return Ok(()) };
+        self.with_explained(read, pieces, judged, |units| details.set_functions(units))
+    }
+
+    /// Does something with all units as they can be explained.
+    fn with_explained<R>(
+        &self,
+        read: &[Read],
+        pieces: &[(Pieces<'_>, Pieces<'_>)],
+        judged: &[Judged],
+        explain: impl FnOnce(&[Explained<'_, '_>]) -> R,
+    ) -> Result<R, Stop> {
         let load = |path: &PathBuf| {
             let failed = |source| Stop::failed(JudgeError::Read { path: path.clone(), source });
             std::fs::read(path).map_err(failed)
@@ -425,10 +466,7 @@ impl Judge<'_, '_> {
                 ranges: self.ranges(&unit.unit),
             })
             .collect();
-        let (explanations, notes) = explain::functions(self.explain, &units);
-        report.explanations = explanations;
-        report.notes.extend(notes);
-        Ok(())
+        Ok(explain(&units))
     }
 
     /// Code of a unit in the image.
@@ -493,9 +531,10 @@ impl Judge<'_, '_> {
     /// Puts the warnings that the author has not silenced into the report.
     fn warn(&self, read: &[Read], judged: &[Judged], report: &mut Report) {
         for (unit, judged) in read.iter().zip(judged) {
-            let heard = |warning: &&Warning| !self.overrides.silences(warning.rule, &warning.subject);
-            let heard: Vec<Warning> = judged.warnings.iter().filter(heard).cloned().collect();
-            warnings::add(&mut report.warnings, &unit.unit, &heard);
+            let silenced = |warning: &&Warning| self.overrides.silences(warning.rule, &warning.subject);
+            let (silenced, heard): (Vec<&Warning>, Vec<&Warning>) = judged.warnings.iter().partition(silenced);
+            warnings::add(&mut report.warnings, &unit.unit, heard);
+            warnings::add(&mut report.silenced, &unit.unit, silenced);
         }
     }
 
@@ -515,6 +554,11 @@ impl Judge<'_, '_> {
         let mut decided = data::decide(&units, self.overrides);
         report.data_changes = std::mem::take(&mut decided.data);
         report.types = std::mem::take(&mut decided.types);
+        let places = (report.types.iter_mut().map(|row| &mut row.place))
+            .chain(report.data_changes.iter_mut().map(|row| &mut row.place));
+        for place in places.flatten() {
+            place.file = self.relative(&place.file);
+        }
         let mut reasons: Vec<Reason> = Vec::new();
         for (mut reason, place) in std::mem::take(&mut decided.reasons) {
             if let Some(place) = place {

@@ -5,8 +5,10 @@
 
 pub mod args;
 pub mod by_hand;
+pub mod catalog;
 pub mod compare;
 pub mod data;
+pub mod details;
 pub mod explain;
 pub mod faults;
 pub mod headers;
@@ -17,12 +19,15 @@ pub mod judge;
 pub mod kbuild;
 pub mod layout;
 pub mod modules;
+pub mod outputs;
 pub mod overrides;
+pub mod page;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
 pub mod rules;
+pub mod sarif;
 pub mod scope;
 pub mod warnings;
