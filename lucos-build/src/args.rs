@@ -53,12 +53,12 @@ impl Args {
     }
 
     fn check(&self) -> Result<(), clap::Error> {
-        let both = |outputs: &OutputArgs, json: bool| json && outputs.sarif_on_stdout();
-        let clash = match (&self.command, &self.build) {
-            (Some(Command::Prelink(args)), _) => both(&args.outputs, args.json),
-            (None, Some(args)) => both(&args.outputs, args.json),
-            _ => false,
+        let (json, sarif) = match (&self.command, &self.build) {
+            (Some(Command::Prelink(args)), _) => (args.json, args.sarif.as_deref()),
+            (None, Some(args)) => (args.json, args.sarif.as_deref()),
+            _ => (false, None),
         };
+        let clash = json && sarif.is_some_and(is_stdout);
         if clash {
             let message = "--sarif - and --json would both print on standard output; give one of them a file";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
@@ -205,17 +205,6 @@ pub struct PrelinkArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Files that the report is written to as well.
-    #[command(flatten)]
-    pub outputs: OutputArgs,
-    /// Say only what went wrong.
-    #[arg(short, long)]
-    pub quiet: bool,
-}
-
-/// Files that a report is written to, whatever the answer is.
-#[derive(Debug, Clone, Default, ClapArgs)]
-pub struct OutputArgs {
     /// Also write the report as a page for a browser, one file that needs no other: reasons, types byte by byte, functions
     /// instruction by instruction, symbols; also when the build is refused.
     #[arg(long, value_name = "FILE.html")]
@@ -224,13 +213,9 @@ pub struct OutputArgs {
     /// output in place of the report for people.
     #[arg(long, value_name = "FILE")]
     pub sarif: Option<PathBuf>,
-}
-
-impl OutputArgs {
-    /// Whether SARIF has standard output for itself.
-    pub fn sarif_on_stdout(&self) -> bool {
-        self.sarif.as_deref() == Some(Path::new("-"))
-    }
+    /// Say only what went wrong.
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 impl PrelinkArgs {
@@ -247,7 +232,8 @@ impl PrelinkArgs {
             allow_untraceable: self.allow_untraceable,
             output: self.output.clone(),
             json: self.json,
-            outputs: self.outputs.clone(),
+            report: self.report.clone(),
+            sarif: self.sarif.clone(),
             quiet: self.quiet,
             ..BuildArgs::default()
         }
@@ -327,12 +313,22 @@ pub struct BuildArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
-    /// Files that the report is written to as well.
-    #[command(flatten)]
-    pub outputs: OutputArgs,
+    /// Also write the report as a page for a browser, one file that needs no other: reasons, types byte by byte, functions
+    /// instruction by instruction, symbols; also when the build is refused.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Also write what was found as SARIF 2.1.0, for systems that show it beside the changed lines; `-` prints it on standard
+    /// output in place of the report for people.
+    #[arg(long, value_name = "FILE")]
+    pub sarif: Option<PathBuf>,
     /// Say only what went wrong.
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Whether a file stands for standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
 impl BuildArgs {

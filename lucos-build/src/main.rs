@@ -4,7 +4,7 @@
 //! refused, 4 two compared objects or images differ. Goes out: the report, on standard output; progress and failures on standard error.
 
 use clap::Parser as _;
-use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs};
+use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs, is_stdout};
 use lucos_build::compare;
 use lucos_build::inspect::{self, InspectError};
 use lucos_build::kbuild::by_hand::HEADER;
@@ -57,7 +57,7 @@ fn report(args: &BuildArgs, result: Result<Report, Box<dyn Error + Send + Sync>>
     match result {
         Ok(report) => {
             let refused = report.bundle.is_none() && report.verdict != Verdict::NoEffect;
-            if args.outputs.sarif_on_stdout() {
+            if args.sarif.as_deref().is_some_and(is_stdout) {
                 print(sarif::render(&report).trim_end());
             } else if args.json {
                 print(&report.to_json());

@@ -3,7 +3,7 @@
 //! Comes in: `--report` and `--sarif`. Decided: before any work, whether they can be written. Goes out: the files, whole or
 //! not at all.
 
-use crate::args::OutputArgs;
+use crate::args::{BuildArgs, is_stdout};
 use crate::page;
 use crate::report::Report;
 use crate::sarif;
@@ -61,9 +61,9 @@ impl Outputs {
     ///
     /// # Errors
     /// [`OutputError`] with the option whose file cannot.
-    pub fn open(args: &OutputArgs) -> Result<Self, OutputError> {
+    pub fn open(args: &BuildArgs) -> Result<Self, OutputError> {
         let page = args.report.as_deref().map(|path| Output::open("--report", path)).transpose()?;
-        let sarif = args.sarif.as_deref().filter(|_| !args.sarif_on_stdout());
+        let sarif = args.sarif.as_deref().filter(|path| !is_stdout(path));
         Ok(Self { page, sarif: sarif.map(|path| Output::open("--sarif", path)).transpose()? })
     }
 
@@ -86,8 +86,8 @@ impl Outputs {
 mod tests {
     use super::*;
 
-    fn args(report: &Path) -> OutputArgs {
-        OutputArgs { report: Some(report.to_owned()), sarif: None }
+    fn args(report: &Path) -> BuildArgs {
+        BuildArgs { report: Some(report.to_owned()), ..BuildArgs::default() }
     }
 
     #[test]

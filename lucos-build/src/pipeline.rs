@@ -95,8 +95,8 @@ pub enum BundleError {
 /// The failure of the tool or its environment; a refusal is a report.
 pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
     let started = Instant::now();
-    let outputs = Outputs::open(&args.outputs)?;
-    let mut report = Report { details: args.outputs.report.is_some().then(Details::default), ..Report::new() };
+    let outputs = Outputs::open(args)?;
+    let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
     let done = match &args.update {
         Some(file) => hand(args, &Source::C(file), progress, &mut report),
         None => drive(args, progress, &mut report),
@@ -110,9 +110,9 @@ pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std:
 /// The failure of the tool or its environment; a refusal is a report.
 pub fn prelink(args: &PrelinkArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
     let started = Instant::now();
-    let outputs = Outputs::open(&args.outputs)?;
-    let mut report = Report { details: args.outputs.report.is_some().then(Details::default), ..Report::new() };
     let build = args.build();
+    let outputs = Outputs::open(&build)?;
+    let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
     let done = hand(&build, &Source::Object(&args.object, &args.replace), progress, &mut report);
     outputs.write(finish(&build, done, report, started)?)
 }
