@@ -141,6 +141,7 @@ impl Display for Transfer {
             writeln!(f, "{member}: {} -> {}: {}", step.from, step.to, step.how)?;
         }
         for member in &self.kept {
+            let member = if member.is_empty() { "(all)" } else { member };
             writeln!(f, "{member}: new, keeps its initial value")?;
         }
         for member in &self.lost {

@@ -229,7 +229,7 @@ fn sections(report: &Report) -> Vec<Section> {
 
 fn vouched(report: &Report) -> Markup {
     html! {
-        table {
+        div.scroll tabindex="0" role="region" aria-label="The author's word" { table {
             caption { "What the author of the diff says and no tool can see; the bundle says so too." }
             thead { tr { th scope="col" { "About" } th scope="col" { "Subject" } th scope="col" { "Says" } th scope="col" { "Reason" } } }
             tbody {
@@ -242,7 +242,7 @@ fn vouched(report: &Report) -> Markup {
                     }
                 }
             }
-        }
+        } }
     }
 }
 

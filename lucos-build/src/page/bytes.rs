@@ -12,7 +12,7 @@ pub(super) const ROW: u64 = 64;
 /// Types with more bytes are not drawn.
 const LARGEST: u64 = 1 << 20;
 /// Types with no more rows are shown whole.
-const SMALL: usize = 12;
+const SMALL: usize = 32;
 /// Rows that are the same are shown once when there are more of them.
 const REPEATS: usize = 3;
 
@@ -162,28 +162,37 @@ pub(super) fn draw(layout: &TypeLayout, fate: impl Fn(&Field) -> Fate, also: &[R
     Picture { fields, lines }
 }
 
-/// Members at which something changes: what is different, and the first of several that move together.
-fn turns(fields: &[Field], fate: impl Fn(&Field) -> Fate) -> Vec<bool> {
+/// Where something changes at a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Nowhere,
+    /// Where it begins: it is the first of several that move together.
+    Begin,
+    /// Where it begins and where it ends: it is different.
+    Both,
+}
+
+fn turns(fields: &[Field], fate: impl Fn(&Field) -> Fate) -> Vec<Turn> {
     let mut order: Vec<usize> = (0..fields.len()).collect();
     order.sort_by_key(|&index| (fields[index].bits.start, fields[index].lane));
-    let mut turns = vec![false; fields.len()];
+    let mut turns = vec![Turn::Nowhere; fields.len()];
     let mut distance = 0;
     for index in order {
         let now = match fate(&fields[index]) {
             Fate::Same => 0,
             Fate::Moved(distance) => distance,
             _ => {
-                turns[index] = true;
+                turns[index] = Turn::Both;
                 continue;
             }
         };
-        turns[index] = now != distance;
+        turns[index] = if now == distance { Turn::Nowhere } else { Turn::Begin };
         distance = now;
     }
     turns
 }
 
-fn row(fields: &[Field], open: &[usize], bits: Range<u64>, turns: &[bool]) -> Row {
+fn row(fields: &[Field], open: &[usize], bits: Range<u64>, turns: &[Turn]) -> Row {
     let mut lanes: Vec<usize> = open.iter().map(|&index| fields[index].lane).collect();
     lanes.sort_unstable();
     lanes.dedup();
@@ -209,8 +218,11 @@ fn row(fields: &[Field], open: &[usize], bits: Range<u64>, turns: &[bool]) -> Ro
     if filled < length {
         holes.push(filled..length);
     }
-    // A member that goes on for many rows changes where it begins and where it ends.
-    let changes = runs.iter().any(|run| turns[run.field] && (run.first || run.last));
+    let changes = runs.iter().any(|run| match turns[run.field] {
+        Turn::Nowhere => false,
+        Turn::Begin => run.first,
+        Turn::Both => run.first || run.last,
+    });
     Row { at: bits.start / 8, bits: length, runs, holes, lanes: lanes.len().max(1), changes }
 }
 

@@ -160,10 +160,10 @@ fn listing(code: &Explanation, rows: &[&Row], caption: &str) -> Markup {
     let [old, new] = &code.sides;
     let alone = rows.iter().all(|row| row.pair.old.is_none());
     let sign = |row: &Row| match (row.differs && !alone, &row.pair.old, &row.pair.new) {
-        (false, ..) => ("", ""),
-        (true, Some(_), Some(_)) => ("edit", "≠"),
-        (true, Some(_), None) => ("go", "−"),
-        (true, None, _) => ("come", "+"),
+        (false, ..) => (None, ""),
+        (true, Some(_), Some(_)) => (Some("edit"), "≠"),
+        (true, Some(_), None) => (Some("go"), "−"),
+        (true, None, _) => (Some("come"), "+"),
     };
     let mut last = None;
     // The source line before the first instruction of it.
@@ -192,10 +192,10 @@ fn listing(code: &Explanation, rows: &[&Row], caption: &str) -> Markup {
                             tr.source { th scope="rowgroup" colspan=(if alone { 2 } else { 3 }) { (place) } }
                         }
                         @let (class, mark) = sign(row);
-                        tr class=(class) {
-                            @if !alone { td { (instruction(row.pair.old.as_ref())) } }
+                        tr class=[class] {
+                            @if !alone { td.old { (instruction(row.pair.old.as_ref())) } }
                             td.sign { (mark) }
-                            td { (instruction(row.pair.new.as_ref())) }
+                            td.new { (instruction(row.pair.new.as_ref())) }
                         }
                     }
                 }

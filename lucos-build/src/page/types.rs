@@ -342,7 +342,7 @@ fn users(row: &TypeRow) -> Markup {
     };
     html! {
         dl.facts {
-            (list("Changed functions that use it", &row.users))
+            (list("Used by changed functions", &row.users))
             (list("Data made of it", &row.data))
             (list("Units that see it", &row.units))
         }
