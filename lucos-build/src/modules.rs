@@ -69,24 +69,24 @@ impl Modules {
         let mut given = None;
         for (unit, commands) in commands.iter().filter(|(_, commands)| commands.is_module()) {
             let at = |reason: Reason| reason.at(unit.display().to_string(), None);
-            let names = commands.module_names();
-            let [name] = names.as_slice() else {
-                let message = format!("it is compiled once for {} modules: {}", names.len(), names.join(", "));
-                let help = "leave this file out of the diff; a unit of several modules cannot be updated yet";
-                reasons.push(at(Reason::new("compiled-twice", message).help(help)));
-                continue;
+            let name = match only_module(commands) {
+                Ok(name) => name,
+                Err(reason) => {
+                    reasons.push(at(reason));
+                    continue;
+                }
             };
-            if let Some(&index) = by_name.get(name) {
+            if let Some(&index) = by_name.get(&name) {
                 modules.of_unit.insert(unit.clone(), index);
                 continue;
             }
             if given.is_none() {
                 given = Some(read_given(args).map_err(Stop::failed)?);
             }
-            let known = given.iter().flatten().find(|(known, ..)| known == name);
+            let known = given.iter().flatten().find(|(known, ..)| *known == name);
             let found = match known {
                 Some((_, path, bytes)) => Some(ModuleFile { path: path.clone(), how: "given", bytes: bytes.clone() }),
-                None => search(args, kernel.release(), name).map_err(Stop::failed)?,
+                None => search(args, kernel.release(), &name).map_err(Stop::failed)?,
             };
             let Some(ModuleFile { path, how, bytes }) = found else {
                 let folders: Vec<String> =
@@ -124,6 +124,20 @@ impl Modules {
         let mut images: Vec<&KernelImage> = self.images.iter().collect();
         images.sort_by_key(|image| image.module().map(|module| module.name.clone()));
         images
+    }
+}
+
+/// The module that a unit is compiled for.
+fn only_module(commands: &UnitCommands) -> Result<String, Reason> {
+    let mut names = commands.module_names();
+    match names.pop() {
+        Some(name) if names.is_empty() => Ok(name),
+        last => {
+            names.extend(last);
+            let message = format!("it is compiled once for {} modules: {}", names.len(), names.join(", "));
+            let help = "leave this file out of the diff; a unit of several modules cannot be updated yet";
+            Err(Reason::new("compiled-twice", message).help(help))
+        }
     }
 }
 
@@ -228,6 +242,20 @@ mod tests {
         for (file, name) in [("fs/nls/nls_ascii", "nls_ascii"), ("sound/snd-pcm", "snd_pcm"), ("x/a-b.ko.xz", "a_b")] {
             assert_eq!(name_of(Path::new(file)), name);
         }
+    }
+
+    /// The build joins the names of several modules by colons (`scripts/Makefile.lib`, `modname`).
+    #[test]
+    fn a_unit_of_several_modules_is_refused() {
+        let of = |names: &str| {
+            let compile = ["gcc", "-DMODULE", &format!("-DKBUILD_MODNAME=\"{names}\"")].map(str::to_owned).to_vec();
+            only_module(&UnitCommands { compile, after: Vec::new() })
+        };
+        assert_eq!(of("hclge").expect("one module"), "hclge");
+        let reason = of("hclge:hclgevf").expect_err("two modules");
+        assert_eq!(reason.rule, "compiled-twice");
+        assert!(reason.message.contains("2 modules: hclge, hclgevf"), "{}", reason.message);
+        assert_eq!(of("").expect_err("no name").rule, "compiled-twice");
     }
 
     #[test]
