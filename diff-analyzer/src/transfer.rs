@@ -136,19 +136,20 @@ impl Transfer {
 /// A transfer as text, one step per line.
 impl Display for Transfer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        fn named(member: &str) -> &str {
+            if member.is_empty() { "(all)" } else { member }
+        }
         for step in &self.moves {
-            let member = if step.member.is_empty() { "(all)" } else { &step.member };
-            writeln!(f, "{member}: {} -> {}: {}", step.from, step.to, step.how)?;
+            writeln!(f, "{}: {} -> {}: {}", named(&step.member), step.from, step.to, step.how)?;
         }
         for member in &self.kept {
-            let member = if member.is_empty() { "(all)" } else { member };
-            writeln!(f, "{member}: new, keeps its initial value")?;
+            writeln!(f, "{}: new, keeps its initial value", named(member))?;
         }
         for member in &self.lost {
-            writeln!(f, "{member}: not carried")?;
+            writeln!(f, "{}: not carried", named(member))?;
         }
         for stuck in &self.stuck {
-            writeln!(f, "{}: cannot be carried: {}", stuck.member, stuck.why)?;
+            writeln!(f, "{}: cannot be carried: {}", named(&stuck.member), stuck.why)?;
         }
         Ok(())
     }
