@@ -27,6 +27,9 @@ Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cac
 Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or its environment failed; 2 usage;
 3 refused: the reasons are printed, with --json as JSON on standard output.
 
+--report FILE.html and --sarif FILE write the report as a page and for code-review systems, also when it is refused
+(docs/report.md).
+
 JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
 old_address, old_size, new_size), data, reasons (rule, message, file, line, help), warnings (as reasons, with a
 subject), notes, omitted, modules, bundle, inputs, timings_ms.";

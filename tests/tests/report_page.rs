@@ -94,6 +94,13 @@ fn pages(dir: &Path, kernel: &Kernel) -> Vec<Made> {
             make(dir, kernel, name, &diff, overrides.as_deref())
         })
         .collect();
+    let bits = Edit {
+        file: "fs/fs-writeback.c".to_owned(),
+        find: "\tunsigned int for_kupdate:1;\n".to_owned(),
+        replace: "\tunsigned int mark:3;\n\tunsigned int for_kupdate:1;\n".to_owned(),
+    };
+    let diff = patches::diff(&kernel.source(), &[bits]).expect("the edit fits this kernel");
+    pages.push(make(dir, kernel, "refused-bit-fields", &diff, None));
     let hostile =
         "--- /dev/null\n+++ b/fs/<b>bold<i>&amp;.c\n@@ -0,0 +1 @@\n+</pre><script>document.title = 'x'</script><img>\n";
     let edit = Edit {

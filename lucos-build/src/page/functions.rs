@@ -39,6 +39,11 @@ fn overview(report: &Report, details: &Details) -> Markup {
             .find(|row| row.name == function.row.name && row.unit == function.unit && row.module == function.module);
         same.and_then(|row| row.old_address.clone())
     };
+    // The code of hooks is compared with nothing.
+    let others = report.functions.iter().filter(|row| {
+        let is_it = |function: &FunctionDetail| function.row.name == row.name && function.unit == row.unit;
+        !details.functions.iter().any(is_it)
+    });
     html! {
         div.scroll tabindex="0" role="region" aria-label="Functions of the update" {
             table {
@@ -58,6 +63,12 @@ fn overview(report: &Report, details: &Details) -> Markup {
                             td.number { @match function.row.old_size { Some(size) => { (size) } None => { "–" } } }
                             td.number { @match function.row.new_size { Some(size) => { (size) } None => { "–" } } }
                             td { (prose(&why(function))) }
+                        }
+                    }
+                    @for row in others {
+                        tr {
+                            th scope="row" { code { (row.name) } } td { code { (row.unit) } } td { "–" } td.number { "–" }
+                            td.number { (row.new_size) } td { "it comes along" }
                         }
                     }
                 }

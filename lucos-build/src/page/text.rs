@@ -28,6 +28,17 @@ pub(super) fn prose(message: &str) -> Markup {
     }
 }
 
+/// A message, and what a program said, which is kept line by line.
+pub(super) fn message(message: &str) -> Markup {
+    let (first, said) = message.split_once('\n').map_or((message, None), |(first, said)| (first, Some(said)));
+    html! {
+        p.message { (prose(first)) }
+        @if let Some(said) = said {
+            div.scroll tabindex="0" role="region" aria-label="What was said" { pre.said { (said) } }
+        }
+    }
+}
+
 /// The anchor of a rule.
 pub(super) fn rule_id(rule: &str) -> String {
     format!("rule-{rule}")
@@ -55,7 +66,7 @@ pub(super) fn reasons(report: &Report, reasons: &[Reason], class: &str) -> Marku
                             " " code { (file) @if let Some(line) = reason.line { ":" (line) } }
                         }
                     }
-                    p.message { (prose(&reason.message)) }
+                    (message(&reason.message))
                     @if let Some(line) = reason.diff_line { (excerpt(&lines, line)) }
                     @if let Some(help) = &reason.help { p.help { strong { "What to do: " } (prose(help)) } }
                 }

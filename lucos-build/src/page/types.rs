@@ -16,6 +16,8 @@ use std::ops::Range;
 const COLOURS: usize = 6;
 /// Bytes of a cache line of x86.
 const CACHE_LINE: u64 = 64;
+/// Bits that have room for a name.
+const NARROW: u64 = 8;
 /// Rows that are worth unfolding.
 const FOLDED: usize = 512;
 
@@ -204,8 +206,10 @@ fn cells(row: &Row, picture: &Picture, marks: &Marks<'_>, side: Side) -> Markup 
                     span class={ "m " (class) (colour(number, fate)) (ends) }
                         style={ "grid-column:" (run.bits.start + 1) "/" (run.bits.end + 1) ";grid-row:" (line(run.lane)) }
                         title={ (field.path) " (" (field.type_text) "): " (places(field)) ", " (word) } {
-                        @if let Some(number) = number { b { (sign) (number + 1) } " " }
-                        @if run.first { (field.path) } @else { span.again { (field.path) } }
+                        @if run.bits.end - run.bits.start >= NARROW {
+                            @if let Some(number) = number { b { (sign) (number + 1) } " " }
+                            @if run.first { (field.path) } @else { span.again { (field.path) } }
+                        }
                     }
                 }
                 @for hole in &row.holes {
@@ -215,6 +219,25 @@ fn cells(row: &Row, picture: &Picture, marks: &Marks<'_>, side: Side) -> Markup 
                 @if row.bits < ROW {
                     span.end style={ "grid-column:" (row.bits + 1) "/65;grid-row:1/" (line(row.lanes)) } {}
                 }
+            }
+        }
+        @let chips = narrow(row, picture, marks, side);
+        @if !chips.0.is_empty() { p.bits { (chips) } }
+    }
+}
+
+/// Members of a row that are too narrow for their names.
+fn narrow(row: &Row, picture: &Picture, marks: &Marks<'_>, side: Side) -> Markup {
+    let narrow = row.runs.iter().filter(|run| run.first && run.bits.end - run.bits.start < NARROW);
+    html! {
+        @for run in narrow {
+            @let field = &picture.fields[run.field];
+            @let (number, fate) = marks.mark(side, &field.path);
+            @let (sign, class, _) = look(fate);
+            span class={ "chip " (class) (colour(number, fate)) } {
+                span.bit { (offset(field.bits.start)) } " "
+                @if let Some(number) = number { b { (sign) (number + 1) } " " }
+                (field.path)
             }
         }
     }

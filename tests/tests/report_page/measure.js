@@ -10,7 +10,7 @@ function measure(frame) {
     headings: [...doc.querySelectorAll("h1, h2")].map((one) => one.textContent),
     verdict: doc.querySelector(".verdict strong").textContent,
     members: [...doc.querySelectorAll(".m")].map((one) => one.title.split(" (")[0]),
-    scripts: doc.scripts.length, images: doc.images.length, bold: doc.querySelectorAll("b:not(.m > b), i:not(.key)").length,
+    scripts: doc.scripts.length, images: doc.images.length, bold: doc.querySelectorAll("b:not(.m > b, .chip > b), i:not(.key)").length,
     text: doc.body.textContent.includes("<b>bold<i>&amp;.c"),
     filter: Boolean(filter && !filter.closest("[hidden]")),
     unnamed: [...doc.querySelectorAll("table")].filter((one) => !one.caption).length,
@@ -31,7 +31,7 @@ function measure(frame) {
   seen.scroll.push(root.scrollWidth);
   for (const row of doc.querySelectorAll(".row")) {
     seen.rows += 1;
-    const around = box(row), boxes = [...row.querySelectorAll(".m, .hole")];
+    const around = box(row.querySelector(".cells")), boxes = [...row.querySelectorAll(".m, .hole")];
     for (const one of boxes) {
       const has = box(one);
       const inside = has.left >= around.left - 0.5 && has.right <= around.right + 0.5 && has.top >= around.top - 0.5 && has.bottom <= around.bottom + 0.5;
