@@ -14,6 +14,7 @@
 //! | `data-section` | an existing datum moves to a section of another kind | [`data`] |
 
 pub mod data;
+mod initial;
 pub mod types;
 
 use crate::dwarf_layout::{Layouts, Place, TypeLayout};

@@ -4,7 +4,7 @@
 //! datum, and whether the types can be left to it. Goes out: [`Decided`]: plans for the linker, rows for the report, and the
 //! reasons that remain. `docs/classification.md` lists the rules.
 
-use crate::overrides::{DatumOverride, MemberRule, Overrides, Strategy};
+use crate::overrides::{DatumOverride, MemberRule, Overrides, Strategy, Word};
 use crate::report::{DataChangeRow, Reason, TypeRow};
 use diff_analyzer::classify::{Classification, DatumFinding, Fate, TypeFinding};
 use diff_analyzer::dwarf_layout::Place;
@@ -266,7 +266,16 @@ fn with_rules(mut transfer: Transfer, rules: Option<&BTreeMap<String, MemberRule
             unknown.push(member.clone());
         }
         match rule {
-            MemberRule::Skip(_) => transfer.kept.push(member.clone()),
+            MemberRule::Word(Word::Skip) => transfer.kept.push(member.clone()),
+            MemberRule::Word(Word::Carry) => {
+                transfer.moves.extend(steps);
+                for stuck in stuck {
+                    match stuck.step {
+                        Some(step) => transfer.moves.push(step),
+                        None => transfer.stuck.push(stuck),
+                    }
+                }
+            }
             MemberRule::Constant(value) => {
                 let targets: Vec<Bits> =
                     steps.iter().map(|step| step.to).chain(stuck.iter().map(|stuck| stuck.to)).collect();
@@ -278,7 +287,7 @@ fn with_rules(mut transfer: Transfer, rules: Option<&BTreeMap<String, MemberRule
                     targets => {
                         let to = targets.first().copied().unwrap_or(Bits { offset: 0, size: 0 });
                         let why = format!("{value:#x} is no value of it");
-                        transfer.stuck.push(Stuck { member: member.clone(), to, why });
+                        transfer.stuck.push(Stuck { member: member.clone(), to, why, step: None });
                     }
                 }
             }

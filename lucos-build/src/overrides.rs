@@ -98,16 +98,18 @@ pub enum Strategy {
 pub enum MemberRule {
     /// It gets a value.
     Constant(u64),
-    /// It keeps what the target holds.
-    Skip(Skip),
+    /// A word.
+    Word(Word),
 }
 
-/// The word for it.
+/// What a member's rule says in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Skip {
-    /// `"skip"`.
-    #[serde(rename = "skip")]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// It keeps what the target holds.
     Skip,
+    /// It gets what the source holds, although its initial value changes.
+    Carry,
 }
 
 impl Overrides {
@@ -189,7 +191,8 @@ impl DatumOverride {
         let members = |direction: &str, rules: &BTreeMap<String, MemberRule>| {
             let rule = |(member, rule): (&String, &MemberRule)| match rule {
                 MemberRule::Constant(value) => format!("{direction} {member} = {value:#x}"),
-                MemberRule::Skip(_) => format!("{direction} {member} skipped"),
+                MemberRule::Word(Word::Skip) => format!("{direction} {member} skipped"),
+                MemberRule::Word(Word::Carry) => format!("{direction} {member} carried"),
             };
             rules.iter().map(rule).collect::<Vec<_>>()
         };

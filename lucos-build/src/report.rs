@@ -165,7 +165,7 @@ pub struct DataChangeRow {
     pub to_new: Vec<String>,
     /// How the old one is made from the new one, step by step.
     pub to_old: Vec<String>,
-    /// Functions of the unit that refer to it.
+    /// Functions that refer to it: those of the unit, and of a datum that moves all others as well.
     pub users: BTreeSet<String>,
     /// What the author says of it in the file beside the diff.
     pub reason: Option<String>,

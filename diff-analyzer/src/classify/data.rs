@@ -51,10 +51,10 @@ struct Relaid<'l> {
     ambiguous: bool,
 }
 
-struct Unit<'a, 'o> {
-    diff: &'a ObjectDiff,
-    original: &'a Pieces<'o>,
-    patched: &'a Pieces<'o>,
+pub(super) struct Unit<'a, 'o> {
+    pub(super) diff: &'a ObjectDiff,
+    pub(super) original: &'a Pieces<'o>,
+    pub(super) patched: &'a Pieces<'o>,
     old: &'a Layouts,
     new: &'a Layouts,
 }
@@ -134,6 +134,8 @@ impl<'a> Unit<'a, '_> {
             None if before.size() == after.size() => Some(whole(before.size())),
             None => None,
         };
+        let fate = self.fate((original, patched), relaid, variable, transfers.as_ref());
+        let transfers = transfers.map(|transfers| self.with_initial_values(original, patched, transfers));
         DatumFinding {
             rule,
             message: format!("existing datum `{name}`: {what}"),
@@ -142,7 +144,7 @@ impl<'a> Unit<'a, '_> {
             sizes: (before.size(), after.size()),
             users: self.users(patched),
             anchors,
-            fate: self.fate((original, patched), relaid, variable, transfers.as_ref()),
+            fate,
             transfers,
             name,
         }

@@ -5,6 +5,7 @@
 //! new contents in the payload and a [`DataPatch`] for each, or refusals.
 
 use super::{Key, Linker};
+use crate::users::{self, By, User};
 use diff_analyzer::object::Reloc;
 use diff_analyzer::object_diff::blank;
 use diff_analyzer::pieces::PieceIndex;
@@ -142,22 +143,17 @@ impl Linker<'_, '_> {
             let message = "other modules may use it".to_owned();
             return self.refuse("data-users", key, message, "change the datum in place, or keep it");
         }
-        for field in self.image.references_into(&range) {
-            let section = self.image.section_at(field).map_or("", |section| section.name.as_str());
-            let gone = section.starts_with(".init.") || section.starts_with(".exit.");
-            if gone || old.iter().any(|code| code.contains(&field)) {
+        for User { field, by } in users::of(self.image, &range) {
+            if old.iter().any(|code| code.contains(&field)) {
                 continue;
             }
-            let at = field;
-            let (rule, message) = match self.image.symbols().containing(field) {
-                _ if section.starts_with("__ksymtab") || section.starts_with("___ksymtab") => {
-                    ("data-users", "it is exported: modules may use it".to_owned())
+            let (rule, message) = match by {
+                By::Modules => ("data-users", "it is exported: modules may use it".to_owned()),
+                By::Function(name) => ("data-users", format!("`{name}`, which is not replaced, uses it")),
+                By::Datum(name) => ("data-stored", format!("datum `{name}` holds its address")),
+                By::Section(section) => {
+                    ("data-stored", format!("section {section} of the image holds its address, at {field:#x}"))
                 }
-                Some((user, _)) if section.starts_with(".text") || section.ends_with(".text") => {
-                    ("data-users", format!("`{user}`, which is not replaced, uses it"))
-                }
-                Some((holder, _)) => ("data-stored", format!("datum `{holder}` holds its address")),
-                None => ("data-stored", format!("section {section} of the image holds its address, at {at:#x}")),
             };
             let help = "change the datum in place if its layout allows that, or keep it and add a new one";
             self.refuse(rule, key, format!("it moves, and {message}"), help);
