@@ -90,6 +90,8 @@ pub enum Fate {
     },
     /// A new one takes its place, and its contents are carried over, both ways.
     Moved,
+    /// It could move, but no rule can carry its contents: why.
+    Unknown(String),
     /// Neither: why.
     Stuck(String),
 }

@@ -24,7 +24,7 @@ pub struct Users {
 pub fn users(image: &KernelImage, units: &UnitIndex<'_>, range: &Range<u64>) -> Users {
     let mut found = Users::default();
     let mut all = true;
-    for user in users::of(image, range) {
+    for user in users::of(image, range).into_iter().filter(|user| !range.contains(&user.field)) {
         let By::Function(name) = user.by else {
             all = false;
             continue;

@@ -33,7 +33,7 @@ use lpk_format::{
     BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
     TableKind, UpdateType,
 };
-use prelink::link::data::{DatumPlan, Planned};
+use prelink::link::data::DatumPlan;
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -568,7 +568,7 @@ impl Judge<'_, '_> {
         let mut needed: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
         for (unit, original, proof, plans) in units {
             // Data of a module are used by it alone, or else refused.
-            let moved = plans.iter().filter(|plan| matches!(plan.fate, Planned::Moved { .. }));
+            let moved = plans.iter().filter(|plan| plan.fate.moves());
             for plan in moved.filter(|_| self.image_of(unit).module().is_none()) {
                 let datum = original.piece(plan.original);
                 let Some(address) = proof.address(plan.original) else { continue };
@@ -678,7 +678,7 @@ fn is_idle(linked: &Linked) -> bool {
 /// What refers to a datum that moves changes with it, in all units.
 fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
     let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
-        let moved = plans.iter().filter(|plan| matches!(plan.fate, Planned::Moved { .. }));
+        let moved = plans.iter().filter(|plan| plan.fate.moves());
         moved.map(|plan| plan.patched).collect()
     };
     let names: BTreeSet<String> = (plans.iter().zip(pieces))

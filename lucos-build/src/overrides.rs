@@ -90,6 +90,8 @@ pub enum Strategy {
     Move,
     /// The old datum stays as it is; new code uses it.
     Keep,
+    /// A new datum takes its place, and the author's hooks carry the contents.
+    Hooks,
 }
 
 /// What is done with a member.
@@ -185,6 +187,7 @@ impl DatumOverride {
             Some(Strategy::InPlace) => vec!["in place".to_owned()],
             Some(Strategy::Move) => vec!["moved".to_owned()],
             Some(Strategy::Keep) => vec!["kept".to_owned()],
+            Some(Strategy::Hooks) => vec!["moved, its contents carried by hooks".to_owned()],
             None => Vec::new(),
         };
         let overwrite = self.overwrite.then(|| "overwritten".to_owned());

@@ -151,7 +151,7 @@ pub struct DataChangeRow {
     pub rule: String,
     /// What changes.
     pub message: String,
-    /// What becomes of it: `in-place`, `moved`, `kept` or `refused`.
+    /// What becomes of it: `in-place`, `moved`, `by-hooks`, `kept` or `refused`.
     pub strategy: String,
     /// Link address, `0x…`, where it is proved.
     pub old_address: Option<String>,

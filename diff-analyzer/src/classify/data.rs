@@ -170,16 +170,18 @@ impl<'a> Unit<'a, '_> {
             }
         }
         if relaid.is_some_and(|relaid| relaid.ambiguous) {
-            return Fate::Stuck("debug information does not tell which of several data of this name it is".to_owned());
+            return Fate::Unknown(
+                "debug information does not tell which of several data of this name it is".to_owned(),
+            );
         }
         let sizes = (Some(before.size()), Some(after.size()));
         if relaid.is_some_and(|relaid| (relaid.old.size, relaid.new.size) != sizes) {
-            return Fate::Stuck("it ends with a flexible array, whose contents its type does not tell".to_owned());
+            return Fate::Unknown("it ends with a flexible array, whose contents its type does not tell".to_owned());
         }
         let becomes_writable = (before.role, after.role) == (SectionRole::ReadOnly, SectionRole::Data);
         let Some((to_new, _)) = transfers else {
             let why = "its size changes, and debug information does not tell of what its contents are made";
-            return Fate::Stuck(why.to_owned());
+            return Fate::Unknown(why.to_owned());
         };
         match self.in_place(original, patched, variable, to_new) {
             Some(fate) if !becomes_writable => fate,

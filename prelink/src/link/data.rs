@@ -49,6 +49,15 @@ pub enum Planned {
         /// Back.
         to_old: Transfer,
     },
+    /// A new one takes its place, and hooks carry the contents.
+    ByHooks,
+}
+
+impl Planned {
+    /// Whether new code uses another copy than old code.
+    pub fn moves(&self) -> bool {
+        matches!(self, Self::Moved { .. } | Self::ByHooks)
+    }
 }
 
 impl Linker<'_, '_> {
@@ -59,7 +68,7 @@ impl Linker<'_, '_> {
 
     /// Whether new code uses a new copy of a datum that exists.
     pub(super) fn is_moved(&self, key: Key) -> bool {
-        self.plan(key).is_some_and(|plan| matches!(plan.fate, Planned::Moved { .. }))
+        self.plan(key).is_some_and(|plan| plan.fate.moves())
     }
 
     /// Puts the new contents of all changed data into the payload.
@@ -98,6 +107,11 @@ impl Linker<'_, '_> {
             Planned::Moved { to_new, to_old } => {
                 self.refuse_remaining_users(key, old_address..old_address + old_size);
                 DataChange::Moved { to_new: steps(to_new), to_old: steps(to_old) }
+            }
+            Planned::ByHooks => {
+                self.refuse_remaining_users(key, old_address..old_address + old_size);
+                self.by_hooks.push((key, name.clone(), old_address));
+                DataChange::Moved { to_new: Vec::new(), to_old: Vec::new() }
             }
         };
         let (unit, old_size) = (unit.name.to_owned(), old_size as u32);
@@ -144,7 +158,8 @@ impl Linker<'_, '_> {
             return self.refuse("data-users", key, message, "change the datum in place, or keep it");
         }
         for User { field, by } in users::of(self.image, &range) {
-            if old.iter().any(|code| code.contains(&field)) {
+            // What it holds of itself is for its transfer (`diff-analyzer/src/classify/initial.rs`) or for hooks.
+            if range.contains(&field) || old.iter().any(|code| code.contains(&field)) {
                 continue;
             }
             let (rule, message) = match by {
