@@ -97,6 +97,9 @@ pub struct Stuck {
     pub to: Bits,
     /// Why.
     pub why: String,
+    /// The step that carries it all the same, if the author says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Move>,
 }
 
 /// All steps of one direction.
@@ -104,7 +107,7 @@ pub struct Stuck {
 pub struct Transfer {
     /// What is carried, in the order of the target's bits.
     pub moves: Vec<Move>,
-    /// Members that only the target has: they keep what is there.
+    /// Members that keep what the target begins with: only it has them, or the datum is a constant.
     pub kept: Vec<String>,
     /// Members that only the source has: they are not carried.
     pub lost: Vec<String>,
@@ -136,20 +139,19 @@ impl Transfer {
 /// A transfer as text, one step per line.
 impl Display for Transfer {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        fn named(member: &str) -> &str {
-            if member.is_empty() { "(all)" } else { member }
-        }
         for step in &self.moves {
-            writeln!(f, "{}: {} -> {}: {}", named(&step.member), step.from, step.to, step.how)?;
+            let member = if step.member.is_empty() { "(all)" } else { &step.member };
+            writeln!(f, "{member}: {} -> {}: {}", step.from, step.to, step.how)?;
         }
         for member in &self.kept {
-            writeln!(f, "{}: new, keeps its initial value", named(member))?;
+            let member = if member.is_empty() { "(all)" } else { member };
+            writeln!(f, "{member}: keeps its initial value")?;
         }
         for member in &self.lost {
-            writeln!(f, "{}: not carried", named(member))?;
+            writeln!(f, "{member}: not carried")?;
         }
         for stuck in &self.stuck {
-            writeln!(f, "{}: cannot be carried: {}", named(&stuck.member), stuck.why)?;
+            writeln!(f, "{}: cannot be carried: {}", stuck.member, stuck.why)?;
         }
         Ok(())
     }
@@ -423,7 +425,7 @@ impl Walk<'_> {
     }
 
     fn stuck(&mut self, member: &str, to: Bits, why: String) {
-        self.transfer.stuck.push(Stuck { member: member.to_owned(), to, why });
+        self.transfer.stuck.push(Stuck { member: member.to_owned(), to, why, step: None });
     }
 }
 

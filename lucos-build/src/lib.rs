@@ -6,6 +6,7 @@
 pub mod args;
 pub mod by_hand;
 pub mod catalog;
+pub mod closure;
 pub mod compare;
 pub mod data;
 pub mod details;

@@ -388,6 +388,42 @@ impl<'i> Plan<'_, 'i> {
         Ok(compiled)
     }
 
+    /// Compiles units that the diff does not touch, for what they use.
+    ///
+    /// # Errors
+    /// [`Stop`] when the build ends here.
+    pub fn compile_more(
+        &self,
+        units: &BTreeSet<PathBuf>,
+        faults: &mut Faults,
+        report: &mut Report,
+        progress: &Progress,
+    ) -> Result<Vec<CompiledUnit>, Stop> {
+        let (clock, before) = (Instant::now(), children_time());
+        progress.phase("asking make how the units are compiled that use data which move");
+        let mut more = Vec::new();
+        for unit in units {
+            let commands = self.commands(unit, None)?;
+            more.push(Unit { name: unit.clone(), source: unit.clone(), new: false, commands });
+        }
+        let kept = self.folder.kept_objects();
+        let compile = self.compiler(&kept);
+        compile.prepare(&more).map_err(Stop::failed)?;
+        let count = AtomicUsize::new(0);
+        let step = || {
+            let count = count.fetch_add(1, Ordering::Relaxed) + 1;
+            progress.phase(format!(
+                "compiling {} of {} units twice that use data which move",
+                count.div_ceil(2),
+                more.len()
+            ));
+        };
+        let compiled = self.compile_some(&compile, &more, faults, report, progress, &step)?;
+        report.timings_ms.compile += millis(clock.elapsed());
+        report.timings_ms.compiler += millis(children_time().saturating_sub(before));
+        Ok(compiled)
+    }
+
     fn compile_some(
         &self,
         compile: &Compile<'_>,
