@@ -8,6 +8,8 @@ use crate::by_hand::HandPieces;
 use crate::compare::rows::{Row, Rows, What};
 use crate::explain::lines::SourceLines;
 use crate::explain::{Compiled, Explained, Explanation, InImage, alone, whole};
+use diff_analyzer::dwarf_layout;
+use diff_analyzer::object_diff::Compared;
 use diff_analyzer::source_diff::{ChangeKind, FileChange};
 use lpk_format::{LeftOut, ModuleId, Payload, Place, SectionKind, Table};
 use prelink::by_hand::Declared;
@@ -72,6 +74,8 @@ pub struct FunctionDetail {
     pub unit: String,
     /// Loadable module that it is in.
     pub module: Option<String>,
+    /// Name and unit of what it replaces, by which the bundle lists it; its own where it replaces nothing.
+    pub listed_as: [String; 2],
     /// What became of it, and what goes along with it.
     pub row: Row,
     /// Patched beside original, all instructions.
@@ -119,22 +123,29 @@ impl Details {
         for unit in units {
             let rows = Rows { original: unit.original, patched: unit.patched, diff: unit.diff, types: &[] };
             let module = unit.proof.and_then(|(_, image)| image.module()).map(|module| module.name.clone());
-            self.functions.extend(unit.listings().into_iter().map(|listing| FunctionDetail {
-                unit: unit.unit.to_owned(),
-                module: module.clone(),
-                row: rows.row(listing.compared),
-                code: listing.code,
-                unproved: listing.unproved,
+            self.functions.extend(unit.listings().into_iter().map(|listing| {
+                let row = rows.row(listing.compared);
+                FunctionDetail {
+                    unit: unit.unit.to_owned(),
+                    module: module.clone(),
+                    listed_as: [row.name.clone(), unit.unit.to_owned()],
+                    row,
+                    code: listing.code,
+                    unproved: listing.unproved,
+                }
             }));
         }
     }
 
     /// Takes the functions of an update written by hand, beside those of the kernel that they replace.
     pub fn set_by_hand(&mut self, pieces: &HandPieces<'_>, declared: &Declared, image: &KernelImage) {
-        let lines = SourceLines::of_object(pieces.bytes(), None).ok();
+        // The folder of the author's file is nobody's business.
+        let file = dwarf_layout::unit_name(pieces.bytes());
+        let file = file.as_deref().map(|file| file.rsplit('/').next().unwrap_or(file));
+        let lines = SourceLines::of_object(pieces.bytes(), file).ok();
         let unit = pieces.unit();
         let rows = Rows { original: unit.original, patched: unit.patched, diff: unit.diff, types: &[] };
-        let detail = |compared: &diff_analyzer::object_diff::Compared| {
+        let detail = |compared: &Compared| {
             let mut row = rows.row(compared);
             let old = declared.functions.get(&compared.patched);
             let new = Compiled {
@@ -154,7 +165,11 @@ impl Details {
                 }
                 None => alone(&row.name, unit.name, "it is new".to_owned(), &new),
             };
-            FunctionDetail { unit: unit.name.to_owned(), module: None, row, code, unproved: None }
+            let listed_as = match old {
+                Some(old) => [old.symbol.name.clone(), old.unit.clone()],
+                None => [row.name.clone(), unit.name.to_owned()],
+            };
+            FunctionDetail { unit: unit.name.to_owned(), module: None, listed_as, row, code, unproved: None }
         };
         self.functions = unit.diff.changed_functions().map(detail).collect();
     }

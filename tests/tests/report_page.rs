@@ -268,6 +268,38 @@ fn the_same_inputs_give_the_same_page_and_log() {
 }
 
 #[test]
+fn an_update_by_hand_has_a_page_without_the_folder_it_lies_in() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let update = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/by-hand/type1-one-of-several-files/update.c");
+    let build = || {
+        let work = tempfile::tempdir().expect("a folder");
+        let file = |name: &str| work.path().join(name);
+        std::fs::copy(&update, file("update.c")).expect("copied");
+        let args: Vec<OsString> = vec![
+            "--update".into(),
+            file("update.c").into(),
+            "--vmlinux".into(),
+            kernel.vmlinux().into(),
+            "-o".into(),
+            file("update.lpk").into(),
+            "--report".into(),
+            file("update.html").into(),
+        ];
+        let outcome = commands::lucos_build(&args).expect("lucos-build runs");
+        assert_eq!(outcome.status, 0, "{}", outcome.describe());
+        let page = std::fs::read_to_string(file("update.html")).expect("the page");
+        assert!(!page.contains(&work.path().display().to_string()), "the folder is named");
+        for row in outcome.items("/functions") {
+            let address = row["old_address"].as_str().expect("it replaces one of the kernel");
+            assert!(page.contains(address), "{address} of {row}");
+        }
+        assert!(page.contains("as the update declares") && page.contains("<table class=\"asm\">"));
+        page
+    };
+    assert!(build() == build(), "the pages differ");
+}
+
+#[test]
 fn a_file_that_cannot_be_written_is_said_before_any_work() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");

@@ -8,7 +8,7 @@ use crate::compare::along::Along;
 use crate::compare::rows::What;
 use crate::details::{Details, FunctionDetail};
 use crate::explain::{CONTEXT, Explanation, Instruction, Row};
-use crate::report::Report;
+use crate::report::{FunctionRow, Report};
 use maud::{Markup, html};
 use std::ops::Range;
 
@@ -32,18 +32,15 @@ fn anchor(function: &FunctionDetail) -> String {
 }
 
 fn overview(report: &Report, details: &Details) -> Markup {
+    let is_it = |row: &FunctionRow, function: &FunctionDetail| {
+        [&row.name, &row.unit] == [&function.listed_as[0], &function.listed_as[1]] && row.module == function.module
+    };
     let address = |function: &FunctionDetail| {
-        let same = report
-            .functions
-            .iter()
-            .find(|row| row.name == function.row.name && row.unit == function.unit && row.module == function.module);
+        let same = report.functions.iter().find(|row| is_it(row, function));
         same.and_then(|row| row.old_address.clone())
     };
     // The code of hooks is compared with nothing.
-    let others = report.functions.iter().filter(|row| {
-        let is_it = |function: &FunctionDetail| function.row.name == row.name && function.unit == row.unit;
-        !details.functions.iter().any(is_it)
-    });
+    let others = report.functions.iter().filter(|row| !details.functions.iter().any(|function| is_it(row, function)));
     html! {
         div.scroll tabindex="0" role="region" aria-label="Functions of the update" {
             table {

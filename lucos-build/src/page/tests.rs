@@ -27,7 +27,14 @@ fn hostile() -> Report {
         new_size: Some(2),
         along: None,
     };
-    let function = FunctionDetail { unit: HOSTILE.to_owned(), module: None, row, code, unproved: None };
+    let function = FunctionDetail {
+        unit: HOSTILE.to_owned(),
+        module: None,
+        listed_as: [String::new(), String::new()],
+        row,
+        code,
+        unproved: None,
+    };
     let mut report = Report::new();
     report.verdict = Verdict::Refused;
     report.inputs.diff = Some(Found { path: HOSTILE.into(), how: "given".to_owned() });
