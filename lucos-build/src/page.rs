@@ -130,13 +130,12 @@ fn file_name(path: &Path) -> String {
 fn head(report: &Report) -> Markup {
     let (class, word, sign, sentence) = verdict(report);
     let inputs = &report.inputs;
-    let functions = report.details.as_ref().map_or(report.functions.len(), |details| details.functions.len());
     let numbers = [
         (report.reasons.len(), "reason", "reasons"),
         (report.warnings.len(), "warning", "warnings"),
         (report.types.len(), "changed type", "changed types"),
         (report.data_changes.len(), "changed datum", "changed data"),
-        (functions, "function", "functions"),
+        (functions(report), "function", "functions"),
         (report.data.len(), "new datum", "new data"),
     ];
     html! {
@@ -156,6 +155,12 @@ fn head(report: &Report) -> Markup {
         }
         (files(report))
     }
+}
+
+/// Functions of the update; of a refused one those that change.
+fn functions(report: &Report) -> usize {
+    let detailed = report.details.as_ref().map_or(0, |details| details.functions.len());
+    detailed.max(report.functions.len())
 }
 
 fn files(report: &Report) -> Markup {
@@ -194,7 +199,7 @@ fn sections(report: &Report) -> Vec<Section> {
     add("data", "Changed data", report.data_changes.len(), data::changed(&report.data_changes));
     add("hooks", "Hooks", report.hooks.len(), data::hooks(&report.hooks));
     if let Some(details) = &report.details {
-        add("functions", "Functions", details.functions.len(), functions::render(report, details));
+        add("functions", "Functions", functions(report), functions::render(report, details));
         let tables = details.tables.len() + details.left_out.len() + usize::from(details.fixups > 0);
         add("tables", "What the kernel is told of the new code", tables, symbols::tables(details));
     }
