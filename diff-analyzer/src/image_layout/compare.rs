@@ -71,7 +71,8 @@ impl Difference {
 pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, CompareError> {
     let start = Digest::start();
     let at = |side| move |source| CompareError { side, source };
-    let indexes = [Index::read(old, start).map_err(at(Side::Old))?, Index::read(new, start).map_err(at(Side::New))?];
+    let indexes = Index::read_all([old, new], start)
+        .map_err(|(image, source)| CompareError { side: if image == 0 { Side::Old } else { Side::New }, source })?;
     let mut pairs = Pairs::find(&indexes, wanted);
     let variables = VariablePairs::find(&indexes, [old, new], wanted);
     let full = [
