@@ -14,6 +14,7 @@ mod entry;
 mod full;
 mod index;
 mod name;
+mod needed;
 mod plan;
 mod reader;
 mod scan;

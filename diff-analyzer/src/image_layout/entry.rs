@@ -4,7 +4,7 @@
 //! [`Attributes`] of an [`Entry`] or of a [`Part`] of it.
 
 use super::name::Name;
-use super::plan::{Plan, Rare};
+use super::plan::{Plan, Rare, Window};
 use super::scan::Index;
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
@@ -237,15 +237,32 @@ impl Attributes {
         Ok(())
     }
 
+    /// The attributes of a simple plan.
+    #[inline(always)] // for each member of each type: a call takes as long as this
+    pub(super) fn simple(&mut self, window: &Window, plan: &Plan) {
+        self.name = Name(plan.name.within(window));
+        self.ty = plan.ty.within(window) as u32;
+        self.amount = Number(plan.amount.within(window));
+        self.location = Number(plan.location.within(window));
+        self.flags(plan);
+    }
+
     /// The attributes of a regular plan but the name.
-    #[inline(always)] // as `Reader::attributes`
     pub(super) fn regular(&mut self, bytes: &[u8], start: usize, plan: &Plan, rare: &[Rare]) {
         self.ty = plan.ty.of(bytes, start) as u32;
         self.amount = Number(plan.amount.of(bytes, start));
         self.location = Number(plan.location.of(bytes, start));
+        self.flags(plan);
         for rare in rare {
             self.number(rare.what, rare.field.of(bytes, start), rare.negative);
         }
+    }
+
+    #[inline]
+    fn flags(&mut self, plan: &Plan) {
+        self.declaration = plan.declaration;
+        self.external = plan.external;
+        self.prototyped = plan.prototyped;
     }
 
     /// An attribute whose value is a number, a flag or a reference within the unit.

@@ -10,6 +10,12 @@ use crate::dwarf_layout::sections::Slice;
 use gimli::{Abbreviations, AttributeSpecification, DwAt, DwForm, DwTag, Format, UnitHeader, constants as dw};
 use std::collections::HashMap;
 
+/// Attributes of simple plans have at most so many bytes.
+const MAX_SIMPLE: usize = 24;
+
+/// The attributes of a simple plan, and some bytes behind them.
+pub(super) type Window = [u8; MAX_SIMPLE + 8];
+
 /// A number that entries state in the same place, as many bytes of it as `mask` has; or the abbreviation does.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field {
@@ -21,6 +27,14 @@ pub(super) struct Field {
 impl Field {
     fn constant(value: u64) -> Self {
         Self { at: 0, mask: 0, add: value }
+    }
+
+    /// The number in the attributes of an entry with a simple plan.
+    #[inline(always)]
+    pub(super) fn within(self, window: &Window) -> u64 {
+        let at = (self.at as usize).min(MAX_SIMPLE);
+        let eight = window[at..at + 8].first_chunk().expect("a slice of eight bytes");
+        (u64::from_le_bytes(*eight) & self.mask).wrapping_add(self.add)
     }
 
     /// The number in an entry whose attributes start at `start`.
@@ -126,6 +140,16 @@ pub(super) struct Plan {
     pub(super) text_first: bool,
     /// Whether the fields and `rare` have all attributes that matter.
     pub(super) regular: bool,
+    /// Whether the fields have all attributes that matter, and a [`Window`] all attributes.
+    pub(super) is_simple: bool,
+    /// Whether it is such a plan, for parts of types with nothing below them, and under its code in [`Plans`].
+    is_simple_part: bool,
+    /// `DW_AT_declaration`, as the abbreviation states it.
+    pub(super) declaration: bool,
+    /// `DW_AT_external`, likewise.
+    pub(super) external: bool,
+    /// `DW_AT_prototyped`, likewise.
+    pub(super) prototyped: bool,
     /// `DW_AT_name` as a [`super::name::Name`].
     pub(super) name: Field,
     /// `DW_AT_type`, or 0.
@@ -224,6 +248,11 @@ impl Plans {
             has_children,
             text_first: false,
             regular: true,
+            is_simple: false,
+            is_simple_part: false,
+            declaration: false,
+            external: false,
+            prototyped: false,
             name: Field::constant(0),
             ty: Field::constant(0),
             amount: Field::constant(u64::MAX),
@@ -262,14 +291,21 @@ impl Plans {
             (plan.regular, plan.sibling) = (false, None);
         }
         plan.rare.1 = self.rare.len() as u32;
+        plan.is_simple = plan.regular
+            && !plan.text_first
+            && plan.expression.is_none()
+            && plan.rare.0 == plan.rare.1
+            && plan.length.is_some_and(|length| length as usize <= MAX_SIMPLE);
         if let (true, Some(length), None, 0..0x80) = (plan.is_plain_part(), plan.length, plan.expression, code)
             && !plan.text_first
         {
             self.parts[code as usize] = u8::try_from(length + 1).unwrap_or(0);
         }
         let place = self.plans.len();
+        let is_dense = self.others.is_empty() && code == place as u64 + 1;
+        plan.is_simple_part = plan.is_simple && plan.is_plain_part() && is_dense;
         self.plans.push(plan);
-        if self.others.is_empty() && code == place as u64 + 1 {
+        if is_dense {
             self.dense += 1;
         } else if code <= self.dense as u64 || self.others.insert(code, place).is_some() {
             return Err(gimli::Error::DuplicateAbbreviationCode(code));
@@ -293,6 +329,15 @@ impl Plans {
     fn other(&self, code: u64) -> Result<&Plan, gimli::Error> {
         let place = self.others.get(&code).ok_or(gimli::Error::InvalidAbbreviationCode(code))?;
         Ok(&self.plans[*place])
+    }
+
+    /// The plan for an abbreviation code, when it is a simple one for parts of types with nothing below them.
+    #[inline(always)]
+    pub(super) fn simple_part(&self, code: u8) -> Option<&Plan> {
+        match self.plans.get(usize::from(code).wrapping_sub(1)) {
+            Some(plan) if plan.is_simple_part && code < 0x80 => Some(plan),
+            _ => None,
+        }
     }
 
     /// The place behind the parts of a type that start at `at`, as far as they are simple.
@@ -339,6 +384,9 @@ impl Plan {
         match (name, form) {
             (dw::DW_AT_name, Fixed::Text) => self.name = field,
             (dw::DW_AT_type, Fixed::Reference) => self.ty = field,
+            (dw::DW_AT_declaration, Fixed::Constant(value)) => self.declaration = value != 0,
+            (dw::DW_AT_external, Fixed::Constant(value)) => self.external = value != 0,
+            (dw::DW_AT_prototyped, Fixed::Constant(value)) => self.prototyped = value != 0,
             (dw::DW_AT_specification | dw::DW_AT_abstract_origin, Fixed::Reference) => {
                 rare.push(Rare { what: name, field, negative });
             }

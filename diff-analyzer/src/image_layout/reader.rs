@@ -4,7 +4,7 @@
 //! otherwise. Goes out: [`Attributes`], or nothing when the entry is only passed over.
 
 use super::bytes::{load, text_length, uleb};
-use super::entry::{Attributes, Number};
+use super::entry::{Attributes, Number, Part};
 use super::name::Name;
 use super::plan::{Plan, Plans};
 use super::unit::Unit;
@@ -110,8 +110,31 @@ impl<'u, 'a> Reader<'u, 'a> {
     }
 
     /// What an entry says that matters to layouts, and the place behind it.
-    #[inline(always)] // for each member of each type: a call takes as long as this
+    #[inline]
     pub(super) fn attributes(&self, at: usize, plan: &Plan, attributes: &mut Attributes) -> Result<usize, LayoutError> {
+        match self.bytes.get(at..).and_then(|rest| rest.first_chunk()).zip(plan.length) {
+            Some((window, length)) if plan.is_simple => {
+                attributes.simple(window, plan);
+                Ok(at + length as usize)
+            }
+            _ => self.attributes_one_by_one(at, plan, attributes),
+        }
+    }
+
+    /// Reads a part of a type that has a simple plan and nothing below it; none when it is anything else.
+    #[inline(always)] // as `Attributes::simple`
+    pub(super) fn simple_part(&self, at: usize, part: &mut Part) -> Option<usize> {
+        let (&code, rest) = self.bytes.get(at..)?.split_first()?;
+        let window = rest.first_chunk()?;
+        let plan = self.plans.simple_part(code)?;
+        part.says.simple(window, plan);
+        part.offset = self.offset(at) as u32;
+        part.tag = plan.tag;
+        Some(at + 1 + plan.length? as usize)
+    }
+
+    #[inline(never)]
+    fn attributes_one_by_one(&self, at: usize, plan: &Plan, attributes: &mut Attributes) -> Result<usize, LayoutError> {
         if !plan.regular {
             return self.attributes_by_gimli(at, plan, attributes);
         }

@@ -217,6 +217,11 @@ impl<'e, 'a> Entries<'e, 'a> {
         &self.list[index as usize]
     }
 
+    /// The entry at an offset.
+    pub(super) fn index(&self, offset: u32) -> Option<Index> {
+        self.starts.number(offset)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.list.len()
     }
@@ -228,7 +233,7 @@ impl<'e, 'a> Entries<'e, 'a> {
             0 => self.reader.end(),
             at => at as usize,
         };
-        Parts { reader: self.reader, at, depth: 0 }
+        Parts { reader: self.reader, at, depth: 0, is_dirty: false }
     }
 
     /// The first name that a part has.
@@ -280,6 +285,8 @@ pub(super) struct Parts<'e, 'a> {
     at: usize,
     /// How far below the parts the next entry is.
     depth: usize,
+    /// Whether the part that was read last said what simple ones do not.
+    is_dirty: bool,
 }
 
 impl Parts<'_, '_> {
@@ -287,8 +294,20 @@ impl Parts<'_, '_> {
     ///
     /// # Errors
     /// [`LayoutError`] when the DWARF is malformed.
-    #[inline]
+    #[inline(always)] // as `Reader::simple_part`
     pub(super) fn next(&mut self, part: &mut Part) -> Result<bool, LayoutError> {
+        if self.depth == 0
+            && !self.is_dirty
+            && let Some(end) = self.reader.simple_part(self.at, part)
+        {
+            self.at = end;
+            return Ok(true);
+        }
+        self.next_of_any_form(part)
+    }
+
+    #[inline(never)]
+    fn next_of_any_form(&mut self, part: &mut Part) -> Result<bool, LayoutError> {
         loop {
             let offset = self.reader.offset(self.at);
             let Some(plan) = self.reader.plan(&mut self.at)? else {
@@ -302,10 +321,9 @@ impl Parts<'_, '_> {
             let is_part = self.depth == 0 && plan.role == Role::Part;
             self.depth += usize::from(plan.has_children);
             if is_part {
-                part.says = Attributes::default();
-                part.offset = offset as u32;
-                part.tag = plan.tag;
+                *part = Part { says: Attributes::default(), offset: offset as u32, tag: plan.tag };
                 self.at = self.reader.attributes(self.at, plan, &mut part.says)?;
+                self.is_dirty = !plan.is_simple;
                 return Ok(true);
             }
             self.at = self.reader.skip(self.at, plan)?;

@@ -22,14 +22,16 @@ const MAX_MEMBERS: u32 = 20_000_000;
 /// What a type is to a member of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Facts {
-    /// How it is written; 0 while that is not known.
+    /// How it is written.
     text: u64,
     /// Size in bytes; `u64::MAX` for an incomplete type.
     size: u64,
-    /// Alignment in bytes; 0 while it and the size are not known.
+    /// Alignment in bytes.
     align: u32,
-    /// The unit that this is known for, as [`Known`] counts them.
-    unit: u32,
+    /// The unit that the text is known for, as [`Known`] counts them.
+    text_of: u32,
+    /// The unit that all of this is known for.
+    all_of: u32,
     /// Whether it is an anonymous struct or union, perhaps with qualifiers.
     is_anonymous: bool,
 }
@@ -61,12 +63,6 @@ impl Known {
             self.facts.resize(entries, Facts::default());
             self.deep.resize(entries, Deep::default());
         }
-    }
-
-    #[inline]
-    fn facts(&self, index: Index) -> Facts {
-        let facts = self.facts[index as usize];
-        if facts.unit == self.unit { facts } else { Facts { unit: self.unit, ..Facts::default() } }
     }
 
     #[inline]
@@ -251,22 +247,24 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     /// What a type is to a member of it.
     #[inline]
     fn facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
-        let known = self.known.facts(ty);
-        if known.align != 0 { Ok(known) } else { self.find_facts(ty, depth) }
+        if self.known.facts[ty as usize].all_of != self.known.unit {
+            self.find_facts(ty, depth)?;
+        }
+        Ok(self.known.facts[ty as usize])
     }
 
-    fn find_facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
+    #[inline(never)]
+    fn find_facts(&mut self, ty: Index, depth: u32) -> Result<(), LayoutError> {
         let entry = self.entries.get(ty);
         if depth > MAX_DEPTH {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
-        if ty == 0 {
-            return Ok(Facts { text: self.start.with(VOID).0, size: u64::MAX, align: 1, ..Facts::default() });
-        }
         let tag = entry.tag;
         let stated = entry.says.byte_size();
-        let mut facts = Facts { size: stated.unwrap_or(u64::MAX), align: 1, unit: self.known.unit, ..Facts::default() };
-        if is_alias(tag) || tag == dw::DW_TAG_array_type {
+        let mut facts = Facts { size: stated.unwrap_or(u64::MAX), align: 1, ..Facts::default() };
+        if ty == 0 {
+            facts.size = u64::MAX; // void
+        } else if is_alias(tag) || tag == dw::DW_TAG_array_type {
             let target = self.facts(entry.ty, depth + 1)?;
             if facts.size == u64::MAX && target.size != u64::MAX {
                 let elements = if tag == dw::DW_TAG_array_type { self.elements(ty)? } else { Some(1) };
@@ -283,8 +281,9 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         }
         facts.align = entry.says.alignment.get().map_or(facts.align, |stated| stated as u32).max(1);
         facts.text = self.text(ty, depth)?.0;
+        (facts.text_of, facts.all_of) = (self.known.unit, self.known.unit);
         self.known.facts[ty as usize] = facts;
-        Ok(facts)
+        Ok(())
     }
 
     /// Elements of an array; none when the bound is not stated.
@@ -300,15 +299,14 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     }
 
     /// How a type is written.
+    #[inline]
     fn text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
-        let known = self.known.facts(ty);
-        if known.text != 0 {
-            return Ok(Digest(known.text));
+        if self.known.facts[ty as usize].text_of != self.known.unit {
+            let text = if ty == 0 { self.start.with(VOID) } else { self.find_text(ty, depth)? };
+            let facts = &mut self.known.facts[ty as usize];
+            (facts.text, facts.text_of) = (text.0, self.known.unit);
         }
-        let text = if ty == 0 { self.start.with(VOID) } else { self.find_text(ty, depth)? };
-        let text = text.0.max(1);
-        self.known.facts[ty as usize] = Facts { text, ..known };
-        Ok(Digest(text))
+        Ok(Digest(self.known.facts[ty as usize].text))
     }
 
     fn find_text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
