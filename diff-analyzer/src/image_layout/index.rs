@@ -150,7 +150,14 @@ impl<'a> Index<'a> {
             rust_units: 0,
             definitions: 0,
         });
-        let headers: Vec<_> = indexes.par_iter_mut().map(Self::read_headers).collect();
+        let headers: Vec<_> = indexes
+            .par_iter_mut()
+            .zip(images)
+            .map(|(index, image)| {
+                image.expect_entries();
+                index.read_headers()
+            })
+            .collect();
         for (number, result) in headers.into_iter().enumerate() {
             result.map_err(|error| (number, error))?;
         }
