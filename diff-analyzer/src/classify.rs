@@ -14,6 +14,7 @@
 //! | `data-section` | an existing datum moves to a section of another kind | [`data`] |
 
 pub mod data;
+mod initial;
 pub mod types;
 
 use crate::dwarf_layout::{Layouts, Place, TypeLayout};
@@ -89,6 +90,8 @@ pub enum Fate {
     },
     /// A new one takes its place, and its contents are carried over, both ways.
     Moved,
+    /// It could move, but no rule can carry its contents: why.
+    Unknown(String),
     /// Neither: why.
     Stuck(String),
 }

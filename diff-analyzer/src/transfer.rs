@@ -97,6 +97,9 @@ pub struct Stuck {
     pub to: Bits,
     /// Why.
     pub why: String,
+    /// The step that carries it all the same, if the author says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<Move>,
 }
 
 /// All steps of one direction.
@@ -104,7 +107,7 @@ pub struct Stuck {
 pub struct Transfer {
     /// What is carried, in the order of the target's bits.
     pub moves: Vec<Move>,
-    /// Members that only the target has: they keep what is there.
+    /// Members that keep what the target begins with: only it has them, or the datum is a constant.
     pub kept: Vec<String>,
     /// Members that only the source has: they are not carried.
     pub lost: Vec<String>,
@@ -141,7 +144,8 @@ impl Display for Transfer {
             writeln!(f, "{member}: {} -> {}: {}", step.from, step.to, step.how)?;
         }
         for member in &self.kept {
-            writeln!(f, "{member}: new, keeps its initial value")?;
+            let member = if member.is_empty() { "(all)" } else { member };
+            writeln!(f, "{member}: keeps its initial value")?;
         }
         for member in &self.lost {
             writeln!(f, "{member}: not carried")?;
@@ -421,7 +425,7 @@ impl Walk<'_> {
     }
 
     fn stuck(&mut self, member: &str, to: Bits, why: String) {
-        self.transfer.stuck.push(Stuck { member: member.to_owned(), to, why });
+        self.transfer.stuck.push(Stuck { member: member.to_owned(), to, why, step: None });
     }
 }
 

@@ -117,7 +117,7 @@ fn fate(finding: &DatumFinding) -> String {
             });
             format!("moved{}", lines.collect::<String>())
         }
-        Fate::Stuck(why) => why.clone(),
+        Fate::Unknown(why) | Fate::Stuck(why) => why.clone(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! datum, and whether the types can be left to it. Goes out: [`Decided`]: plans for the linker, rows for the report, and the
 //! reasons that remain. `docs/classification.md` lists the rules.
 
-use crate::overrides::{DatumOverride, MemberRule, Overrides, Strategy};
+use crate::overrides::{DatumOverride, MemberRule, Overrides, Strategy, Word};
 use crate::report::{DataChangeRow, Reason, TypeRow};
 use diff_analyzer::classify::{Classification, DatumFinding, Fate, TypeFinding};
 use diff_analyzer::dwarf_layout::Place;
@@ -119,6 +119,7 @@ fn datum(unit: &Unit<'_>, finding: &DatumFinding, overrides: &Overrides, decided
         Ok(Planned::Kept) => "kept",
         Ok(Planned::InPlace { .. }) => "in-place",
         Ok(Planned::Moved { .. }) => "moved",
+        Ok(Planned::ByHooks) => "by-hooks",
         Err(_) => "refused",
     };
     let transfers = match &outcome {
@@ -187,6 +188,12 @@ fn plan(
             let help = "leave the datum as it is and add a new one, or say `strategy = \"keep\"` if new code copes with the old one";
             Err(vec![Reason::new(finding.rule, why.clone()).help(help)])
         }
+        (_, Some(Strategy::Hooks)) => by_hooks(said),
+        (Fate::Unknown(why), _) => {
+            let help = "carry it by hooks (`strategy = \"hooks\"` in the file beside the diff, and --hooks), or leave the datum as it is \
+                        and add a new one";
+            Err(vec![Reason::new(finding.rule, why.clone()).help(help)])
+        }
         (Fate::InPlace { added, edited }, None | Some(Strategy::InPlace)) => {
             match in_room(unit, finding, old_address) {
                 Ok(()) if added.is_empty() && edited.is_empty() => Ok(Planned::Kept),
@@ -218,6 +225,16 @@ fn in_room(unit: &Unit<'_>, finding: &DatumFinding, old_address: Option<u64>) ->
     } else {
         Err(format!("it grows by {} bytes, and something else lies behind it", new - old))
     }
+}
+
+/// A datum that moves, and whose contents hooks carry: they know what points to it, too.
+fn by_hooks(said: Option<&DatumOverride>) -> Result<Planned, Vec<Reason>> {
+    let has_rules = said.is_some_and(|said| said.overwrite || !said.to_new.is_empty() || !said.to_old.is_empty());
+    if has_rules {
+        let message = "hooks carry its contents: `to-new`, `to-old` and `overwrite` mean nothing then";
+        return Err(vec![Reason::new("override-refused", message).help("leave them out")]);
+    }
+    Ok(Planned::ByHooks)
 }
 
 /// A datum that a new one takes the place of.
@@ -266,7 +283,16 @@ fn with_rules(mut transfer: Transfer, rules: Option<&BTreeMap<String, MemberRule
             unknown.push(member.clone());
         }
         match rule {
-            MemberRule::Skip(_) => transfer.kept.push(member.clone()),
+            MemberRule::Word(Word::Skip) => transfer.kept.push(member.clone()),
+            MemberRule::Word(Word::Carry) => {
+                transfer.moves.extend(steps);
+                for stuck in stuck {
+                    match stuck.step {
+                        Some(step) => transfer.moves.push(step),
+                        None => transfer.stuck.push(stuck),
+                    }
+                }
+            }
             MemberRule::Constant(value) => {
                 let targets: Vec<Bits> =
                     steps.iter().map(|step| step.to).chain(stuck.iter().map(|stuck| stuck.to)).collect();
@@ -278,7 +304,7 @@ fn with_rules(mut transfer: Transfer, rules: Option<&BTreeMap<String, MemberRule
                     targets => {
                         let to = targets.first().copied().unwrap_or(Bits { offset: 0, size: 0 });
                         let why = format!("{value:#x} is no value of it");
-                        transfer.stuck.push(Stuck { member: member.clone(), to, why });
+                        transfer.stuck.push(Stuck { member: member.clone(), to, why, step: None });
                     }
                 }
             }

@@ -5,13 +5,15 @@
 //! the report and the bundle say so. Goes out: units that are left, or all reasons.
 
 use crate::args::BuildArgs;
-use crate::judge::Judge;
+use crate::judge::{Judge, Judgement};
 use crate::kbuild::compile::CompiledUnit;
 use crate::pipeline::Stop;
+use crate::plan::Plan;
 use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict};
 use lpk_format::Bundle;
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// Reasons so far.
 #[derive(Debug)]
@@ -72,21 +74,36 @@ impl Faults {
         if self.reasons.is_empty() { Ok(()) } else { Err(Stop::Refused(std::mem::take(&mut self.reasons))) }
     }
 
-    /// Judges units; if the build goes on, again without those at fault, until the rest has none.
+    /// Judges units; if the build goes on, again without those at fault, until the rest has none. Units that are found
+    /// to be needed are compiled.
     ///
     /// # Errors
     /// The failure, or the reasons.
     pub fn judge(
         &mut self,
+        plan: &Plan<'_, '_>,
         judge: &Judge<'_, '_>,
         mut compiled: Vec<CompiledUnit>,
         report: &mut Report,
         progress: &Progress,
     ) -> Result<Option<Bundle>, Stop> {
+        let mut added = BTreeSet::new();
         while !compiled.is_empty() {
-            let reasons = match judge.run(&compiled, report, progress) {
+            let reasons = match judge.run(&compiled, &added, report, progress) {
+                Ok(Judgement::Bundle(bundle)) => return Ok(Some(*bundle)),
+                Ok(Judgement::NoEffect) => return Ok(None),
+                Ok(Judgement::Needs(needed)) => {
+                    report.notes.extend(needed.iter().map(|(unit, data)| {
+                        let data: Vec<String> = data.iter().map(|name| format!("`{name}`")).collect();
+                        format!("{}: compiled because it uses {}, which moves", unit.display(), data.join(", "))
+                    }));
+                    let units: BTreeSet<PathBuf> = needed.into_keys().collect();
+                    compiled.extend(plan.compile_more(&units, self, report, progress)?);
+                    added.extend(units);
+                    continue;
+                }
                 Err(Stop::Refused(reasons)) if self.goes_on() => reasons,
-                done => return done,
+                Err(stop) => return Err(stop),
             };
             let at_fault: BTreeSet<String> = reasons.iter().flat_map(|reason| reason.units.iter().cloned()).collect();
             let before = compiled.len();

@@ -5,6 +5,7 @@
 //! or the reasons for a refusal.
 
 use crate::by_hand::{HandObject, HandPieces, Replacement};
+use crate::closure;
 use crate::data::{self, Decided};
 use crate::explain::{self, Explained};
 use crate::kbuild::compile::CompiledUnit;
@@ -32,7 +33,7 @@ use lpk_format::{
     BootSiteKind, Bundle, FunctionPatch, GuestProfile, KernelId, LeftOut, Manifest, ModuleId, Omitted, Payload,
     TableKind, UpdateType,
 };
-use prelink::link::data::{DatumPlan, Planned};
+use prelink::link::data::DatumPlan;
 use prelink::link::{self, Linked};
 use prelink::prove::{Proof, prove};
 use prelink::refusal::Refusal;
@@ -85,6 +86,16 @@ enum JudgeError {
     Layout { path: PathBuf, source: LayoutError },
 }
 
+/// What the phases behind the compiler come to.
+pub enum Judgement {
+    /// A bundle.
+    Bundle(Box<Bundle>),
+    /// The change has no effect.
+    NoEffect,
+    /// More units have to be compiled: they use a datum that moves. With the names of these data.
+    Needs(BTreeMap<PathBuf, BTreeSet<String>>),
+}
+
 /// A unit's objects, read.
 struct Read {
     unit: String,
@@ -121,16 +132,17 @@ struct Judged {
 }
 
 impl Judge<'_, '_> {
-    /// Phases 5 to 9: a bundle, if the change has any effect.
+    /// Phases 5 to 9. `added`: units that were compiled because an earlier run asked for them.
     ///
     /// # Errors
     /// [`Stop`] when the change is refused or an object cannot be read.
     pub fn run(
         &self,
         compiled: &[CompiledUnit],
+        added: &BTreeSet<PathBuf>,
         report: &mut Report,
         progress: &Progress,
-    ) -> Result<Option<Bundle>, Stop> {
+    ) -> Result<Judgement, Stop> {
         progress.phase("reading what the runtime must know of this kernel");
         let profile = self.profile()?;
 
@@ -157,7 +169,8 @@ impl Judge<'_, '_> {
             })
             .collect();
         report.notes.extend(without_effect.iter().map(|note| format!("{}: {}", note.unit, note.consequence)));
-        for (unit, _) in read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty()) {
+        let same = read.iter().zip(&judged).filter(|(_, judged)| judged.diff.is_empty());
+        for (unit, _) in same.filter(|(unit, _)| !added.contains(&unit.compiled.unit)) {
             report.notes.push(format!("{}: the change makes no difference to its code or data", unit.unit));
         }
         let exits = (read.iter().zip(&pieces).zip(&judged)).flat_map(|((unit, (_, patched)), judged)| {
@@ -173,9 +186,15 @@ impl Judge<'_, '_> {
             if self.hooks.is_some() {
                 report.notes.push("without a change the hooks are not used".to_owned());
             }
-            return Ok(None);
+            return Ok(Judgement::NoEffect);
         }
         let decided = self.decide(&read, &judged, report)?;
+        let units = (read.iter().zip(&pieces).zip(&judged).zip(&decided.plans))
+            .map(|(((unit, (original, _)), judged), plans)| (unit, original, &judged.proof, plans.as_slice()));
+        let needed = self.needed(&units.collect::<Vec<_>>(), added, report);
+        if !needed.is_empty() {
+            return Ok(Judgement::Needs(needed));
+        }
         follow_moved(&mut judged, &pieces, &decided.plans);
 
         // 9. Pre-link: prelink/src/link.rs
@@ -192,7 +211,7 @@ impl Judge<'_, '_> {
         if parts.is_empty() {
             // Data may be kept as they are, and new functions may be reached by nothing.
             report.verdict = Verdict::NoEffect;
-            return Ok(None);
+            return Ok(Judgement::NoEffect);
         }
         for note in without_effect {
             let unit = read.iter().find(|unit| unit.unit == note.unit);
@@ -203,7 +222,7 @@ impl Judge<'_, '_> {
             }
         }
         report.timings_ms.link = millis(clock.elapsed());
-        self.complete(parts, profile, report, progress).map(Some)
+        self.complete(parts, profile, report, progress).map(|bundle| Judgement::Bundle(Box::new(bundle)))
     }
 
     /// From linked parts to a bundle: what forbids it all the same, and the part that runs in the guest.
@@ -538,6 +557,34 @@ impl Judge<'_, '_> {
         if reasons.is_empty() { Ok(decided) } else { Err(Stop::Refused(reasons)) }
     }
 
+    /// Units that use data which move, and are not compiled yet; all users go into the report.
+    fn needed(
+        &self,
+        units: &[(&Read, &Pieces<'_>, &Proof, &[DatumPlan])],
+        added: &BTreeSet<PathBuf>,
+        report: &mut Report,
+    ) -> BTreeMap<PathBuf, BTreeSet<String>> {
+        let is_known = |name: &PathBuf| added.contains(name) || units.iter().any(|unit| unit.0.compiled.unit == *name);
+        let mut needed: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+        for (unit, original, proof, plans) in units {
+            // Data of a module are used by it alone, or else refused.
+            let moved = plans.iter().filter(|plan| plan.fate.moves());
+            for plan in moved.filter(|_| self.image_of(unit).module().is_none()) {
+                let datum = original.piece(plan.original);
+                let Some(address) = proof.address(plan.original) else { continue };
+                let users = closure::users(self.image, self.units, &(address..address + datum.size()));
+                let row = report.data_changes.iter_mut().find(|row| row.name == datum.name && row.unit == unit.unit);
+                if let Some(row) = row {
+                    row.users.extend(users.functions);
+                }
+                for unit in users.units.into_iter().filter(|unit| !is_known(unit)) {
+                    needed.entry(unit).or_default().insert(datum.name.clone());
+                }
+            }
+        }
+        needed
+    }
+
     /// A path in debug information, relative to the source tree.
     fn relative(&self, file: &str) -> String {
         let known = self.changes.iter().find(|change| file.ends_with(&format!("/{}", change.path.display())));
@@ -631,7 +678,7 @@ fn is_idle(linked: &Linked) -> bool {
 /// What refers to a datum that moves changes with it, in all units.
 fn follow_moved(judged: &mut [Judged], pieces: &[(Pieces<'_>, Pieces<'_>)], plans: &[Vec<DatumPlan>]) {
     let moved = |plans: &[DatumPlan]| -> BTreeSet<PieceIndex> {
-        let moved = plans.iter().filter(|plan| matches!(plan.fate, Planned::Moved { .. }));
+        let moved = plans.iter().filter(|plan| plan.fate.moves());
         moved.map(|plan| plan.patched).collect()
     };
     let names: BTreeSet<String> = (plans.iter().zip(pieces))

@@ -5,6 +5,7 @@
 
 pub mod args;
 pub mod by_hand;
+pub mod closure;
 pub mod compare;
 pub mod data;
 pub mod explain;

@@ -69,24 +69,26 @@ impl Modules {
         let mut given = None;
         for (unit, commands) in commands.iter().filter(|(_, commands)| commands.is_module()) {
             let at = |reason: Reason| reason.at(unit.display().to_string(), None);
-            let names = commands.module_names();
-            let [name] = names.as_slice() else {
-                let message = format!("it is compiled once for {} modules: {}", names.len(), names.join(", "));
-                let help = "leave this file out of the diff; a unit of several modules cannot be updated yet";
-                reasons.push(at(Reason::new("compiled-twice", message).help(help)));
-                continue;
+            let name = match only_module(commands) {
+                Ok(name) => name,
+                Err(names) => {
+                    let message = format!("it is compiled once for {} modules: {}", names.len(), names.join(", "));
+                    let help = "leave this file out of the diff; a unit of several modules cannot be updated yet";
+                    reasons.push(at(Reason::new("compiled-twice", message).help(help)));
+                    continue;
+                }
             };
-            if let Some(&index) = by_name.get(name) {
+            if let Some(&index) = by_name.get(&name) {
                 modules.of_unit.insert(unit.clone(), index);
                 continue;
             }
             if given.is_none() {
                 given = Some(read_given(args).map_err(Stop::failed)?);
             }
-            let known = given.iter().flatten().find(|(known, ..)| known == name);
+            let known = given.iter().flatten().find(|(known, ..)| *known == name);
             let found = match known {
                 Some((_, path, bytes)) => Some(ModuleFile { path: path.clone(), how: "given", bytes: bytes.clone() }),
-                None => search(args, kernel.release(), name).map_err(Stop::failed)?,
+                None => search(args, kernel.release(), &name).map_err(Stop::failed)?,
             };
             let Some(ModuleFile { path, how, bytes }) = found else {
                 let folders: Vec<String> =
@@ -125,6 +127,11 @@ impl Modules {
         images.sort_by_key(|image| image.module().map(|module| module.name.clone()));
         images
     }
+}
+
+/// The module that a unit is compiled for, or all of them.
+fn only_module(commands: &UnitCommands) -> Result<String, Vec<String>> {
+    <[String; 1]>::try_from(commands.module_names()).map(|[name]| name)
 }
 
 /// Name of a module, by its file: `-` becomes `_` (`scripts/Makefile.lib`, `name-fix-token`).
@@ -228,6 +235,18 @@ mod tests {
         for (file, name) in [("fs/nls/nls_ascii", "nls_ascii"), ("sound/snd-pcm", "snd_pcm"), ("x/a-b.ko.xz", "a_b")] {
             assert_eq!(name_of(Path::new(file)), name);
         }
+    }
+
+    /// The build joins the names of several modules by colons (`scripts/Makefile.lib`, `modname`).
+    #[test]
+    fn a_unit_may_be_of_several_modules() {
+        let of = |names: &str| {
+            let compile = ["gcc", "-DMODULE", &format!("-DKBUILD_MODNAME=\"{names}\"")].map(str::to_owned).to_vec();
+            only_module(&UnitCommands { compile, after: Vec::new() })
+        };
+        assert_eq!(of("hclge").expect("one module"), "hclge");
+        assert_eq!(of("hclge:hclgevf").expect_err("two modules"), ["hclge", "hclgevf"]);
+        assert!(of("").expect_err("no name").is_empty());
     }
 
     #[test]

@@ -90,6 +90,8 @@ pub enum Strategy {
     Move,
     /// The old datum stays as it is; new code uses it.
     Keep,
+    /// A new datum takes its place, and the author's hooks carry the contents.
+    Hooks,
 }
 
 /// What is done with a member.
@@ -98,16 +100,18 @@ pub enum Strategy {
 pub enum MemberRule {
     /// It gets a value.
     Constant(u64),
-    /// It keeps what the target holds.
-    Skip(Skip),
+    /// A word.
+    Word(Word),
 }
 
-/// The word for it.
+/// What a member's rule says in a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Skip {
-    /// `"skip"`.
-    #[serde(rename = "skip")]
+#[serde(rename_all = "kebab-case")]
+pub enum Word {
+    /// It keeps what the target holds.
     Skip,
+    /// It gets what the source holds, although its initial value changes.
+    Carry,
 }
 
 impl Overrides {
@@ -183,13 +187,15 @@ impl DatumOverride {
             Some(Strategy::InPlace) => vec!["in place".to_owned()],
             Some(Strategy::Move) => vec!["moved".to_owned()],
             Some(Strategy::Keep) => vec!["kept".to_owned()],
+            Some(Strategy::Hooks) => vec!["moved, its contents carried by hooks".to_owned()],
             None => Vec::new(),
         };
         let overwrite = self.overwrite.then(|| "overwritten".to_owned());
         let members = |direction: &str, rules: &BTreeMap<String, MemberRule>| {
             let rule = |(member, rule): (&String, &MemberRule)| match rule {
                 MemberRule::Constant(value) => format!("{direction} {member} = {value:#x}"),
-                MemberRule::Skip(_) => format!("{direction} {member} skipped"),
+                MemberRule::Word(Word::Skip) => format!("{direction} {member} skipped"),
+                MemberRule::Word(Word::Carry) => format!("{direction} {member} carried"),
             };
             rules.iter().map(rule).collect::<Vec<_>>()
         };

@@ -348,7 +348,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     let compiled = plan.compile(&list, &scope.files, &mut faults, report, progress)?;
 
     // 5. Prove, 6. compare, 7. and 8. classify, 9. pre-link: judge.rs
-    let bundle = faults.judge(&judge, compiled, report, progress)?;
+    let bundle = faults.judge(&plan, &judge, compiled, report, progress)?;
     let unused = overrides.unused();
     if !unused.is_empty() {
         return Err(Stop::Refused(unused));

@@ -151,7 +151,7 @@ pub struct DataChangeRow {
     pub rule: String,
     /// What changes.
     pub message: String,
-    /// What becomes of it: `in-place`, `moved`, `kept` or `refused`.
+    /// What becomes of it: `in-place`, `moved`, `by-hooks`, `kept` or `refused`.
     pub strategy: String,
     /// Link address, `0x…`, where it is proved.
     pub old_address: Option<String>,
@@ -165,7 +165,7 @@ pub struct DataChangeRow {
     pub to_new: Vec<String>,
     /// How the old one is made from the new one, step by step.
     pub to_old: Vec<String>,
-    /// Functions of the unit that refer to it.
+    /// Functions that refer to it: those of the unit, and of a datum that moves all others as well.
     pub users: BTreeSet<String>,
     /// What the author says of it in the file beside the diff.
     pub reason: Option<String>,

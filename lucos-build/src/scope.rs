@@ -399,6 +399,8 @@ fn configured(source: &Path, path: &Path, config: &Config<'_>) -> (String, bool)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use object::{Object as _, ObjectSection as _};
+    use prelink::dwarf::DebugSections;
 
     #[test]
     fn files_by_their_place() {
@@ -446,6 +448,36 @@ mod tests {
             assert!(why.contains(word), "{file}: {why}");
             assert_eq!(may_be_module, !matches!(file, "d/a.c" | "e/x.c"), "{file}");
         }
+    }
+
+    /// An image that was linked of objects of one source, compiled in two ways.
+    #[test]
+    fn a_file_that_is_in_the_image_twice_is_refused() {
+        let tree = tempfile::tempdir().expect("a temporary folder");
+        let path = |name: &str| tree.path().join(name);
+        let run = |program: &str, args: &[&str]| {
+            let status = std::process::Command::new(program).current_dir(tree.path()).args(args).status();
+            assert!(status.expect("it is installed").success(), "{program} {args:?}");
+        };
+        std::fs::create_dir_all(path("lib")).expect("made");
+        std::fs::write(path("lib/both.c"), "int NAME(int n)\n{\n\treturn n;\n}\n").expect("written");
+        for name in ["narrow", "wide"] {
+            run("gcc", &["-g", "-c", &format!("-DNAME={name}"), "lib/both.c", "-o", &format!("{name}.o")]);
+        }
+        run("ld", &["-e", "narrow", "narrow.o", "wide.o", "-o", "image"]);
+        let image = std::fs::read(path("image")).expect("read");
+        let file = object::File::parse(image.as_slice()).expect("an ELF file");
+        let section =
+            |name: &str| file.section_by_name(name).and_then(|section| section.data().ok()).unwrap_or_default();
+        let units = UnitIndex::build(&DebugSections::load(section).expect("debug information")).expect("units");
+
+        let diff = "--- a/lib/both.c\n+++ b/lib/both.c\n@@ -1,4 +1,4 @@\n int NAME(int n)\n {\n-\treturn n;\n+\treturn n + 1;\n }\n";
+        let changes = diff_analyzer::source_diff::read(diff.as_bytes(), tree.path()).expect("applies");
+        let scope = Scope::of(&changes, &units, tree.path(), &Config::parse("")).expect("well-formed");
+        assert!(scope.is_empty(), "{scope:?}");
+        let [reason] = scope.reasons.as_slice() else { panic!("{scope:?}") };
+        assert_eq!((reason.rule.as_str(), reason.file.as_deref()), ("compiled-twice", Some("lib/both.c")));
+        assert!(reason.message.contains("2 times"), "{}", reason.message);
     }
 
     #[test]

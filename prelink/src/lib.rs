@@ -19,4 +19,5 @@ pub mod refusal;
 pub mod sites;
 pub mod symbol_db;
 pub mod units;
+pub mod users;
 pub mod vmlinux;

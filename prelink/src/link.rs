@@ -169,6 +169,8 @@ struct Linker<'a, 'o> {
     rows: Rows,
     /// Descriptors of `pr_debug` in the order of their table.
     descriptors: Vec<Key>,
+    /// Data whose contents hooks carry: name and old address.
+    by_hooks: Vec<(Key, String, u64)>,
     /// Indices of the payload's symbols.
     symbols: HashMap<(String, Place), u32>,
     linked: Linked,
@@ -190,6 +192,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             strings: HashMap::new(),
             rows: Rows::new(),
             descriptors: Vec::new(),
+            by_hooks: Vec::new(),
             symbols: HashMap::new(),
             linked: Linked::default(),
             refusals: BTreeSet::new(),

@@ -130,6 +130,7 @@ fn entry_sizes() -> BTreeMap<String, u64> {
         ("jump_entry", 16),
         ("bug_entry", 12),
         ("exception_table_entry", 12),
+        ("paravirt_patch_site", 16),
         ("_ddebug", 24),
     ];
     sizes.map(|(name, size)| (name.to_owned(), size)).into()

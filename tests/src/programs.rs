@@ -1,7 +1,7 @@
-//! Programs of our own that run inside of guests, compiled when a test needs them.
+//! Programs that run inside of guests: of our own, compiled when a test needs them, and of this machine, with their libraries.
 //!
-//! Comes in: a source of `testdata/guest`. Decided: it is linked statically, because a guest has no libraries. Goes out: the
-//! program, or what the compiler says.
+//! Comes in: a source of `testdata/guest`, or a program's name. Decided: ours are linked statically, because a guest has no
+//! libraries; the others bring theirs. Goes out: the files, or what the compiler says, or what is missing.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -21,4 +21,27 @@ pub fn compile(name: &str, dir: &Path) -> Result<PathBuf, String> {
     } else {
         Err(format!("{}: {}", source.display(), String::from_utf8_lossy(&output.stderr)))
     }
+}
+
+/// A program of this machine, and the libraries that it loads; [`start_of`] is how it is called in a guest that has all of them.
+///
+/// # Errors
+/// What is missing, and the package that has it.
+pub fn with_libraries(name: &str, package: &str) -> Result<Vec<PathBuf>, String> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let program = std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    let program = program.ok_or_else(|| format!("{name} is not installed; package {package} has it"))?;
+    let output = Command::new("ldd").arg(&program).output().map_err(|error| format!("ldd: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if let Some(line) = text.lines().find(|line| line.contains("not found")) {
+        return Err(format!("{}: {}", program.display(), line.trim()));
+    }
+    // `NAME => PATH (ADDRESS)`; the loader has its path alone.
+    let libraries = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(std::iter::once(program.clone()).chain(libraries.map(PathBuf::from)).collect())
+}
+
+/// How a program that came with its libraries is called in the guest.
+pub fn start_of(name: &str) -> String {
+    format!("LD_LIBRARY_PATH=/files /files/ld-linux-x86-64.so.2 /files/{name}")
 }

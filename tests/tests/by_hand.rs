@@ -34,6 +34,9 @@ struct Case {
     /// Edits of the source, of which the diff beside the hooks is made.
     #[serde(default)]
     edits: Vec<Edit>,
+    /// The file beside the diff, as it stands there.
+    #[serde(default)]
+    overrides: Option<String>,
     /// More of the command line.
     #[serde(default)]
     args: Vec<String>,
@@ -96,6 +99,9 @@ fn run(dir: &Path, name: &str, kernel: &Kernel) -> Result<u128, Failure> {
     } else if hooks.exists() {
         let diff = work.path().join("case.diff");
         std::fs::write(&diff, patches::diff(&kernel.source(), &case.edits)?)?;
+        if let Some(overrides) = &case.overrides {
+            std::fs::write(diff.with_extension("toml"), overrides)?;
+        }
         vec![diff.into(), "--hooks".into(), hooks.into()]
     } else {
         vec!["prelink".into(), compiled(work.path(), &object, &case.flags, kernel)?.into()]
@@ -159,8 +165,10 @@ fn found(outcome: &Outcome, bundle: &Path) -> Result<Expect, Failure> {
 
 /// The folder's name is the expectation.
 fn agrees_with_name(name: &str, expect: &Expect) -> Result<(), Failure> {
-    let refused = ["refused-"].iter().find_map(|prefix| name.strip_prefix(prefix));
+    let of_data = name.strip_prefix("refused-type2-");
+    let refused = of_data.or_else(|| name.strip_prefix("refused-"));
     let wanted = match (refused, name.split_once('-')) {
+        (Some(_), _) if of_data.is_some() => (3, "type2"),
         (Some(_), _) => (3, "refused"),
         (None, Some(("type1", _))) => (0, "type1"),
         (None, Some(("type2", _))) => (0, "type2"),

@@ -12,17 +12,17 @@ use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
 use lucos_tests::{programs, require};
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The module that the guest knows the bundle as that does things on request.
 const MODULE: &str = "lucos_citizen";
 
-/// A guest in which processes can ask.
-fn guest(name: &str, kernel: &Kernel, counter: Option<&Path>) -> (Guest, Hv) {
+/// A guest in which processes can ask; with some files of this machine.
+fn guest(name: &str, kernel: &Kernel, files: &[PathBuf]) -> (Guest, Hv) {
     let mut config = Config::new(name, &kernel.vmlinuz());
     config.files = vec![kernel.module("kernel/fs/nls/nls_utf8.ko")];
-    config.files.extend(counter.map(Path::to_owned));
+    config.files.extend_from_slice(files);
     let mut guest = Guest::under_lucos_hv(&config).expect("boots");
     allow_asking(&mut guest);
     let hv = Hv::new(guest.api());
@@ -40,7 +40,7 @@ fn new_code_is_a_good_citizen() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("citizen", &kernel, None);
+    let (mut guest, hv) = guest("citizen", &kernel, &[]);
     // A key that is on already when the code comes.
     set_schedstats(&mut guest, true);
     let outcome = apply(&hv, &bundle);
@@ -124,6 +124,34 @@ fn new_code_is_a_good_citizen() {
     assert_eq!(guest.run_ok("dmesg -c").expect("the kernel's messages"), "");
 }
 
+/// perf, as it comes with the distribution, samples processors that are busy in new code: the new function has its name, and
+/// the stack goes on to those that called it.
+#[test]
+fn perf_sees_through_new_code() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let Some(files) = require::or_skip(programs::with_libraries("perf", "linux-perf")) else { return };
+    let perf = programs::start_of("perf");
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = citizen_bundle(work.path(), &kernel);
+    let (mut guest, hv) = guest("perf", &kernel, &files);
+    apply(&hv, &bundle);
+    let record = format!("{perf} record -a -g -e cpu-clock -F 200 -o /tmp/samples -- sh /tmp/ask L 2>&1");
+    guest.run_ok(&record).expect("samples");
+    let script = guest.run_ok(&format!("{perf} script -i /tmp/samples -F comm,ip,sym 2> /dev/null")).expect("reads");
+    // A sample is a paragraph: the process, then one line for each function, the innermost first.
+    let inside = script.split("\n\n").filter(|sample| sample.contains(" cmdline_proc_show.lucos\n"));
+    let stacks: Vec<&str> = inside.collect();
+    assert!(stacks.len() >= 5, "{} of {} samples\n{script}", stacks.len(), script.split("\n\n").count());
+    for stack in &stacks {
+        let at = |name: &str| stack.find(&format!(" {name}\n"));
+        let order =
+            [at("cmdline_proc_show.lucos"), at("seq_read_iter"), at("vfs_read"), at("entry_SYSCALL_64_after_hwframe")];
+        assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{stack}");
+    }
+    undo(&hv, CITIZEN);
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
 /// Static calls in new code lead where the guest turns them: those of a tracepoint, to nothing, to its one probe, to all of
 /// its probes; those of preemption, which can be chosen at run time.
 #[test]
@@ -132,7 +160,7 @@ fn static_calls_are_turned_while_it_is_applied_and_afterwards() {
     let work = tempfile::tempdir().expect("a folder");
     let Some(counter) = require::or_skip(programs::compile("count", work.path())) else { return };
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("calls", &kernel, Some(&counter));
+    let (mut guest, hv) = guest("calls", &kernel, &[counter]);
     let event = "sched_process_wait";
     let enable = format!("/sys/kernel/tracing/events/sched/{event}/enable");
     let trace = "/sys/kernel/tracing/trace";
@@ -197,7 +225,7 @@ fn an_oops_in_new_code_names_it() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("oops", &kernel, None);
+    let (mut guest, hv) = guest("oops", &kernel, &[]);
     apply(&hv, &bundle);
     guest.run_ok("dmesg -c > /dev/null").expect("clears");
     assert_ne!(guest.run("sh /tmp/ask o").expect("answers").status, 0, "the process is gone");
@@ -220,7 +248,7 @@ fn probes_of_new_code_are_allowed_where_the_kernel_allows_them() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("noprobe", &kernel, None);
+    let (mut guest, hv) = guest("noprobe", &kernel, &[]);
     let blacklist = "/sys/kernel/debug/kprobes/blacklist";
     let events = "/sys/kernel/tracing/kprobe_events";
     let before = guest.run_ok(&format!("cat {blacklist}")).expect("the list");
@@ -254,7 +282,7 @@ fn code_stays_while_somebody_is_inside() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("inside", &kernel, None);
+    let (mut guest, hv) = guest("inside", &kernel, &[]);
     let tracing = "/sys/kernel/tracing";
     let graph = format!("echo msleep > {tracing}/set_ftrace_filter; echo function_graph > {tracing}/current_tracer");
     let probe =
@@ -294,7 +322,7 @@ fn many_rounds_while_other_modules_come_and_go() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = citizen_bundle(work.path(), &kernel);
-    let (mut guest, hv) = guest("rounds", &kernel, None);
+    let (mut guest, hv) = guest("rounds", &kernel, &[]);
     let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
     let others = "while :; do insmod /files/nls_utf8.ko && rmmod nls_utf8 && echo >> /tmp/others; done";
     let asking = "while :; do sh /tmp/ask f; done > /dev/null";

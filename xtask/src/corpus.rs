@@ -32,6 +32,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// What can be asked for.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,6 +58,9 @@ pub(crate) struct CorpusArgs {
     /// Files at a time
     #[arg(short, long, value_name = "N", default_value_t = 2)]
     jobs: usize,
+    /// Time for each build, in minutes; what takes longer counts as undecided
+    #[arg(long, value_name = "MINUTES", default_value_t = 30)]
+    limit: u64,
     /// Apply and undo so many of the bundles, at random, on the running kernel
     #[arg(long, value_name = "N", default_value_t = 0)]
     live: usize,
@@ -82,6 +86,7 @@ impl CorpusArgs {
             sample: Some(16),
             modules: 2,
             jobs: 2,
+            limit: 30,
             live: 4,
             seed: Some(1),
             json: None,
@@ -119,6 +124,7 @@ pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
         vmlinux: &kernel.vmlinux(),
         folder: &folder,
         tool: evaluate::program_digest(&commands::program("lucos-build")?)?,
+        limit: Duration::from_secs(60 * args.limit),
         fresh: args.fresh,
         built: Mutex::default(),
     };

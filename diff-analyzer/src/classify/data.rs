@@ -51,10 +51,10 @@ struct Relaid<'l> {
     ambiguous: bool,
 }
 
-struct Unit<'a, 'o> {
-    diff: &'a ObjectDiff,
-    original: &'a Pieces<'o>,
-    patched: &'a Pieces<'o>,
+pub(super) struct Unit<'a, 'o> {
+    pub(super) diff: &'a ObjectDiff,
+    pub(super) original: &'a Pieces<'o>,
+    pub(super) patched: &'a Pieces<'o>,
     old: &'a Layouts,
     new: &'a Layouts,
 }
@@ -134,6 +134,8 @@ impl<'a> Unit<'a, '_> {
             None if before.size() == after.size() => Some(whole(before.size())),
             None => None,
         };
+        let fate = self.fate((original, patched), relaid, variable, transfers.as_ref());
+        let transfers = transfers.map(|transfers| self.with_initial_values(original, patched, transfers));
         DatumFinding {
             rule,
             message: format!("existing datum `{name}`: {what}"),
@@ -142,7 +144,7 @@ impl<'a> Unit<'a, '_> {
             sizes: (before.size(), after.size()),
             users: self.users(patched),
             anchors,
-            fate: self.fate((original, patched), relaid, variable, transfers.as_ref()),
+            fate,
             transfers,
             name,
         }
@@ -168,16 +170,18 @@ impl<'a> Unit<'a, '_> {
             }
         }
         if relaid.is_some_and(|relaid| relaid.ambiguous) {
-            return Fate::Stuck("debug information does not tell which of several data of this name it is".to_owned());
+            return Fate::Unknown(
+                "debug information does not tell which of several data of this name it is".to_owned(),
+            );
         }
         let sizes = (Some(before.size()), Some(after.size()));
         if relaid.is_some_and(|relaid| (relaid.old.size, relaid.new.size) != sizes) {
-            return Fate::Stuck("it ends with a flexible array, whose contents its type does not tell".to_owned());
+            return Fate::Unknown("it ends with a flexible array, whose contents its type does not tell".to_owned());
         }
         let becomes_writable = (before.role, after.role) == (SectionRole::ReadOnly, SectionRole::Data);
         let Some((to_new, _)) = transfers else {
             let why = "its size changes, and debug information does not tell of what its contents are made";
-            return Fate::Stuck(why.to_owned());
+            return Fate::Unknown(why.to_owned());
         };
         match self.in_place(original, patched, variable, to_new) {
             Some(fate) if !becomes_writable => fate,

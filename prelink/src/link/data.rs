@@ -5,6 +5,7 @@
 //! new contents in the payload and a [`DataPatch`] for each, or refusals.
 
 use super::{Key, Linker};
+use crate::users::{self, By, User};
 use diff_analyzer::object::Reloc;
 use diff_analyzer::object_diff::blank;
 use diff_analyzer::pieces::PieceIndex;
@@ -48,6 +49,15 @@ pub enum Planned {
         /// Back.
         to_old: Transfer,
     },
+    /// A new one takes its place, and hooks carry the contents.
+    ByHooks,
+}
+
+impl Planned {
+    /// Whether new code uses another copy than old code.
+    pub fn moves(&self) -> bool {
+        matches!(self, Self::Moved { .. } | Self::ByHooks)
+    }
 }
 
 impl Linker<'_, '_> {
@@ -58,7 +68,7 @@ impl Linker<'_, '_> {
 
     /// Whether new code uses a new copy of a datum that exists.
     pub(super) fn is_moved(&self, key: Key) -> bool {
-        self.plan(key).is_some_and(|plan| matches!(plan.fate, Planned::Moved { .. }))
+        self.plan(key).is_some_and(|plan| plan.fate.moves())
     }
 
     /// Puts the new contents of all changed data into the payload.
@@ -97,6 +107,11 @@ impl Linker<'_, '_> {
             Planned::Moved { to_new, to_old } => {
                 self.refuse_remaining_users(key, old_address..old_address + old_size);
                 DataChange::Moved { to_new: steps(to_new), to_old: steps(to_old) }
+            }
+            Planned::ByHooks => {
+                self.refuse_remaining_users(key, old_address..old_address + old_size);
+                self.by_hooks.push((key, name.clone(), old_address));
+                DataChange::Moved { to_new: Vec::new(), to_old: Vec::new() }
             }
         };
         let (unit, old_size) = (unit.name.to_owned(), old_size as u32);
@@ -142,22 +157,18 @@ impl Linker<'_, '_> {
             let message = "other modules may use it".to_owned();
             return self.refuse("data-users", key, message, "change the datum in place, or keep it");
         }
-        for field in self.image.references_into(&range) {
-            let section = self.image.section_at(field).map_or("", |section| section.name.as_str());
-            let gone = section.starts_with(".init.") || section.starts_with(".exit.");
-            if gone || old.iter().any(|code| code.contains(&field)) {
+        for User { field, by } in users::of(self.image, &range) {
+            // What it holds of itself is for its transfer (`diff-analyzer/src/classify/initial.rs`) or for hooks.
+            if range.contains(&field) || old.iter().any(|code| code.contains(&field)) {
                 continue;
             }
-            let at = field;
-            let (rule, message) = match self.image.symbols().containing(field) {
-                _ if section.starts_with("__ksymtab") || section.starts_with("___ksymtab") => {
-                    ("data-users", "it is exported: modules may use it".to_owned())
+            let (rule, message) = match by {
+                By::Modules => ("data-users", "it is exported: modules may use it".to_owned()),
+                By::Function(name) => ("data-users", format!("`{name}`, which is not replaced, uses it")),
+                By::Datum(name) => ("data-stored", format!("datum `{name}` holds its address")),
+                By::Section(section) => {
+                    ("data-stored", format!("section {section} of the image holds its address, at {field:#x}"))
                 }
-                Some((user, _)) if section.starts_with(".text") || section.ends_with(".text") => {
-                    ("data-users", format!("`{user}`, which is not replaced, uses it"))
-                }
-                Some((holder, _)) => ("data-stored", format!("datum `{holder}` holds its address")),
-                None => ("data-stored", format!("section {section} of the image holds its address, at {at:#x}")),
             };
             let help = "change the datum in place if its layout allows that, or keep it and add a new one";
             self.refuse(rule, key, format!("it moves, and {message}"), help);

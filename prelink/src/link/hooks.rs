@@ -109,40 +109,52 @@ fn known(name: &str) -> Known {
 
 impl Linker<'_, '_> {
     pub(super) fn place_hooks(&mut self) {
-        let Some(declared) = self.declared else { return };
         let mut hooks = Vec::new();
-        for hook in &declared.hooks {
-            let key = (declared.unit, hook.piece);
-            self.look_into(key, hook.kind);
-            let Some(&(_, offset)) = self.placed.get(&key) else { continue };
-            if let Some(subject) = self.hook_subject(key, hook) {
-                hooks.push(Hook { kind: hook.kind, subject, offset });
+        if let Some(declared) = self.declared {
+            for hook in &declared.hooks {
+                let key = (declared.unit, hook.piece);
+                self.look_into(key, hook.kind);
+                let Some(&(_, offset)) = self.placed.get(&key) else { continue };
+                if let Some(subject) = self.hook_subject(key, hook) {
+                    hooks.push(Hook { kind: hook.kind, subject, offset });
+                }
             }
+            hooks.sort();
+            self.refuse_pairs(declared.unit, &hooks);
+            // Data of a diff are carried over by the runtime where there is no hook, unless the author says otherwise.
+            let data = declared.data.iter();
+            let data =
+                data.map(|datum| ((declared.unit, datum.piece), datum.symbol.name.clone(), datum.symbol.address));
+            self.by_hooks.extend(data);
         }
-        hooks.sort();
+        self.refuse_missing(&hooks);
+        self.linked.payload.hooks = hooks;
+        self.move_data();
+    }
+
+    /// Two hooks for the same.
+    fn refuse_pairs(&mut self, unit: usize, hooks: &[Hook]) {
         for pair in hooks.windows(2) {
             if pair[0].kind == pair[1].kind && pair[0].subject == pair[1].subject {
                 let about = pair[0].subject.name();
                 let about = if about.is_empty() { "the update".to_owned() } else { format!("`{about}`") };
                 let message = format!("two {} hooks about {about}", pair[0].kind.name());
-                self.refuse_unit(declared.unit, "declaration", message, "have one call both");
+                self.refuse_unit(unit, "declaration", message, "have one call both");
             }
         }
-        // Data of a diff are carried over by the runtime where there is no hook.
-        for datum in &declared.data {
+    }
+
+    /// Data whose contents nobody would carry.
+    fn refuse_missing(&mut self, hooks: &[Hook]) {
+        for (key, name, address) in std::mem::take(&mut self.by_hooks) {
             for kind in [HookKind::SyncToNew, HookKind::SyncToOld] {
-                let there =
-                    hooks.iter().any(|hook| hook.kind == kind && hook.subject.old_address() == datum.symbol.address);
-                if !there {
-                    let name = &datum.symbol.name;
+                if !hooks.iter().any(|hook| hook.kind == kind && hook.subject.old_address() == address) {
                     let message = format!("`{name}` has a new copy and no {} hook", kind.name());
                     let help = "old and new code run side by side: give both LUCOS_SYNC_TO_NEW and LUCOS_SYNC_TO_OLD";
-                    self.refuse("hook-missing", (declared.unit, datum.piece), message, help);
+                    self.refuse("hook-missing", key, message, help);
                 }
             }
         }
-        self.linked.payload.hooks = hooks;
-        self.move_data();
     }
 
     /// Data with a new copy move, as those of a diff do; the hooks carry their contents.

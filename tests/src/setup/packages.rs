@@ -12,6 +12,7 @@ pub const BASE: &[&str] = &[
     "qemu-system-x86",
     "seabios",
     "busybox-static",
+    "linux-perf",
     // the kernel's own build: Documentation/process/changes.rst
     "gcc",
     "make",

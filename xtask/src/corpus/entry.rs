@@ -38,7 +38,7 @@ pub(crate) struct Entry {
     pub(crate) flags: Vec<String>,
     /// Header hunks in it.
     pub(crate) header_hunks: usize,
-    /// `type1`, `no-effect`, `type2`, `refused`, or `failed`.
+    /// `type1`, `no-effect`, `type2`, `refused`, `undecided`, or `failed`.
     pub(crate) verdict: String,
     pub(crate) reasons: Vec<Why>,
     pub(crate) notes: Vec<String>,
@@ -73,6 +73,14 @@ impl Entry {
     /// The change is one of data.
     pub(crate) fn is_data(&self) -> bool {
         self.verdict == "type2"
+    }
+
+    /// The command was ended before it had decided.
+    pub(crate) fn undecided(&mut self, seconds: u64) {
+        self.verdict = "undecided".to_owned();
+        self.wall_ms = 1000 * seconds;
+        let message = format!("lucos-build had not decided after {seconds} s (`--limit`)");
+        self.reasons = vec![Why { rule: "time-limit".to_owned(), message, file: None, line: None }];
     }
 
     /// Reads what the command said.

@@ -7,7 +7,7 @@ use super::assemble::Workbench;
 use super::entry::{Entry, Place, Why};
 use super::plan::Plan;
 use crate::JobError;
-use lucos_tests::commands;
+use lucos_tests::commands::{self, CommandError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -24,8 +24,6 @@ const ROUNDS: usize = 8;
 /// A diff of more files than these is not what a person would call a change of one file.
 const FILES: usize = 16;
 
-/// A header that hundreds of units see takes its time on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(3600);
 /// Refused because modules take in a changed header as well, and the option that leaves these as they are.
 const MODULES_AFFECTED: &str = "modules-affected";
 const BUILT_IN_ONLY: &str = "--built-in-only";
@@ -43,6 +41,8 @@ pub(crate) struct Evaluator<'a> {
     pub(crate) folder: &'a Path,
     /// Digest of `lucos-build`.
     pub(crate) tool: String,
+    /// Time for one build: a header that hundreds of units see takes some.
+    pub(crate) limit: Duration,
     /// Build everything again.
     pub(crate) fresh: bool,
     /// Folder of each diff that was built, by its digest.
@@ -189,9 +189,15 @@ impl Evaluator<'_> {
         args.extend(["-j".into(), "1".into(), "-o".into(), bundle.clone().into()]);
         args.extend(flags.iter().map(OsString::from));
         args.push("--json".into());
-        let outcome = commands::run(&commands::program("lucos-build")?, &args, PATIENCE)?;
-        fs::write(folder.join(REPORT), if outcome.stdout.is_empty() { &outcome.stderr } else { &outcome.stdout })?;
-        entry.take(&outcome);
+        match commands::run(&commands::program("lucos-build")?, &args, self.limit) {
+            Ok(outcome) => {
+                let said = if outcome.stdout.is_empty() { &outcome.stderr } else { &outcome.stdout };
+                fs::write(folder.join(REPORT), said)?;
+                entry.take(&outcome);
+            }
+            Err(CommandError::Timeout { seconds, .. }) => entry.undecided(seconds),
+            Err(error) => return Err(error.into()),
+        }
         entry.bundle_bytes = bundle.metadata().map_or(0, |meta| meta.len());
         if let Ok(mut built) = self.built.lock() {
             built.insert(entry.diff.clone(), entry.clone());

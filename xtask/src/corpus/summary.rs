@@ -20,6 +20,7 @@ pub(crate) struct Totals {
     pub(crate) no_effect: usize,
     pub(crate) type2: usize,
     pub(crate) refused: usize,
+    pub(crate) undecided: usize,
     pub(crate) failed: usize,
     /// Different diffs, and functions in the bundles.
     pub(crate) diffs: usize,
@@ -38,6 +39,7 @@ impl Totals {
                 "no-effect" => &mut totals.no_effect,
                 "type2" => &mut totals.type2,
                 "refused" => &mut totals.refused,
+                "undecided" => &mut totals.undecided,
                 _ => &mut totals.failed,
             } += 1;
         }
@@ -54,8 +56,16 @@ impl Totals {
 
     fn line(&self, what: &str) -> String {
         format!(
-            "{what}: {} files in {} diffs: {} type1 ({} functions), {} no-effect, {} type2, {} refused, {} failed",
-            self.files, self.diffs, self.type1, self.functions, self.no_effect, self.type2, self.refused, self.failed
+            "{what}: {} files in {} diffs: {} type1 ({} functions), {} no-effect, {} type2, {} refused, {} undecided, {} failed",
+            self.files,
+            self.diffs,
+            self.type1,
+            self.functions,
+            self.no_effect,
+            self.type2,
+            self.refused,
+            self.undecided,
+            self.failed
         )
     }
 }

@@ -1,0 +1,1 @@
+void (*operations[4])(void);
