@@ -161,36 +161,33 @@ impl<'a> Index<'a> {
         for (number, result) in headers.into_iter().enumerate() {
             result.map_err(|error| (number, error))?;
         }
-        let units: Vec<(usize, usize)> = indexes
-            .iter()
-            .enumerate()
-            .flat_map(|(number, index)| (0..index.headers.len()).map(move |unit| (number, unit)))
-            .collect();
-        let next = AtomicUsize::new(0);
-        let parts = rayon::broadcast(|_| {
+        let next = [(); N].map(|()| AtomicUsize::new(0));
+        let found = rayon::broadcast(|processor| {
             let mut parts = [(); N].map(|()| Part::new(start));
             let mut memory = Memory::default();
             let mut known = Default::default();
-            loop {
-                let place = next.fetch_add(1, Ordering::Relaxed);
-                let Some(&(number, unit)) = units.get(place) else { break Ok(parts) };
-                let index = &indexes[number];
-                let header = index.headers[unit];
-                if let Err(error) = parts[number].unit(&index.dwarf, header, unit as u32, &mut memory, &mut known) {
-                    next.store(units.len(), Ordering::Relaxed);
-                    break Err((place, number, error));
+            let mut failures = Vec::new();
+            // Each starts with an image of its own, as far as there are as many: it then finds each type first just once.
+            for number in (0..N).map(|turn| (processor.index() + turn) % N) {
+                let Index { headers, dwarf, .. } = &indexes[number];
+                loop {
+                    let unit = next[number].fetch_add(1, Ordering::Relaxed);
+                    let Some(&header) = headers.get(unit) else { break };
+                    if let Err(error) = parts[number].unit(dwarf, header, unit as u32, &mut memory, &mut known) {
+                        next[number].store(headers.len(), Ordering::Relaxed);
+                        failures.push((number, unit, error));
+                    }
                 }
             }
+            (parts, failures)
         });
         let mut of_images: [Vec<Part<'a>>; N] = [(); N].map(|()| Vec::new());
         let mut failures = Vec::new();
-        for result in parts {
-            match result {
-                Ok(parts) => of_images.iter_mut().zip(parts).for_each(|(of_image, part)| of_image.push(part)),
-                Err(failure) => failures.push(failure),
-            }
+        for (parts, failed) in found {
+            of_images.iter_mut().zip(parts).for_each(|(of_image, part)| of_image.push(part));
+            failures.extend(failed);
         }
-        if let Some((_, number, error)) = failures.into_iter().min_by_key(|(place, ..)| *place) {
+        if let Some((number, _, error)) = failures.into_iter().min_by_key(|(number, unit, _)| (*number, *unit)) {
             return Err((number, error));
         }
         indexes.par_iter_mut().zip(of_images).for_each(|(index, parts)| index.merge(parts));

@@ -169,8 +169,8 @@ pub(super) struct Plan {
 /// The plans of one table of abbreviations.
 #[derive(Debug, Default)]
 pub(super) struct Plans {
-    /// The table that they are for, and what else the sizes depend on.
-    of: Option<(usize, gimli::Encoding)>,
+    /// The table that they are for: where its section is in memory, where it is in that; and what else the sizes depend on.
+    of: Option<(usize, usize, gimli::Encoding)>,
     plans: Vec<Plan>,
     /// By code: bytes of a part of a type with nothing below it, its code counted, when they are the same for all; else 0.
     parts: Vec<u8>,
@@ -190,8 +190,9 @@ impl Plans {
     /// # Errors
     /// [`gimli::Error`] when the table is malformed.
     pub(super) fn read(&mut self, section: &[u8], header: &UnitHeader<Slice<'_>>) -> Result<(), gimli::Error> {
-        let (start, encoding) = (header.debug_abbrev_offset().0, header.encoding());
-        if self.of == Some((start, encoding)) {
+        let start = header.debug_abbrev_offset().0;
+        let of = Some((section.as_ptr().addr(), start, header.encoding()));
+        if self.of == of {
             return Ok(());
         }
         self.of = None;
@@ -227,7 +228,7 @@ impl Plans {
             }
             self.add(code, DwTag(tag), children != 0, from, header)?;
         }
-        self.of = Some((start, encoding));
+        self.of = of;
         Ok(())
     }
 
