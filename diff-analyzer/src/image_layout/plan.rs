@@ -293,7 +293,6 @@ impl Plans {
         }
         plan.rare.1 = self.rare.len() as u32;
         plan.is_simple = plan.regular
-            && !plan.text_first
             && plan.expression.is_none()
             && plan.rare.0 == plan.rare.1
             && plan.length.is_some_and(|length| length as usize <= MAX_SIMPLE);

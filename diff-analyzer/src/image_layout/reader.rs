@@ -112,25 +112,35 @@ impl<'u, 'a> Reader<'u, 'a> {
     /// What an entry says that matters to layouts, and the place behind it.
     #[inline]
     pub(super) fn attributes(&self, at: usize, plan: &Plan, attributes: &mut Attributes) -> Result<usize, LayoutError> {
-        match self.bytes.get(at..).and_then(|rest| rest.first_chunk()).zip(plan.length) {
-            Some((window, length)) if plan.is_simple => {
-                attributes.simple(window, plan);
-                Ok(at + length as usize)
-            }
-            _ => self.attributes_one_by_one(at, plan, attributes),
+        match if plan.is_simple { self.simple(at, plan, attributes) } else { None } {
+            Some(end) => Ok(end),
+            None => self.attributes_one_by_one(at, plan, attributes),
         }
     }
 
+    /// The attributes of a simple plan, and the place behind them; none at the end of the unit.
+    #[inline(always)] // for each member of each type: a call takes as long as this
+    fn simple(&self, at: usize, plan: &Plan, attributes: &mut Attributes) -> Option<usize> {
+        let mut at = at;
+        let mut name = None;
+        if plan.text_first {
+            let text = self.text(at).ok()?;
+            (name, at) = (Some(text.0), text.1);
+        }
+        let window = self.bytes.get(at..)?.first_chunk()?;
+        attributes.simple(window, plan);
+        attributes.name = name.unwrap_or(attributes.name);
+        Some(at + plan.length? as usize)
+    }
+
     /// Reads a part of a type that has a simple plan and nothing below it; none when it is anything else.
-    #[inline(always)] // as `Attributes::simple`
+    #[inline(always)]
     pub(super) fn simple_part(&self, at: usize, part: &mut Part) -> Option<usize> {
-        let (&code, rest) = self.bytes.get(at..)?.split_first()?;
-        let window = rest.first_chunk()?;
-        let plan = self.plans.simple_part(code)?;
-        part.says.simple(window, plan);
+        let plan = self.plans.simple_part(*self.bytes.get(at)?)?;
+        let end = self.simple(at + 1, plan, &mut part.says)?;
         part.offset = self.offset(at) as u32;
         part.tag = plan.tag;
-        Some(at + 1 + plan.length? as usize)
+        Some(end)
     }
 
     #[inline(never)]
