@@ -245,8 +245,8 @@ fn moved(finding: &DatumFinding, said: Option<&DatumOverride>, overrides: &Overr
     let mut reasons = Vec::new();
     if !overrides.silences("data-anchored", &finding.name) {
         reasons.extend(finding.anchors.iter().map(|(member, why)| {
-            let help = "keep the datum and add a new one; or, if nothing points there when the update is applied, silence it in the \
-                        file beside the diff";
+            let help = "keep the datum and add a new one; carry it by hooks that follow what points to it (`strategy = \"hooks\"` in the \
+                        file beside the diff, and --hooks); or, if nothing points there when the update is applied, silence it there";
             Reason::new("data-anchored", format!("it would move, and of `{member}` {why}")).help(help)
         }));
     }
@@ -254,7 +254,7 @@ fn moved(finding: &DatumFinding, said: Option<&DatumOverride>, overrides: &Overr
         let (transfer, unknown) = with_rules(transfer, rules);
         reasons.extend(transfer.stuck.iter().map(|stuck| {
             let help = format!(
-                "say in the file beside the diff what becomes of it: [data.{}] {name} = {{ \"{}\" = … }}",
+                "say in the file beside the diff what becomes of it: [data.{}] {name} = {{ \"{}\" = … }}, or strategy = \"hooks\"",
                 finding.name, stuck.member
             );
             let member = if stuck.member.is_empty() { "it" } else { &stuck.member };
