@@ -101,6 +101,8 @@ pub(super) struct Entry {
     pub(super) offset: u32,
     /// Place behind its attributes, where its parts are; 0 for none.
     pub(super) parts: u32,
+    /// Place of the next entry that is not below it, when its parts were jumped over; else 0.
+    pub(super) sibling: u32,
     /// Its type.
     pub(super) ty: Index,
     /// What it completes or copies.
@@ -134,7 +136,7 @@ fn reference<'a>(unit: &Unit<'a>, value: &AttributeValue<Slice<'a>>, offset: usi
 impl Entry {
     pub(super) fn new(offset: u32, tag: DwTag) -> Self {
         let says = Attributes::default();
-        Self { says, offset, parts: 0, ty: 0, origin: 0, owner: 0, named_by: 0, tag }
+        Self { says, offset, parts: 0, sibling: 0, ty: 0, origin: 0, owner: 0, named_by: 0, tag }
     }
 
     /// Whether the entry is a struct, union or enum.

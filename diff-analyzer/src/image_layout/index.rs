@@ -161,35 +161,8 @@ impl<'a> Index<'a> {
         for (number, result) in headers.into_iter().enumerate() {
             result.map_err(|error| (number, error))?;
         }
-        let next = [(); N].map(|()| AtomicUsize::new(0));
-        let found = rayon::broadcast(|processor| {
-            let mut parts = [(); N].map(|()| Part::new(start));
-            let mut memory = Memory::default();
-            let mut known = Default::default();
-            let mut failures = Vec::new();
-            // Each starts with an image of its own, as far as there are as many: it then finds each type first just once.
-            for number in (0..N).map(|turn| (processor.index() + turn) % N) {
-                let Index { headers, dwarf, .. } = &indexes[number];
-                loop {
-                    let unit = next[number].fetch_add(1, Ordering::Relaxed);
-                    let Some(&header) = headers.get(unit) else { break };
-                    if let Err(error) = parts[number].unit(dwarf, header, unit as u32, &mut memory, &mut known) {
-                        next[number].store(headers.len(), Ordering::Relaxed);
-                        failures.push((number, unit, error));
-                    }
-                }
-            }
-            (parts, failures)
-        });
-        let mut of_images: [Vec<Part<'a>>; N] = [(); N].map(|()| Vec::new());
-        let mut failures = Vec::new();
-        for (parts, failed) in found {
-            of_images.iter_mut().zip(parts).for_each(|(of_image, part)| of_image.push(part));
-            failures.extend(failed);
-        }
-        if let Some((number, _, error)) = failures.into_iter().min_by_key(|(number, unit, _)| (*number, *unit)) {
-            return Err((number, error));
-        }
+        // What cannot be read this way, perhaps can with more time.
+        let of_images = read_units(&indexes, start, true).or_else(|_| read_units(&indexes, start, false))?;
         indexes.par_iter_mut().zip(of_images).for_each(|(index, parts)| index.merge(parts));
         Ok(indexes)
     }
@@ -225,6 +198,44 @@ impl<'a> Index<'a> {
         self.types.sort_unstable_by_key(|definition| (definition.key, definition.first));
         self.variables.sort_unstable_by_key(|variable| (variable.unit, variable.offset));
     }
+}
+
+/// What the processors find in the units of several images.
+fn read_units<'a, const N: usize>(
+    indexes: &[Index<'a>; N],
+    start: Digest,
+    jumps: bool,
+) -> Result<[Vec<Part<'a>>; N], (usize, IndexError)> {
+    let next = [(); N].map(|()| AtomicUsize::new(0));
+    let found = rayon::broadcast(|processor| {
+        let mut parts = [(); N].map(|()| Part::new(start));
+        let mut memory = Memory::new(jumps);
+        let mut known = Default::default();
+        let mut failures = Vec::new();
+        // Each starts with an image of its own, as far as there are as many: it then finds each type first just once.
+        for number in (0..N).map(|turn| (processor.index() + turn) % N) {
+            let Index { headers, dwarf, .. } = &indexes[number];
+            loop {
+                let unit = next[number].fetch_add(1, Ordering::Relaxed);
+                let Some(&header) = headers.get(unit) else { break };
+                if let Err(error) = parts[number].unit(dwarf, header, unit as u32, &mut memory, &mut known) {
+                    next[number].store(headers.len(), Ordering::Relaxed);
+                    failures.push((number, unit, error));
+                }
+            }
+        }
+        (parts, failures)
+    });
+    let mut of_images: [Vec<Part<'a>>; N] = [(); N].map(|()| Vec::new());
+    let mut failures = Vec::new();
+    for (parts, failed) in found {
+        of_images.iter_mut().zip(parts).for_each(|(of_image, part)| of_image.push(part));
+        failures.extend(failed);
+    }
+    if let Some((number, _, error)) = failures.into_iter().min_by_key(|(number, unit, _)| (*number, *unit)) {
+        return Err((number, error));
+    }
+    Ok(of_images)
 }
 
 impl Definition {
@@ -289,7 +300,10 @@ impl<'a> Part<'a> {
                 | dw::DW_TAG_typedef
                     if !entry.says.declaration =>
                 {
-                    let Some(key) = local.key(index)? else { continue };
+                    let Some(key) = local.key(index)? else {
+                        entries.check_parts(index)?;
+                        continue;
+                    };
                     self.definitions += 1;
                     match self.found.entry(local.shape(index)?.with(key.0)) {
                         // Units come in order, and their entries too.
@@ -332,7 +346,7 @@ impl<'a> Part<'a> {
                         offset: entry.offset,
                     });
                 }
-                _ => {}
+                _ => entries.check_parts(index)?,
             }
         }
         Ok(())

@@ -97,15 +97,21 @@ impl<'u, 'a> Reader<'u, 'a> {
     #[inline]
     pub(super) fn skip_to_sibling(&self, at: usize, plan: &Plan) -> Result<(usize, Option<usize>), LayoutError> {
         let end = self.skip(at, plan)?;
-        let (true, Some(sibling)) = (plan.has_children, plan.sibling) else { return Ok((end, None)) };
-        // Counted from the end, since a name in place and the expression lie before it; after a later expression by gimli.
+        Ok((end, self.sibling(end, plan)?))
+    }
+
+    /// The place of the next entry that is not below one whose attributes end at `end`, if it says so.
+    #[inline]
+    pub(super) fn sibling(&self, end: usize, plan: &Plan) -> Result<Option<usize>, LayoutError> {
+        let (true, Some(sibling)) = (plan.has_children, plan.sibling) else { return Ok(None) };
+        // Counted from the end, since a name in place and the expression lie before it; behind a later expression it is not looked for.
         let (Some(length), true) = (plan.length, plan.expression.is_none_or(|expression| expression <= sibling)) else {
-            return Ok((end, None));
+            return Ok(None);
         };
-        let place = end.checked_sub((length - sibling) as usize).ok_or_else(|| self.structure(at))?;
+        let place = end.checked_sub((length - sibling) as usize).ok_or_else(|| self.structure(end))?;
         match self.place(load(self.bytes, place) as u32 as usize) {
-            Some(sibling) if sibling >= end && sibling <= self.bytes.len() => Ok((end, Some(sibling))),
-            _ => Err(self.structure(at)),
+            Some(sibling) if sibling >= end && sibling <= self.bytes.len() => Ok(Some(sibling)),
+            _ => Err(self.structure(end)),
         }
     }
 

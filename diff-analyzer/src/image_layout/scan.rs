@@ -26,6 +26,9 @@ pub(super) struct Memory {
     starts: Starts,
     open: Vec<Open>,
     plans: Plans,
+    /// Whether parts of structs, unions and enums are jumped over. Whoever reads these later finds out when there was anything
+    /// else among them, and an error says so: compilers of C put types inside of types only where they give no siblings.
+    jumps: bool,
 }
 
 /// The entries of a unit.
@@ -56,6 +59,10 @@ enum What {
 }
 
 impl Memory {
+    pub(super) fn new(jumps: bool) -> Self {
+        Self { jumps, ..Self::default() }
+    }
+
     /// Reads what is known of a unit before its entries.
     ///
     /// # Errors
@@ -78,7 +85,7 @@ impl Memory {
         unit: &'e Unit<'a>,
         start: Digest,
     ) -> Result<Entries<'e, 'a>, LayoutError> {
-        let Self { list, starts, open, plans } = self;
+        let Self { list, starts, open, plans, jumps } = self;
         list.clear();
         open.clear();
         let end = unit.header.length_including_self();
@@ -87,7 +94,7 @@ impl Memory {
         }
         starts.clear(end);
         let reader = Reader::new(dwarf, unit, plans)?;
-        scan(reader, list, starts, open)?;
+        scan(reader, list, starts, open, *jumps)?;
         if list.is_empty() {
             return Err(LayoutError::Structure { offset: 0 });
         }
@@ -102,6 +109,7 @@ fn scan(
     list: &mut Vec<Entry>,
     starts: &mut Starts,
     open: &mut Vec<Open>,
+    jumps: bool,
 ) -> Result<(), LayoutError> {
     let mut at = 0;
     while at < reader.end() {
@@ -123,27 +131,31 @@ fn scan(
             continue;
         };
         let index = list.len() as Index;
-        let inside = match plan.role {
-            Role::Function => Open { what: What::Code, scope: index },
-            Role::Block => Open { what: What::Code, ..parent },
-            _ => Open { what: What::Type, ..parent },
-        };
-        let is_needed = match plan.role {
-            Role::Part => parent.what == What::Type,
-            Role::Variable => parent.what == What::Unit,
-            Role::Type | Role::Function | Role::Block => true,
-            Role::None => false,
-        };
-        if !is_needed {
-            at = pass(reader, at, plan)?;
-            continue;
-        }
-        if matches!(plan.role, Role::Part | Role::Block) {
-            at = reader.skip(at, plan)?;
-            if plan.has_children {
-                open.push(inside);
+        let mut inside = Open { what: What::Type, ..parent };
+        // Most are types.
+        if plan.role != Role::Type {
+            let is_needed = match plan.role {
+                Role::Part => parent.what == What::Type,
+                Role::Variable => parent.what == What::Unit,
+                Role::Type | Role::Function | Role::Block => true,
+                Role::None => false,
+            };
+            if !is_needed {
+                at = pass(reader, at, plan)?;
+                continue;
             }
-            continue;
+            inside = match plan.role {
+                Role::Function => Open { what: What::Code, scope: index },
+                Role::Block => Open { what: What::Code, ..parent },
+                _ => inside,
+            };
+            if matches!(plan.role, Role::Part | Role::Block) {
+                at = reader.skip(at, plan)?;
+                if plan.has_children {
+                    open.push(inside);
+                }
+                continue;
+            }
         }
         list.push(Entry::new(offset as u32, plan.tag));
         starts.add(offset);
@@ -152,6 +164,14 @@ fn scan(
         entry.owner = parent.scope;
         if plan.has_children {
             entry.parts = at as u32;
+            if jumps
+                && entry.is_aggregate()
+                && let Some(sibling) = reader.sibling(at, plan)?
+            {
+                entry.sibling = sibling as u32;
+                at = sibling;
+                continue;
+            }
             open.push(inside);
             if plan.role == Role::Type {
                 at = reader.pass_parts(at)?;
@@ -229,11 +249,25 @@ impl<'e, 'a> Entries<'e, 'a> {
     /// Members, enumerators, bounds or parameters of an entry.
     #[inline]
     pub(super) fn parts(&self, index: Index) -> Parts<'e, 'a> {
-        let at = match self.get(index).parts {
+        let entry = self.get(index);
+        let at = match entry.parts {
             0 => self.reader.end(),
             at => at as usize,
         };
-        Parts { reader: self.reader, at, depth: 0, is_dirty: false }
+        let jumped_to = if entry.sibling == 0 { None } else { Some(entry.sibling as usize) };
+        Parts { reader: self.reader, at, depth: 0, is_dirty: false, jumped_to }
+    }
+
+    /// Sees to it that a type has nothing but parts, when they were jumped over.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when it has.
+    pub(super) fn check_parts(&self, index: Index) -> Result<(), LayoutError> {
+        if self.get(index).sibling != 0 {
+            let (mut parts, mut part) = (self.parts(index), Part::new());
+            while parts.next(&mut part)? {}
+        }
+        Ok(())
     }
 
     /// The first name that a part has.
@@ -287,6 +321,8 @@ pub(super) struct Parts<'e, 'a> {
     depth: usize,
     /// Whether the part that was read last said what simple ones do not.
     is_dirty: bool,
+    /// Where they have to end, when they were jumped over; then there is nothing else among them or below them.
+    jumped_to: Option<usize>,
 }
 
 impl Parts<'_, '_> {
@@ -312,6 +348,10 @@ impl Parts<'_, '_> {
             let offset = self.reader.offset(self.at);
             let Some(plan) = self.reader.plan(&mut self.at)? else {
                 let Some(depth) = self.depth.checked_sub(1) else {
+                    if self.jumped_to.is_some_and(|end| end != self.at) {
+                        return Err(LayoutError::Structure { offset });
+                    }
+                    self.jumped_to = None;
                     self.at = self.reader.end();
                     return Ok(false);
                 };
@@ -319,6 +359,9 @@ impl Parts<'_, '_> {
                 continue;
             };
             let is_part = self.depth == 0 && plan.role == Role::Part;
+            if self.jumped_to.is_some() && !plan.is_plain_part() {
+                return Err(LayoutError::Structure { offset });
+            }
             self.depth += usize::from(plan.has_children);
             if is_part {
                 *part = Part { says: Attributes::default(), offset: offset as u32, tag: plan.tag };
