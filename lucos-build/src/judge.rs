@@ -127,8 +127,8 @@ struct Judged {
     diff: ObjectDiff,
     found: Classification,
     warnings: Vec<Warning>,
-    /// Time taken: prove, compare and classify.
-    times: [Duration; 2],
+    /// Time taken: prove, compare, classify.
+    times: [Duration; 3],
 }
 
 impl Judge<'_, '_> {
@@ -152,7 +152,8 @@ impl Judge<'_, '_> {
         let pieces = self.cut(&read, &profile)?;
         let mut judged = self.judge_all(&read, &pieces)?;
         let sum = |index: usize| millis(judged.iter().map(|unit| unit.times[index]).sum());
-        (report.timings_ms.prove, report.timings_ms.compare) = (sum(0), sum(1));
+        let times = &mut report.timings_ms;
+        (times.prove, times.compare, times.classify) = (sum(0), sum(1), sum(2));
         // Units may have been left out since the last time.
         report.warnings.clear();
         report.silenced.clear();
@@ -189,7 +190,10 @@ impl Judge<'_, '_> {
             }
             return Ok(Judgement::NoEffect);
         }
-        let decided = match self.decide(&read, &judged, report) {
+        let clock = Instant::now();
+        let decided = self.decide(&read, &judged, report);
+        report.timings_ms.classify += millis(clock.elapsed());
+        let decided = match decided {
             Ok(decided) => decided,
             Err(stop) => {
                 self.detail(&read, &pieces, &judged, report)?;
@@ -523,6 +527,7 @@ impl Judge<'_, '_> {
         let proof = prove(image, original, &ranges);
         let proved = clock.elapsed();
         let mut diff = compare(original, patched);
+        let compared = clock.elapsed();
         let (mut found, mut warnings) = (Classification::default(), Vec::new());
         if !diff.is_empty() {
             let (old, new) = rayon::join(
@@ -547,7 +552,8 @@ impl Judge<'_, '_> {
             };
             warnings = semantics::check(&both, texts);
         }
-        Ok(Judged { proof, diff, found, warnings, times: [proved, clock.elapsed().saturating_sub(proved)] })
+        let times = [proved, compared.saturating_sub(proved), clock.elapsed().saturating_sub(compared)];
+        Ok(Judged { proof, diff, found, warnings, times })
     }
 
     /// Puts the warnings that the author has not silenced into the report.
