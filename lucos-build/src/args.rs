@@ -299,6 +299,10 @@ pub struct BuildArgs {
     /// Leave loadable modules as they are that a changed header changes as well; the bundle records which.
     #[arg(long)]
     pub built_in_only: bool,
+    /// Mark the update as Type 2, whatever is found: old and new code must not run side by side as if nothing were between
+    /// them. The runtime then keeps track of who is still inside the old code.
+    #[arg(long)]
+    pub type2: bool,
     /// Also replace functions that leave no room for a jump behind ftrace's no-op: while the bundle is applied, tracing or
     /// probing the entry of such a function makes the guest's ftrace warn and switch itself off.
     #[arg(long)]

@@ -53,6 +53,8 @@ pub struct Judge<'a, 'i> {
     pub explain: &'a [String],
     /// Functions may be replaced that can then not be traced.
     pub allow_untraceable: bool,
+    /// The author says that it is Type 2, whatever is found.
+    pub type2: bool,
     /// What the author says of the change.
     pub overrides: &'a Overrides,
     /// Hooks that go along.
@@ -235,7 +237,7 @@ impl Judge<'_, '_> {
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
         let is_type_2 = |linked: &Linked| !linked.payload.hooks.is_empty() || !linked.payload.changed.is_empty();
         // Types were looked at before; hooks are the author's word that old and new code differ in meaning.
-        if parts.iter().any(|(_, linked)| is_type_2(linked)) {
+        if self.type2 || parts.iter().any(|(_, linked)| is_type_2(linked)) {
             report.verdict = Verdict::Type2;
         } else if report.verdict != Verdict::Type2 {
             report.verdict = Verdict::Type1;
