@@ -315,21 +315,19 @@ pub fn types_of_unit<'a>(
     Ok(layouts.types)
 }
 
-/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these; `local` says that
-/// some of the types are local to functions.
+/// Layouts of the types and variables that one unit defines at some offsets of it, in the order of these. The tree has at
+/// least the entries that these depend on.
 ///
 /// # Errors
 /// [`LayoutError`] when the DWARF cannot be used, or no type or variable with a name is at an offset.
 pub(crate) fn at_offsets<'a>(
     dwarf: &Dwarf<Slice<'a>>,
     unit: &Unit<Slice<'a>>,
+    tree: &tree::Tree<'a>,
     types: &[usize],
     variables: &[usize],
-    local: bool,
 ) -> Result<(Vec<TypeLayout>, Vec<Variable>), LayoutError> {
-    let read = if local { tree::Tree::read } else { tree::Tree::read_without_code };
-    let tree = read(dwarf, unit)?;
-    let collector = collect::Collector::new(&tree, Files::new(dwarf, unit))?;
+    let collector = collect::Collector::new(tree, Files::new(dwarf, unit))?;
     let types = types.iter().map(|&offset| collector.type_at(offset)).collect::<Result<_, _>>()?;
     let variables = variables.iter().map(|&offset| collector.variable_at(offset)).collect::<Result<_, _>>()?;
     Ok((types, variables))

@@ -4,22 +4,25 @@
 //! [`Difference`], or all types of one image. A type is defined in up to thousands of units of an image: each unit is read
 //! once, all its types are reduced to digests, and only types that differ are read in full by [`crate::dwarf_layout`].
 //!
-//! The phases: `source` (the file), then unit by unit `unit`, `walk` with `plan`, `scan` with `entry` (entries),
+//! The phases: `source` (the file), then unit by unit `plan` and `unit`, `scan` (entries) with `reader`, `entry` and `name`,
 //! `shape` (digests), `index` (all units), then `compare` and `variables` with `full`.
 
+mod bytes;
 mod compare;
 mod digest;
 mod entry;
 mod full;
 mod index;
 mod name;
+mod needed;
 mod plan;
+mod reader;
 mod scan;
 mod shape;
 mod source;
+mod starts;
 mod unit;
 mod variables;
-mod walk;
 
 pub use compare::{CompareError, Difference, TypeDifference, compare};
 pub use index::IndexError;

@@ -235,6 +235,7 @@ pub struct Timings {
     pub compiler: u64,
     pub prove: u64,
     pub compare: u64,
+    pub classify: u64,
     pub link: u64,
     pub write: u64,
     pub total: u64,
@@ -396,7 +397,7 @@ impl Report {
         let times = &self.timings_ms;
         let _ = writeln!(
             text,
-            "{} ms: identify {}, read diff {}, set-up {}, headers {}, compile {} (compiler {}), prove {}, compare {}, link {}, write {}",
+            "{} ms: identify {}, read diff {}, set-up {}, headers {}, compile {} (compiler {}), prove {}, compare {}, classify {}, link {}, write {}",
             times.total,
             times.identify,
             times.read_diff,
@@ -406,6 +407,7 @@ impl Report {
             times.compiler,
             times.prove,
             times.compare,
+            times.classify,
             times.link,
             times.write
         );

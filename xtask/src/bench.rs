@@ -2,8 +2,9 @@
 //!
 //! Comes in: how often to apply. Decided: nothing. Goes out: `lucos-build` wall time against the compiler time it needs,
 //! their ratio, the pause of an apply and of an undo (smallest, middle, largest), the size of the bundle; then
-//! [`layouts`].
+//! [`classification`] and [`layouts`].
 
+mod classification;
 mod layouts;
 
 use crate::live::{Built, apply, undo};
@@ -64,7 +65,10 @@ pub(crate) fn run(applies: u32, only_layouts: bool) -> Result<(), JobError> {
     let size = built.size()?.to_string();
     table.add_row(["bundle", &size, &size, &size, "bytes", "1"]);
     println!("{}, fs/proc/version.c, 2 processors under load, software emulation\n{table}", kernel.release);
-    layouts::run(&pair)
+    // Both are shown, also when the first is over its limit.
+    let classified = classification::run(kernel);
+    layouts::run(&pair)?;
+    classified
 }
 
 /// Smallest, middle and largest; zeros for no value.

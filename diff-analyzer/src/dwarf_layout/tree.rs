@@ -111,23 +111,7 @@ impl<'a> Tree<'a> {
     /// # Errors
     /// [`LayoutError`] when the DWARF is malformed or refers to another unit.
     pub fn read(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<Self, LayoutError> {
-        Self::read_where(dwarf, unit, wanted)
-    }
-
-    /// Reads the entries of a unit that are outside of functions.
-    ///
-    /// # Errors
-    /// As [`Tree::read`].
-    pub fn read_without_code(dwarf: &Dwarf<Slice<'a>>, unit: &Unit<Slice<'a>>) -> Result<Self, LayoutError> {
-        Self::read_where(dwarf, unit, |tag| wanted(tag) && tag != dw::DW_TAG_subprogram)
-    }
-
-    fn read_where(
-        dwarf: &Dwarf<Slice<'a>>,
-        unit: &Unit<Slice<'a>>,
-        wanted: impl Fn(DwTag) -> bool,
-    ) -> Result<Self, LayoutError> {
-        let mut nodes: Vec<Node<'a>> = Vec::new();
+        let mut tree = Self::default();
         let mut open: Vec<NodeId> = Vec::new(); // the node at each depth
         let mut skip_below: Option<isize> = None;
         let mut entries = unit.entries_raw(None)?;
@@ -146,27 +130,56 @@ impl<'a> Tree<'a> {
                 continue;
             }
             let depth = usize::try_from(depth).map_err(|_| LayoutError::Structure { offset })?;
-            if depth > open.len() || (depth == 0) != nodes.is_empty() {
+            if depth > open.len() || (depth == 0) != tree.nodes.is_empty() {
                 return Err(LayoutError::Structure { offset });
             }
             open.truncate(depth);
-            let id = NodeId(nodes.len());
-            let parent = open.last().copied().unwrap_or(id);
+            let parent = open.last().copied().unwrap_or(NodeId(tree.nodes.len()));
             let mut node = Node::new(offset, abbreviation.tag(), parent);
             for &spec in abbreviation.attributes() {
                 node.attribute(dwarf, unit, &entries.read_attribute(spec)?)?;
             }
-            node.finish();
-            nodes.push(node);
-            if parent != id {
-                nodes[parent.0].children.push(id);
-            }
-            open.push(id);
+            open.push(tree.push(node));
         }
-        if nodes.is_empty() {
+        if tree.nodes.is_empty() {
             return Err(LayoutError::Structure { offset: 0 });
         }
-        Ok(Self { nodes })
+        Ok(tree)
+    }
+
+    /// Reads some entries of a unit: pairs of its offset and that of the entry above it, by offset, from the first of the unit on.
+    ///
+    /// # Errors
+    /// As [`Tree::read`], and when no entry is at an offset.
+    pub(crate) fn read_at(
+        dwarf: &Dwarf<Slice<'a>>,
+        unit: &Unit<Slice<'a>>,
+        places: &[(usize, usize)],
+    ) -> Result<Self, LayoutError> {
+        let mut tree = Self { nodes: Vec::with_capacity(places.len()) };
+        for &(offset, parent) in places {
+            let mut entries = unit.entries_raw(Some(UnitOffset(offset)))?;
+            let abbreviation = entries.read_abbreviation()?.ok_or(LayoutError::Structure { offset })?;
+            let parent = if tree.nodes.is_empty() { NodeId(0) } else { tree.at(parent)? };
+            let mut node = Node::new(offset, abbreviation.tag(), parent);
+            for &spec in abbreviation.attributes() {
+                node.attribute(dwarf, unit, &entries.read_attribute(spec)?)?;
+            }
+            tree.push(node);
+        }
+        Ok(tree)
+    }
+
+    /// Takes in the next entry.
+    fn push(&mut self, mut node: Node<'a>) -> NodeId {
+        let id = NodeId(self.nodes.len());
+        let parent = node.parent;
+        node.finish();
+        self.nodes.push(node);
+        if parent != id {
+            self.nodes[parent.0].children.push(id);
+        }
+        id
     }
 
     /// The node behind an id of this tree.

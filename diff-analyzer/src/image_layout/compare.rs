@@ -71,13 +71,13 @@ impl Difference {
 pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, CompareError> {
     let start = Digest::start();
     let at = |side| move |source| CompareError { side, source };
-    let indexes = [Index::read(old, start).map_err(at(Side::Old))?, Index::read(new, start).map_err(at(Side::New))?];
+    let indexes = Index::read_all([old, new], start)
+        .map_err(|(image, source)| CompareError { side: if image == 0 { Side::Old } else { Side::New }, source })?;
     let mut pairs = Pairs::find(&indexes, wanted);
     let variables = VariablePairs::find(&indexes, [old, new], wanted);
-    let full = [
-        Full::read(&indexes[0], &pairs.positions(0), &variables.positions(0)).map_err(at(Side::Old))?,
-        Full::read(&indexes[1], &pairs.positions(1), &variables.positions(1)).map_err(at(Side::New))?,
-    ];
+    let read = |side: usize| Full::read(&indexes[side], &pairs.positions(side), &variables.positions(side));
+    let (full_old, full_new) = rayon::join(|| read(0), || read(1));
+    let full = [full_old.map_err(at(Side::Old))?, full_new.map_err(at(Side::New))?];
     pairs.settle(&full);
     Ok(Difference {
         images: [ImageFacts::of(&indexes[0], old), ImageFacts::of(&indexes[1], new)],

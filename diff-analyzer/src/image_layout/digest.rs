@@ -1,10 +1,10 @@
 //! Digests of 64 bits that stand for names, types and layouts within one run.
 //!
-//! Comes in: numbers and bytes. Decided: nothing. Goes out: [`Digest`]. Each run starts from a random number, so that nobody
+//! Comes in: numbers and bytes. Decided: nothing. Goes out: [`Digest`], and a hasher for maps of digests and of places. Each run starts from a random number, so that nobody
 //! can make two layouts ahead that look the same to it; among the 20,000 types of two images an accident has a chance of
 //! one in 10^11.
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hasher, RandomState};
 
 /// Odd numbers with no pattern (digits of the golden ratio and of pi).
 const FIRST: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -27,6 +27,13 @@ impl Digest {
         Self((product as u64) ^ ((product >> 64) as u64) ^ self.0.rotate_left(23))
     }
 
+    /// Takes in two numbers.
+    #[inline]
+    pub(super) fn with_two(self, first: u64, second: u64) -> Self {
+        let product = u128::from(self.0 ^ first) * u128::from(self.0.rotate_left(32) ^ second ^ SECOND);
+        Self((product as u64) ^ ((product >> 64) as u64) ^ self.0.rotate_left(23))
+    }
+
     /// Takes in bytes and how many there are.
     #[inline]
     pub(super) fn with_bytes(self, bytes: &[u8]) -> Self {
@@ -41,5 +48,27 @@ impl Digest {
             rest = rest << 8 | u64::from(byte);
         }
         digest.with(rest)
+    }
+}
+
+/// Hashes one number, for maps whose keys nobody can choose freely: digests, and places in a file that is limited in size.
+#[derive(Debug, Default)]
+pub(super) struct OfNumber(u64);
+
+impl Hasher for OfNumber {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, value: u64) {
+        let product = u128::from(self.0 ^ value) * u128::from(FIRST);
+        self.0 = product as u64 ^ (product >> 64) as u64;
     }
 }

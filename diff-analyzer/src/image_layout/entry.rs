@@ -1,14 +1,15 @@
 //! One entry of a unit: a type, a part of a type, a function or a variable, with the attributes that layouts depend on.
 //!
-//! Comes in: attributes, one by one. Decided: what a value means, whatever form it has. Goes out: [`Entry`].
+//! Comes in: attributes, as a plan or gimli finds them. Decided: what a value means, whatever form it has. Goes out:
+//! [`Attributes`] of an [`Entry`] or of a [`Part`] of it.
 
-use super::name::{Name, Texts};
-use super::plan::{Fixed, Read};
+use super::name::Name;
+use super::plan::{Plan, Rare, Window};
 use super::scan::Index;
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::Slice;
-use gimli::{AttributeValue, DebugStrOffset, DwAt, DwTag, Dwarf, Operation, UnitOffset, constants as dw};
+use gimli::{AttributeValue, DwAt, DwTag, Dwarf, Operation, UnitOffset, constants as dw};
 
 /// Whether an attribute matters to layouts.
 pub(super) fn wanted(attribute: DwAt) -> bool {
@@ -41,6 +42,10 @@ pub(super) struct Number(u64);
 impl Number {
     const NONE: Self = Self(u64::MAX);
 
+    pub(super) fn of(value: u64) -> Self {
+        Self(value)
+    }
+
     #[inline]
     pub(super) fn get(self) -> Option<u64> {
         (self != Self::NONE).then_some(self.0)
@@ -64,39 +69,58 @@ impl Small {
     }
 }
 
-/// A type, a part of a type, a function or a variable. There are millions: what no kind of entry has together shares a field.
+/// What an entry says. There are millions: what no kind of entry has together shares a field.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct Attributes {
     pub(super) name: Name,
     /// `DW_AT_byte_size`; elements of a bound; value of an enumerator.
     amount: Number,
     /// `DW_AT_data_member_location` in bytes; the address of a variable.
     pub(super) location: Number,
-    /// Offset in the unit.
-    pub(super) offset: u32,
-    /// Its type: while the unit is read an offset, then the entry.
-    pub(super) ty: Index,
-    /// What it completes or copies: while the unit is read an offset, then the entry.
-    pub(super) origin: Index,
-    /// Function that it is local to; of a part the type that it is a part of.
-    pub(super) owner: Index,
-    /// First part of it: member, enumerator, bound or parameter.
-    pub(super) first: Index,
-    /// Behind its last part.
-    pub(super) end: Index,
-    /// The typedef that names an anonymous struct, union or enum.
-    pub(super) named_by: Index,
+    /// Its type: an offset in the unit.
+    pub(super) ty: u32,
+    /// What it completes or copies: an offset in the unit.
+    pub(super) origin: u32,
     pub(super) bit_size: Small,
     /// `DW_AT_data_bit_offset`, or `DW_AT_bit_offset` when `from_top`.
     pub(super) bit_offset: Small,
     pub(super) alignment: Small,
-    pub(super) tag: DwTag,
     pub(super) from_top: bool,
     /// Whether the value of an enumerator is below zero.
     pub(super) negative: bool,
     pub(super) declaration: bool,
     pub(super) external: bool,
     pub(super) prototyped: bool,
+}
+
+/// A type, a function or a variable.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) says: Attributes,
+    /// Offset in the unit.
+    pub(super) offset: u32,
+    /// Place behind its attributes, where its parts are; 0 for none.
+    pub(super) parts: u32,
+    /// Place of the next entry that is not below it, when its parts were jumped over; else 0.
+    pub(super) sibling: u32,
+    /// Its type.
+    pub(super) ty: Index,
+    /// What it completes or copies.
+    pub(super) origin: Index,
+    /// Function that it is local to.
+    pub(super) owner: Index,
+    /// The typedef that names an anonymous struct, union or enum.
+    pub(super) named_by: Index,
+    pub(super) tag: DwTag,
+}
+
+/// A member, enumerator, bound or parameter.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) says: Attributes,
+    /// Offset in the unit.
+    pub(super) offset: u32,
+    pub(super) tag: DwTag,
 }
 
 /// The offset in the unit that a reference leads to.
@@ -111,21 +135,34 @@ fn reference<'a>(unit: &Unit<'a>, value: &AttributeValue<Slice<'a>>, offset: usi
 
 impl Entry {
     pub(super) fn new(offset: u32, tag: DwTag) -> Self {
+        let says = Attributes::default();
+        Self { says, offset, parts: 0, sibling: 0, ty: 0, origin: 0, owner: 0, named_by: 0, tag }
+    }
+
+    /// Whether the entry is a struct, union or enum.
+    pub(super) fn is_aggregate(&self) -> bool {
+        matches!(self.tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type | dw::DW_TAG_enumeration_type)
+    }
+}
+
+impl Part {
+    pub(super) fn new() -> Self {
+        Self { says: Attributes::default(), offset: 0, tag: dw::DW_TAG_null }
+    }
+}
+
+impl Default for Attributes {
+    #[inline]
+    fn default() -> Self {
         Self {
             name: Name::NONE,
             amount: Number::NONE,
             location: Number::NONE,
-            offset,
             ty: 0,
             origin: 0,
-            owner: 0,
-            first: 0,
-            end: 0,
-            named_by: 0,
             bit_size: Small::NONE,
             bit_offset: Small::NONE,
             alignment: Small::NONE,
-            tag,
             from_top: false,
             negative: false,
             declaration: false,
@@ -133,7 +170,9 @@ impl Entry {
             prototyped: false,
         }
     }
+}
 
+impl Attributes {
     /// `DW_AT_byte_size` of a type or member.
     pub(super) fn byte_size(&self) -> Option<u64> {
         self.amount.get()
@@ -149,32 +188,20 @@ impl Entry {
         self.amount.0
     }
 
-    /// Whether the entry is a struct, union or enum.
-    pub(super) fn is_aggregate(&self) -> bool {
-        matches!(self.tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type | dw::DW_TAG_enumeration_type)
-    }
-
     /// An attribute as gimli reads it.
     pub(super) fn attribute<'a>(
         &mut self,
         dwarf: &Dwarf<Slice<'a>>,
         unit: &Unit<'a>,
-        texts: &mut Texts<'a>,
+        offset: usize,
         attribute: &gimli::Attribute<Slice<'a>>,
     ) -> Result<(), LayoutError> {
-        let (name, offset) = (attribute.name(), self.offset as usize);
+        let name = attribute.name();
         if !wanted(name) {
             return Ok(());
         }
         match name {
-            dw::DW_AT_name => {
-                self.name = match attribute.raw_value() {
-                    AttributeValue::DebugStrRef(DebugStrOffset(place)) if u32::try_from(place).is_ok() => {
-                        Name::at(place as u32)
-                    }
-                    value => texts.name(unit.string(dwarf, value)?),
-                }
-            }
+            dw::DW_AT_name => self.name = unit.name_of(dwarf, attribute.raw_value())?,
             dw::DW_AT_type | dw::DW_AT_specification | dw::DW_AT_abstract_origin => {
                 self.number(name, u64::from(reference(unit, &attribute.raw_value(), offset)?), false);
             }
@@ -212,26 +239,35 @@ impl Entry {
         Ok(())
     }
 
-    /// The attributes of a regular plan; `data` has its length.
-    #[inline]
-    pub(super) fn regular(&mut self, data: &[u8], reads: &[Read]) {
-        for read in reads {
-            let data = &data[read.at as usize..];
-            match read.form {
-                Fixed::One => self.number(read.what, u64::from(data[0]), false),
-                Fixed::Two => self.number(read.what, u64::from(u16::from_le_bytes([data[0], data[1]])), false),
-                Fixed::Four | Fixed::Reference => self.number(read.what, u64::from(four(data)), false),
-                Fixed::Eight => {
-                    self.number(read.what, u64::from(four(data)) | u64::from(four(&data[4..])) << 32, false);
-                }
-                Fixed::Constant(value) => self.number(read.what, value as u64, value < 0),
-                Fixed::Text => self.name = Name::at(four(data)),
-            }
+    /// The attributes of a simple plan.
+    #[inline(always)] // for each member of each type: a call takes as long as this
+    pub(super) fn simple(&mut self, window: &Window, plan: &Plan) {
+        self.name = Name(plan.name.within(window));
+        self.ty = plan.ty.within(window) as u32;
+        self.amount = Number(plan.amount.within(window));
+        self.location = Number(plan.location.within(window));
+        self.flags(plan);
+    }
+
+    /// The attributes of a regular plan but the name.
+    pub(super) fn regular(&mut self, bytes: &[u8], start: usize, plan: &Plan, rare: &[Rare]) {
+        self.ty = plan.ty.of(bytes, start) as u32;
+        self.amount = Number(plan.amount.of(bytes, start));
+        self.location = Number(plan.location.of(bytes, start));
+        self.flags(plan);
+        for rare in rare {
+            self.number(rare.what, rare.field.of(bytes, start), rare.negative);
         }
     }
 
-    /// An attribute whose value is a number, a flag or a reference within the unit.
     #[inline]
+    fn flags(&mut self, plan: &Plan) {
+        self.declaration = plan.declaration;
+        self.external = plan.external;
+        self.prototyped = plan.prototyped;
+    }
+
+    /// An attribute whose value is a number, a flag or a reference within the unit.
     fn number(&mut self, attribute: DwAt, value: u64, negative: bool) {
         let number = if negative { Number::NONE } else { Number(value) };
         match attribute {
@@ -255,10 +291,4 @@ impl Entry {
             _ => {}
         }
     }
-}
-
-/// Four bytes; the plan has seen to it that they are there.
-#[inline]
-fn four(data: &[u8]) -> u32 {
-    u32::from_le_bytes([data[0], data[1], data[2], data[3]])
 }

@@ -3,8 +3,12 @@
 //! Comes in: positions of definitions. Decided: nothing. Goes out: [`TypeLayout`]s and [`Variable`]s, as
 //! [`crate::dwarf_layout`] reads them; each unit that holds some is read once.
 
+use super::digest::Digest;
 use super::index::{Index, IndexError, Position};
-use crate::dwarf_layout::{self, TypeLayout, Variable};
+use super::needed::needed;
+use super::scan::Memory;
+use crate::dwarf_layout::tree::Tree;
+use crate::dwarf_layout::{self, LayoutError, TypeLayout, Variable};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, HashMap};
 
@@ -30,14 +34,9 @@ impl Full {
         }
         let read = units
             .into_par_iter()
-            .map(|(number, (types, variables))| {
-                let unit = index.dwarf.unit(index.headers[number as usize])?;
-                let offsets = |positions: &[Position]| -> Vec<usize> {
-                    positions.iter().map(|position| position.offset as usize).collect()
-                };
-                let local = types.iter().any(|position| position.local);
-                let full = dwarf_layout::at_offsets(&index.dwarf, &unit, &offsets(&types), &offsets(&variables), local);
+            .map_init(Memory::default, |memory, (number, (types, variables))| {
                 let name = || String::from_utf8_lossy(index.names[number as usize]).into_owned();
+                let full = read_unit(index, number, memory, &offsets(&types), &offsets(&variables));
                 let full = full.map_err(|source| IndexError::Unit { unit: name(), source })?;
                 Ok((types.into_iter().zip(full.0), variables.into_iter().zip(full.1)))
             })
@@ -49,4 +48,30 @@ impl Full {
         }
         Ok(full)
     }
+}
+
+fn offsets(positions: &[Position]) -> Vec<usize> {
+    positions.iter().map(|position| position.offset as usize).collect()
+}
+
+/// Reads what a unit has at some offsets of types and variables: only the entries needed, or all when these cannot be told.
+fn read_unit(
+    index: &Index<'_>,
+    number: u32,
+    memory: &mut Memory,
+    types: &[usize],
+    variables: &[usize],
+) -> Result<(Vec<TypeLayout>, Vec<Variable>), LayoutError> {
+    let header = index.headers[number as usize];
+    let unit = index.dwarf.unit(header)?;
+    let known = memory.unit(&index.dwarf, header)?;
+    let entries = memory.entries(&index.dwarf, &known, Digest::default())?;
+    if let Some(places) = needed(entries, &[types, variables].concat())? {
+        let tree = Tree::read_at(&index.dwarf, &unit, &places)?;
+        if let Ok(full) = dwarf_layout::at_offsets(&index.dwarf, &unit, &tree, types, variables) {
+            return Ok(full);
+        }
+    }
+    let tree = Tree::read(&index.dwarf, &unit)?;
+    dwarf_layout::at_offsets(&index.dwarf, &unit, &tree, types, variables)
 }

@@ -4,19 +4,19 @@
 //! one, as each has time. Goes out: [`Index`]: per name the layouts that exist, each with the first unit that has it, and
 //! all variables of file scope. Names stay where they lie in the file.
 
-use super::digest::Digest;
-use super::name::{Name, Texts};
-use super::scan::{self, Entries};
-use super::shape::{Known, Names, Shapes};
+use super::digest::{Digest, OfNumber};
+use super::name::Name;
+use super::scan::{self, Entries, Memory};
+use super::shape::{ByPlace, ByText, Known, NameDigests, Shapes};
 use super::source::Image;
-use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::{Slice, dwarf_of};
-use gimli::{Dwarf, Section as _, UnitHeader, constants as dw};
+use gimli::{Dwarf, UnitHeader, constants as dw};
+use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
 use std::fmt::{self, Display, Formatter};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Why the layouts of an image cannot be read.
@@ -106,104 +106,136 @@ pub(super) struct Index<'a> {
     pub(super) definitions: u64,
 }
 
-/// Keys of this map are digests already.
-#[derive(Default)]
-struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = self.0.rotate_left(1) ^ value;
-    }
-}
-
-type Map<V> = HashMap<(Digest, Digest), V, BuildHasherDefault<AsIs>>;
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<OfNumber>>;
 
 /// What one processor has found.
 struct Part<'a> {
     start: Digest,
-    /// Places in `types`, by the digests that hold within the image.
-    found: Map<usize>,
+    /// Places in `types` and how many units have them, by key and shape as they hold within the image, in one digest.
+    found: Map<Digest, (u32, u32)>,
     types: Vec<Definition>,
     variables: Vec<VariableEntry>,
     /// Text and contents of types of variables, by those that hold within the image.
-    variable_types: Map<(Digest, Digest)>,
+    variable_types: Map<(Digest, Digest), (Digest, Digest)>,
+    names: NameDigests,
     units: Vec<(u32, &'a [u8])>,
     rust_units: usize,
     definitions: u64,
-    entries: Entries<'a>,
-    known: [Vec<Known>; 2],
 }
 
 impl<'a> Index<'a> {
-    /// Reads all units.
+    /// Reads all units of one image.
     ///
     /// # Errors
     /// [`IndexError`] for the first unit that cannot be used.
     pub(super) fn read(image: &'a Image, start: Digest) -> Result<Self, IndexError> {
-        let dwarf = dwarf_of(image);
-        let mut headers = Vec::new();
-        let mut units = dwarf.units();
-        while let Some(header) = units.next()? {
-            headers.push(header);
-        }
-        let next = AtomicUsize::new(0);
-        let parts = rayon::broadcast(|_| {
-            let mut part = Part::new(dwarf.debug_str.reader().slice(), start);
-            loop {
-                let unit = next.fetch_add(1, Ordering::Relaxed);
-                let Some(header) = headers.get(unit) else { break Ok(part) };
-                if let Err(error) = part.unit(&dwarf, *header, unit as u32) {
-                    next.store(headers.len(), Ordering::Relaxed);
-                    break Err((unit, error));
-                }
-            }
-        });
-        let mut index = Self {
-            names: vec![&[]; headers.len()],
-            dwarf,
-            headers,
+        let [index] = Self::read_all([image], start).map_err(|(_, error)| error)?;
+        Ok(index)
+    }
+
+    /// Reads all units of several images.
+    ///
+    /// # Errors
+    /// The number of the first image with a unit that cannot be used, and [`IndexError`] for that.
+    pub(super) fn read_all<const N: usize>(
+        images: [&'a Image; N],
+        start: Digest,
+    ) -> Result<[Self; N], (usize, IndexError)> {
+        let mut indexes = images.map(|image| Self {
+            dwarf: dwarf_of(image),
+            headers: Vec::new(),
+            names: Vec::new(),
             types: Vec::new(),
             variables: Vec::new(),
             rust_units: 0,
             definitions: 0,
-        };
-        let mut found = Map::<Definition>::default();
-        let mut failures = Vec::new();
-        for part in parts {
-            let part = match part {
-                Ok(part) => part,
-                Err(failure) => {
-                    failures.push(failure);
-                    continue;
-                }
-            };
-            index.variables.extend(part.variables);
-            index.rust_units += part.rust_units;
-            index.definitions += part.definitions;
+        });
+        let headers: Vec<_> = indexes
+            .par_iter_mut()
+            .zip(images)
+            .map(|(index, image)| {
+                image.expect_entries();
+                index.read_headers()
+            })
+            .collect();
+        for (number, result) in headers.into_iter().enumerate() {
+            result.map_err(|error| (number, error))?;
+        }
+        // What cannot be read this way, perhaps can with more time.
+        let of_images = read_units(&indexes, start, true).or_else(|_| read_units(&indexes, start, false))?;
+        indexes.par_iter_mut().zip(of_images).for_each(|(index, parts)| index.merge(parts));
+        Ok(indexes)
+    }
+
+    fn read_headers(&mut self) -> Result<(), IndexError> {
+        let mut units = self.dwarf.units();
+        while let Some(header) = units.next()? {
+            self.headers.push(header);
+        }
+        self.names = vec![&[]; self.headers.len()];
+        Ok(())
+    }
+
+    /// Takes in what the processors have found.
+    fn merge(&mut self, parts: Vec<Part<'a>>) {
+        let mut found = Map::<(Digest, Digest), Definition>::default();
+        for mut part in parts {
+            self.variables.extend(part.variables);
+            self.rust_units += part.rust_units;
+            self.definitions += part.definitions;
             for (unit, name) in part.units {
-                index.names[unit as usize] = name;
+                self.names[unit as usize] = name;
+            }
+            for &(place, units) in part.found.values() {
+                part.types[place as usize].units = units;
             }
             for definition in part.types {
                 let key = (definition.key, definition.shape);
                 found.entry(key).and_modify(|known| known.merge(&definition)).or_insert(definition);
             }
         }
-        if let Some((_, error)) = failures.into_iter().min_by_key(|(unit, _)| *unit) {
-            return Err(error);
-        }
-        index.types = found.into_values().collect();
-        index.types.sort_unstable_by_key(|definition| (definition.key, definition.first));
-        index.variables.sort_unstable_by_key(|variable| (variable.unit, variable.offset));
-        Ok(index)
+        self.types = found.into_values().collect();
+        self.types.sort_unstable_by_key(|definition| (definition.key, definition.first));
+        self.variables.sort_unstable_by_key(|variable| (variable.unit, variable.offset));
     }
+}
+
+/// What the processors find in the units of several images.
+fn read_units<'a, const N: usize>(
+    indexes: &[Index<'a>; N],
+    start: Digest,
+    jumps: bool,
+) -> Result<[Vec<Part<'a>>; N], (usize, IndexError)> {
+    let next = [(); N].map(|()| AtomicUsize::new(0));
+    let found = rayon::broadcast(|processor| {
+        let mut parts = [(); N].map(|()| Part::new(start));
+        let mut memory = Memory::new(jumps);
+        let mut known = Default::default();
+        let mut failures = Vec::new();
+        // Each starts with an image of its own, as far as there are as many: it then finds each type first just once.
+        for number in (0..N).map(|turn| (processor.index() + turn) % N) {
+            let Index { headers, dwarf, .. } = &indexes[number];
+            loop {
+                let unit = next[number].fetch_add(1, Ordering::Relaxed);
+                let Some(&header) = headers.get(unit) else { break };
+                if let Err(error) = parts[number].unit(dwarf, header, unit as u32, &mut memory, &mut known) {
+                    next[number].store(headers.len(), Ordering::Relaxed);
+                    failures.push((number, unit, error));
+                }
+            }
+        }
+        (parts, failures)
+    });
+    let mut of_images: [Vec<Part<'a>>; N] = [(); N].map(|()| Vec::new());
+    let mut failures = Vec::new();
+    for (parts, failed) in found {
+        of_images.iter_mut().zip(parts).for_each(|(of_image, part)| of_image.push(part));
+        failures.extend(failed);
+    }
+    if let Some((number, _, error)) = failures.into_iter().min_by_key(|(number, unit, _)| (*number, *unit)) {
+        return Err((number, error));
+    }
+    Ok(of_images)
 }
 
 impl Definition {
@@ -214,23 +246,29 @@ impl Definition {
 }
 
 impl<'a> Part<'a> {
-    fn new(strings: &'a [u8], start: Digest) -> Self {
+    fn new(start: Digest) -> Self {
         Self {
             start,
             found: Map::default(),
             types: Vec::new(),
             variables: Vec::new(),
             variable_types: Map::default(),
+            names: NameDigests::default(),
             units: Vec::new(),
             rust_units: 0,
             definitions: 0,
-            entries: Entries::new(Texts::new(strings, start)),
-            known: Default::default(),
         }
     }
 
-    fn unit(&mut self, dwarf: &Dwarf<Slice<'a>>, header: UnitHeader<Slice<'a>>, number: u32) -> Result<(), IndexError> {
-        let unit = Unit::read(dwarf, header)?;
+    fn unit(
+        &mut self,
+        dwarf: &Dwarf<Slice<'a>>,
+        header: UnitHeader<Slice<'a>>,
+        number: u32,
+        memory: &mut Memory,
+        known: &mut [Known; 2],
+    ) -> Result<(), IndexError> {
+        let unit = memory.unit(dwarf, header)?;
         self.units.push((number, unit.name));
         let name = || String::from_utf8_lossy(unit.name).into_owned();
         match unit.language {
@@ -242,16 +280,17 @@ impl<'a> Part<'a> {
             _ if unit.is_split => return Err(IndexError::Split { unit: name() }),
             _ => {}
         }
-        self.contents(dwarf, &unit, number).map_err(|source| IndexError::Unit { unit: name(), source })
+        let entries = memory.entries(dwarf, &unit, self.start);
+        let result = entries.and_then(|entries| self.contents(entries, number, known));
+        result.map_err(|source| IndexError::Unit { unit: name(), source })
     }
 
-    fn contents(&mut self, dwarf: &Dwarf<Slice<'a>>, unit: &Unit<'a>, number: u32) -> Result<(), LayoutError> {
-        self.entries.read(dwarf, unit)?;
-        let entries = &self.entries;
-        let [places, texts] = &mut self.known;
-        let mut local = Shapes::new(entries, self.start, Names::Places, places);
+    fn contents(&mut self, entries: Entries<'_, 'a>, number: u32, known: &mut [Known; 2]) -> Result<(), LayoutError> {
+        let [places, texts] = known;
+        let mut local = Shapes::new(entries, self.start, ByPlace, places);
         // Only for what has not been seen before: in most units nothing.
-        let mut global = Shapes::new(entries, self.start, Names::Texts, texts);
+        let names = ByText { texts: entries.texts, known: &mut self.names };
+        let mut global = Shapes::new(entries, self.start, names, texts);
         for index in 1..entries.len() as u32 {
             let entry = entries.get(index);
             match entry.tag {
@@ -259,30 +298,33 @@ impl<'a> Part<'a> {
                 | dw::DW_TAG_union_type
                 | dw::DW_TAG_enumeration_type
                 | dw::DW_TAG_typedef
-                    if !entry.declaration =>
+                    if !entry.says.declaration =>
                 {
-                    let Some(key) = local.key(index)? else { continue };
+                    let Some(key) = local.key(index)? else {
+                        entries.check_parts(index)?;
+                        continue;
+                    };
                     self.definitions += 1;
-                    match self.found.entry((key, local.shape(index)?)) {
+                    match self.found.entry(local.shape(index)?.with(key.0)) {
                         // Units come in order, and their entries too.
-                        MapEntry::Occupied(known) => self.types[*known.get()].units += 1,
+                        MapEntry::Occupied(mut known) => known.get_mut().1 += 1,
                         MapEntry::Vacant(place) => {
                             let Some(key) = global.key(index)? else { continue };
                             let shape = global.shape(index)?;
                             let first = Position { unit: number, offset: entry.offset, local: entry.owner != 0 };
-                            place.insert(self.types.len());
-                            let name = Spelled::of(entries, index)?;
+                            place.insert((self.types.len() as u32, 1));
+                            let name = Spelled::of(&entries, index)?;
                             self.types.push(Definition { key, shape, first, units: 1, name });
                         }
                     }
                 }
                 dw::DW_TAG_variable => {
-                    if entry.location.get().is_none() {
+                    if entry.says.location.get().is_none() {
                         continue;
                     }
                     let origin = entries.get(entries.origin(index)?);
                     let ty = if entry.ty == 0 { origin.ty } else { entry.ty };
-                    if origin.name.is_none() {
+                    if origin.says.name.is_none() {
                         continue;
                     }
                     let (text, size, contents) = local.variable(ty)?;
@@ -294,17 +336,17 @@ impl<'a> Part<'a> {
                         }
                     };
                     self.variables.push(VariableEntry {
-                        name: spelled(entries, origin.name),
+                        name: spelled(&entries, origin.says.name),
                         unit: number,
-                        external: entry.external || origin.external,
+                        external: entry.says.external || origin.says.external,
                         text,
                         size,
                         contents,
-                        of: local.element(ty).map(|element| Spelled::of(entries, element)).transpose()?,
+                        of: local.element(ty).map(|element| Spelled::of(&entries, element)).transpose()?,
                         offset: entry.offset,
                     });
                 }
-                _ => {}
+                _ => entries.check_parts(index)?,
             }
         }
         Ok(())
@@ -313,29 +355,30 @@ impl<'a> Part<'a> {
 
 impl Spelled {
     /// The name of a struct, union, enum or typedef.
-    fn of(entries: &Entries<'_>, index: scan::Index) -> Result<Self, LayoutError> {
+    fn of(entries: &Entries<'_, '_>, index: scan::Index) -> Result<Self, LayoutError> {
         let entry = entries.get(index);
-        let (keyword, named) = match entry.tag {
-            _ if entry.name.is_none() && entry.named_by != 0 => ("", Some(entries.get(entry.named_by))),
-            _ if entry.name.is_none() => ("enum", entries.parts(index).find(|part| !part.name.is_none())),
-            dw::DW_TAG_structure_type => ("struct", Some(entry)),
-            dw::DW_TAG_union_type => ("union", Some(entry)),
-            dw::DW_TAG_enumeration_type => ("enum", Some(entry)),
-            _ => ("", Some(entry)),
+        let name = entry.says.name;
+        let (keyword, name) = match entry.tag {
+            _ if name.is_none() && entry.named_by != 0 => ("", entries.get(entry.named_by).says.name),
+            _ if name.is_none() => ("enum", entries.first_name(index)?.unwrap_or(Name::NONE)),
+            dw::DW_TAG_structure_type => ("struct", name),
+            dw::DW_TAG_union_type => ("union", name),
+            dw::DW_TAG_enumeration_type => ("enum", name),
+            _ => ("", name),
         };
         Ok(Self {
             keyword,
-            bare: named.map(|named| spelled(entries, named.name)).unwrap_or_default(),
-            is_enumerator: entry.name.is_none() && entry.named_by == 0,
+            bare: spelled(entries, name),
+            is_enumerator: entry.says.name.is_none() && entry.named_by == 0,
             function: match entry.owner {
                 0 => String::new(),
-                function => spelled(entries, entries.get(entries.origin(function)?).name),
+                function => spelled(entries, entries.get(entries.origin(function)?).says.name),
             },
         })
     }
 }
 
-fn spelled(entries: &Entries<'_>, name: Name) -> String {
+fn spelled(entries: &Entries<'_, '_>, name: Name) -> String {
     String::from_utf8_lossy(&entries.texts.text(name)).into_owned()
 }
 

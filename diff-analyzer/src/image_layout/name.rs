@@ -1,19 +1,22 @@
 //! Names that are compared without being read.
 //!
-//! Comes in: a place in `.debug_str`, or text elsewhere. Decided: nothing. Goes out: [`Name`], a number that stands for the
-//! name within one image: a linker keeps each string once. The text is read only to compare with another image.
+//! Comes in: a place in a section, or a short text. Decided: nothing. Goes out: [`Name`], a number that stands for the name
+//! within one image: a linker keeps each string once. The text is read only to compare with another image.
 
+use super::bytes::text_length;
 use super::digest::Digest;
-use std::collections::HashMap;
-use std::ffi::CStr;
+use crate::dwarf_layout::sections::Slice;
+use gimli::{Dwarf, Section as _};
+use std::borrow::Cow;
 
-/// A name: 0 for none, a place in `.debug_str` plus one, up to seven bytes of text, or a digest of a longer text elsewhere.
-/// Equal ones are the same name; the same name may be written in two ways.
+/// A name: 0 for none, a place in `.debug_str` plus one, up to seven bytes of text, or a place in another section. Equal ones
+/// are the same name; the same name may be written in several ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Name(pub(super) u64);
 
 const SHORT: u64 = 1 << 63;
-const LONG: u64 = 1 << 62;
+const IN_ENTRIES: u64 = 1 << 62;
+const IN_LINES: u64 = 1 << 61;
 
 impl Name {
     pub(super) const NONE: Self = Self(0);
@@ -23,57 +26,63 @@ impl Name {
     }
 
     /// The name at a place of `.debug_str`.
-    #[inline]
-    pub(super) fn at(place: u32) -> Self {
-        Self(u64::from(place) + 1)
+    pub(super) fn in_strings(place: usize) -> Self {
+        Self(place as u64 + 1)
     }
 
-    /// A name of at most seven bytes.
+    /// The name at a place of `.debug_info`.
+    pub(super) fn in_entries(place: usize) -> Self {
+        Self(IN_ENTRIES | place as u64)
+    }
+
+    /// The name at a place of `.debug_line_str`.
+    pub(super) fn in_lines(place: usize) -> Self {
+        Self(IN_LINES | place as u64)
+    }
+
+    /// A name of at most seven bytes: the first of these eight.
     #[inline]
-    fn short(text: &[u8]) -> Option<Self> {
-        let mut bytes = [0; 8];
-        bytes.get_mut(..text.len()).filter(|bytes| bytes.len() < 8)?.copy_from_slice(text);
-        Some(Self(SHORT | (text.len() as u64) << 56 | u64::from_le_bytes(bytes)))
+    pub(super) fn short(eight: u64, length: usize) -> Self {
+        let length = length.min(7);
+        Self(SHORT | (length as u64) << 56 | eight & ((1 << (8 * length)) - 1))
     }
 }
 
 /// Where the texts of names are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Texts<'a> {
-    /// `.debug_str`.
-    section: &'a [u8],
-    long: HashMap<u64, &'a [u8]>,
+    strings: &'a [u8],
+    entries: &'a [u8],
+    lines: &'a [u8],
     start: Digest,
 }
 
 impl<'a> Texts<'a> {
-    pub(super) fn new(section: &'a [u8], start: Digest) -> Self {
-        Self { section, long: HashMap::new(), start }
-    }
-
-    /// A name that is not in `.debug_str`.
-    #[inline]
-    pub(super) fn name(&mut self, text: &'a [u8]) -> Name {
-        Name::short(text).unwrap_or_else(|| {
-            let digest = self.start.with_bytes(text).0 >> 2 | LONG;
-            self.long.insert(digest, text);
-            Name(digest)
-        })
+    pub(super) fn new(dwarf: &Dwarf<Slice<'a>>, start: Digest) -> Self {
+        Self {
+            strings: dwarf.debug_str.reader().slice(),
+            entries: dwarf.debug_info.reader().slice(),
+            lines: dwarf.debug_line_str.reader().slice(),
+            start,
+        }
     }
 
     /// The text of a name.
-    pub(super) fn text(&self, name: Name) -> Vec<u8> {
+    pub(super) fn text(&self, name: Name) -> Cow<'a, [u8]> {
         let Name(token) = name;
         if token & SHORT != 0 {
-            let length = (token >> 56 & 0x7f) as usize;
-            return token.to_le_bytes()[..length.min(7)].to_vec();
+            let length = (token >> 56 & 7) as usize;
+            return Cow::Owned(token.to_le_bytes()[..length].to_vec());
         }
-        if token & LONG != 0 {
-            return self.long.get(&token).copied().unwrap_or_default().to_vec();
-        }
-        let place = token.checked_sub(1).and_then(|place| usize::try_from(place).ok());
-        let from = place.and_then(|place| self.section.get(place..)).unwrap_or_default();
-        CStr::from_bytes_until_nul(from).map_or(from, CStr::to_bytes).to_vec()
+        let place = (token & !(IN_ENTRIES | IN_LINES)) as usize;
+        let (section, place) = match token {
+            0 => return Cow::Borrowed(&[]),
+            _ if token & IN_ENTRIES != 0 => (self.entries, place),
+            _ if token & IN_LINES != 0 => (self.lines, place),
+            _ => (self.strings, place - 1),
+        };
+        let rest = section.get(place..).unwrap_or_default();
+        Cow::Borrowed(&rest[..text_length(rest, 0).unwrap_or(rest.len())])
     }
 
     /// A digest that stands for the text in all images.
@@ -84,22 +93,23 @@ impl<'a> Texts<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::bytes::load;
     use super::{Digest, Name, Texts};
 
     #[test]
     fn every_name_has_its_text_back() {
-        let mut texts = Texts::new(b"first\0second\0", Digest::start());
-        for text in [&b""[..], b"a", b"seven77", b"eight888", b"a name of some length"] {
-            let name = texts.name(text);
-            assert_eq!(texts.text(name), text);
+        let start = Digest::start();
+        let texts = Texts { strings: b"first\0second\0", entries: b"..first\0", lines: b"...first\0open", start };
+        for text in [&b""[..], b"a", b"seven77"] {
+            let name = Name::short(load(text, 0), text.len());
+            assert_eq!(*texts.text(name), *text);
             assert!(!name.is_none());
         }
-        assert_eq!(texts.text(Name::at(6)), b"second");
-        assert_eq!(texts.text(Name::at(99)), b"");
-        assert_eq!(texts.digest(Name::at(0)), {
-            let name = texts.name(b"first");
-            texts.digest(name)
-        });
-        assert!(Name::NONE.is_none());
+        assert_eq!(*texts.text(Name::in_strings(6)), *b"second");
+        assert_eq!(*texts.text(Name::in_strings(99)), *b"");
+        assert_eq!(*texts.text(Name::in_lines(9)), *b"open");
+        assert_eq!(*texts.text(Name::NONE), *b"");
+        let first = [Name::in_strings(0), Name::in_entries(2), Name::in_lines(3), Name::short(load(b"first", 0), 5)];
+        assert!(first.iter().all(|&name| texts.digest(name) == texts.digest(first[0])));
     }
 }

@@ -1,22 +1,54 @@
-//! How to read the entries of an abbreviation: worked out once per unit, used for thousands of entries.
+//! How to read the entries of an abbreviation: worked out once per table of abbreviations, used for thousands of entries.
 //!
-//! Comes in: an abbreviation. Decided: whether all its attributes have a fixed size, and then where those that matter lie.
-//! Goes out: [`Plan`]. Entries of other abbreviations are read attribute by attribute by gimli.
+//! Comes in: a table of `.debug_abbrev`. Decided: whether all attributes of an abbreviation have a fixed size, but for one
+//! expression, and then where those that matter lie. Goes out: [`Plan`]s. Entries of other abbreviations are read attribute by attribute by
+//! gimli. gimli's own tables would do, but thousands of units have one each, and most of the time would go into them.
 
+use super::bytes::{load, uleb};
 use super::entry::wanted;
 use crate::dwarf_layout::sections::Slice;
-use gimli::{Abbreviation, Abbreviations, AttributeSpecification, DwAt, DwTag, Format, UnitHeader, constants as dw};
+use gimli::{Abbreviations, AttributeSpecification, DwAt, DwForm, DwTag, Format, UnitHeader, constants as dw};
+use std::collections::HashMap;
 
-/// Codes beyond this have no plan; compilers number abbreviations from 1 without gaps.
-const MAX_CODE: u64 = 1 << 16;
+/// Attributes of simple plans have at most so many bytes.
+const MAX_SIMPLE: usize = 24;
+
+/// The attributes of a simple plan, and some bytes behind them.
+pub(super) type Window = [u8; MAX_SIMPLE + 8];
+
+/// A number that entries state in the same place, as many bytes of it as `mask` has; or the abbreviation does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Field {
+    at: u32,
+    mask: u64,
+    add: u64,
+}
+
+impl Field {
+    fn constant(value: u64) -> Self {
+        Self { at: 0, mask: 0, add: value }
+    }
+
+    /// The number in the attributes of an entry with a simple plan.
+    #[inline(always)]
+    pub(super) fn within(self, window: &Window) -> u64 {
+        let at = (self.at as usize).min(MAX_SIMPLE);
+        let eight = window[at..at + 8].first_chunk().expect("a slice of eight bytes");
+        (u64::from_le_bytes(*eight) & self.mask).wrapping_add(self.add)
+    }
+
+    /// The number in an entry whose attributes start at `start`.
+    #[inline]
+    pub(super) fn of(self, bytes: &[u8], start: usize) -> u64 {
+        (load(bytes, start + self.at as usize) & self.mask).wrapping_add(self.add)
+    }
+}
 
 /// A form of fixed size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fixed {
-    One,
-    Two,
-    Four,
-    Eight,
+enum Fixed {
+    /// A number of as many bits as the mask has.
+    Number(u64),
     /// `DW_FORM_strp` of 32 bits.
     Text,
     /// `DW_FORM_ref4`.
@@ -25,12 +57,29 @@ pub(super) enum Fixed {
     Constant(i64),
 }
 
-/// An attribute that matters, at a fixed place.
+impl Fixed {
+    fn of(form: DwForm, constant: Option<i64>, format: Format) -> Option<Self> {
+        Some(match form {
+            dw::DW_FORM_data1 | dw::DW_FORM_flag => Self::Number(0xff),
+            dw::DW_FORM_data2 => Self::Number(0xffff),
+            dw::DW_FORM_data4 => Self::Number(0xffff_ffff),
+            dw::DW_FORM_data8 => Self::Number(u64::MAX),
+            dw::DW_FORM_ref4 => Self::Reference,
+            dw::DW_FORM_strp if format == Format::Dwarf32 => Self::Text,
+            dw::DW_FORM_flag_present => Self::Constant(1),
+            dw::DW_FORM_implicit_const => Self::Constant(constant?),
+            _ => return None,
+        })
+    }
+}
+
+/// An attribute that few entries have.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Read {
+pub(super) struct Rare {
     pub(super) what: DwAt,
-    pub(super) at: u32,
-    pub(super) form: Fixed,
+    pub(super) field: Field,
+    /// Whether it is below zero.
+    pub(super) negative: bool,
 }
 
 /// What an entry is to layouts.
@@ -79,33 +128,189 @@ fn role(tag: DwTag) -> Role {
 
 /// How entries of one abbreviation are read.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Plan<'u> {
-    pub(super) abbreviation: &'u Abbreviation,
+pub(super) struct Plan {
+    /// Bytes of all attributes, when they are the same for all entries; without those of the expression.
+    pub(super) length: Option<u32>,
+    /// Where the length of an expression lies, the only attribute that may have any size.
+    pub(super) expression: Option<u32>,
     pub(super) tag: DwTag,
     pub(super) role: Role,
     pub(super) has_children: bool,
     /// Whether all entries start with their name; the rest is counted from behind it.
     pub(super) text_first: bool,
-    /// Bytes of all attributes, when they are the same for all entries.
-    pub(super) length: Option<u32>,
-    /// Whether `reads` has all attributes that matter.
+    /// Whether the fields and `rare` have all attributes that matter.
     pub(super) regular: bool,
-    reads: (u32, u32),
-    /// Where `DW_AT_sibling` lies.
+    /// Whether the fields have all attributes that matter, and a [`Window`] all attributes.
+    pub(super) is_simple: bool,
+    /// Whether it is such a plan, for parts of types with nothing below them, and under its code in [`Plans`].
+    is_simple_part: bool,
+    /// `DW_AT_declaration`, as the abbreviation states it.
+    pub(super) declaration: bool,
+    /// `DW_AT_external`, likewise.
+    pub(super) external: bool,
+    /// `DW_AT_prototyped`, likewise.
+    pub(super) prototyped: bool,
+    /// `DW_AT_name` as a [`super::name::Name`].
+    pub(super) name: Field,
+    /// `DW_AT_type`, or 0.
+    pub(super) ty: Field,
+    /// `DW_AT_byte_size`, the number of elements or the value of an enumerator.
+    pub(super) amount: Field,
+    /// `DW_AT_data_member_location`.
+    pub(super) location: Field,
+    /// Whether the expression is `DW_AT_location`.
+    pub(super) has_location: bool,
+    /// Where `DW_AT_sibling` lies, the expression not counted if that is before it.
     pub(super) sibling: Option<u32>,
+    rare: (u32, u32),
+    specs: (u32, u32),
 }
 
-/// The plans of one unit, made when they are first needed.
-#[derive(Debug)]
-pub(super) struct Plans<'u> {
-    abbreviations: &'u Abbreviations,
-    plans: Vec<Option<Plan<'u>>>,
-    reads: Vec<Read>,
+/// The plans of one table of abbreviations.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    /// The table that they are for: where its section is in memory, where it is in that; and what else the sizes depend on.
+    of: Option<(usize, usize, gimli::Encoding)>,
+    plans: Vec<Plan>,
+    /// By code: bytes of a part of a type with nothing below it, its code counted, when they are the same for all; else 0.
+    parts: Vec<u8>,
+    /// As many plans are those of the codes from 1 on, without gaps.
+    dense: usize,
+    /// Places in `plans` of all other codes.
+    others: HashMap<u64, usize>,
+    rare: Vec<Rare>,
+    specs: Vec<AttributeSpecification>,
+    /// gimli wants a table where it is told each attribute.
+    pub(super) no_abbreviations: Abbreviations,
 }
 
-impl<'u> Plans<'u> {
-    pub(super) fn new(abbreviations: &'u Abbreviations) -> Self {
-        Self { abbreviations, plans: Vec::with_capacity(256), reads: Vec::with_capacity(1024) }
+impl Plans {
+    /// Makes the plans for a unit, unless they are those that are here.
+    ///
+    /// # Errors
+    /// [`gimli::Error`] when the table is malformed.
+    pub(super) fn read(&mut self, section: &[u8], header: &UnitHeader<Slice<'_>>) -> Result<(), gimli::Error> {
+        let start = header.debug_abbrev_offset().0;
+        let of = Some((section.as_ptr().addr(), start, header.encoding()));
+        if self.of == of {
+            return Ok(());
+        }
+        self.of = None;
+        self.plans.clear();
+        self.parts.clear();
+        self.parts.resize(256, 0);
+        self.dense = 0;
+        self.others.clear();
+        self.rare.clear();
+        self.specs.clear();
+        let mut at = start;
+        let end = gimli::Error::UnexpectedEof(gimli::ReaderOffsetId(start as u64));
+        loop {
+            let code = uleb(section, &mut at).ok_or(end)?;
+            if code == 0 {
+                break;
+            }
+            let tag = small(uleb(section, &mut at).ok_or(end)?)?;
+            let &children = section.get(at).ok_or(end)?;
+            at += 1;
+            let from = self.specs.len();
+            loop {
+                let name = small(uleb(section, &mut at).ok_or(end)?)?;
+                let form = DwForm(small(uleb(section, &mut at).ok_or(end)?)?);
+                if (name, form.0) == (0, 0) {
+                    break;
+                }
+                let constant = match form {
+                    dw::DW_FORM_implicit_const => Some(sleb(section, &mut at).ok_or(end)?),
+                    _ => None,
+                };
+                self.specs.push(AttributeSpecification::new(DwAt(name), form, constant));
+            }
+            self.add(code, DwTag(tag), children != 0, from, header)?;
+        }
+        self.of = of;
+        Ok(())
+    }
+
+    /// Makes the plan for an abbreviation whose attributes are the last of `specs`.
+    fn add(
+        &mut self,
+        code: u64,
+        tag: DwTag,
+        has_children: bool,
+        from: usize,
+        header: &UnitHeader<Slice<'_>>,
+    ) -> Result<(), gimli::Error> {
+        let mut plan = Plan {
+            length: Some(0),
+            expression: None,
+            tag,
+            role: role(tag),
+            has_children,
+            text_first: false,
+            regular: true,
+            is_simple: false,
+            is_simple_part: false,
+            declaration: false,
+            external: false,
+            prototyped: false,
+            name: Field::constant(0),
+            ty: Field::constant(0),
+            amount: Field::constant(u64::MAX),
+            location: Field::constant(u64::MAX),
+            has_location: false,
+            sibling: None,
+            rare: (self.rare.len() as u32, 0),
+            specs: (from as u32, self.specs.len() as u32),
+        };
+        for (index, spec) in self.specs[from..].iter().enumerate() {
+            if index == 0 && spec.name() == dw::DW_AT_name && spec.form() == dw::DW_FORM_string {
+                plan.text_first = true;
+                continue;
+            }
+            let at = plan.length;
+            if spec.form() == dw::DW_FORM_exprloc && at.is_some() && plan.expression.is_none() {
+                plan.expression = at;
+                plan.has_location = spec.name() == dw::DW_AT_location && header.address_size() == 8;
+                plan.regular &= plan.has_location || !wanted(spec.name());
+                continue;
+            }
+            let size = spec.size(header).and_then(|size| u32::try_from(size).ok());
+            plan.length = at.zip(size).and_then(|(length, size)| length.checked_add(size));
+            let form = Fixed::of(spec.form(), spec.implicit_const_value(), header.format());
+            if spec.name() == dw::DW_AT_sibling && form == Some(Fixed::Reference) {
+                plan.sibling = at;
+            }
+            if wanted(spec.name()) {
+                match at.zip(form).filter(|_| plan.expression.is_none()) {
+                    Some((at, form)) => plan.attribute(spec.name(), at, form, &mut self.rare),
+                    None => plan.regular = false,
+                }
+            }
+        }
+        if plan.length.is_none() {
+            (plan.regular, plan.sibling) = (false, None);
+        }
+        plan.rare.1 = self.rare.len() as u32;
+        plan.is_simple = plan.regular
+            && plan.expression.is_none()
+            && plan.rare.0 == plan.rare.1
+            && plan.length.is_some_and(|length| length as usize <= MAX_SIMPLE);
+        if let (true, Some(length), None, 0..0x80) = (plan.is_plain_part(), plan.length, plan.expression, code)
+            && !plan.text_first
+        {
+            self.parts[code as usize] = u8::try_from(length + 1).unwrap_or(0);
+        }
+        let place = self.plans.len();
+        let is_dense = self.others.is_empty() && code == place as u64 + 1;
+        plan.is_simple_part = plan.is_simple && plan.is_plain_part() && is_dense;
+        self.plans.push(plan);
+        if is_dense {
+            self.dense += 1;
+        } else if code <= self.dense as u64 || self.others.insert(code, place).is_some() {
+            return Err(gimli::Error::DuplicateAbbreviationCode(code));
+        }
+        Ok(())
     }
 
     /// The plan for an abbreviation code.
@@ -113,70 +318,99 @@ impl<'u> Plans<'u> {
     /// # Errors
     /// [`gimli::Error`] when the unit has no such abbreviation.
     #[inline]
-    pub(super) fn get(&mut self, code: u64, header: &UnitHeader<Slice<'_>>) -> Result<Plan<'u>, gimli::Error> {
-        if let Some(Some(plan)) = self.plans.get(code as usize) {
-            return Ok(*plan);
+    pub(super) fn get(&self, code: u64) -> Result<&Plan, gimli::Error> {
+        match self.plans.get(code.wrapping_sub(1) as usize) {
+            Some(plan) if code <= self.dense as u64 => Ok(plan),
+            _ => self.other(code),
         }
-        self.make(code, header)
     }
 
     #[cold]
-    fn make(&mut self, code: u64, header: &UnitHeader<Slice<'_>>) -> Result<Plan<'u>, gimli::Error> {
-        let abbreviation = self.abbreviations.get(code).ok_or(gimli::Error::InvalidAbbreviationCode(code))?;
-        let start = self.reads.len() as u32;
-        let (mut length, mut regular, mut sibling) = (Some(0_u32), true, None);
-        let name_in_place =
-            |spec: &AttributeSpecification| spec.name() == dw::DW_AT_name && spec.form() == dw::DW_FORM_string;
-        let text_first = abbreviation.attributes().first().is_some_and(name_in_place);
-        for spec in abbreviation.attributes().iter().skip(usize::from(text_first)) {
-            let at = length;
-            let size = spec.size(header).and_then(|size| u32::try_from(size).ok());
-            length = length.zip(size).and_then(|(length, size)| length.checked_add(size));
-            let form = match spec.form() {
-                dw::DW_FORM_data1 | dw::DW_FORM_flag => Some(Fixed::One),
-                dw::DW_FORM_data2 => Some(Fixed::Two),
-                dw::DW_FORM_data4 => Some(Fixed::Four),
-                dw::DW_FORM_data8 => Some(Fixed::Eight),
-                dw::DW_FORM_ref4 => Some(Fixed::Reference),
-                dw::DW_FORM_strp if header.format() == Format::Dwarf32 => Some(Fixed::Text),
-                dw::DW_FORM_flag_present => Some(Fixed::Constant(1)),
-                dw::DW_FORM_implicit_const => spec.implicit_const_value().map(Fixed::Constant),
-                _ => None,
-            };
-            if spec.name() == dw::DW_AT_sibling && form == Some(Fixed::Reference) {
-                sibling = at;
-            }
-            if wanted(spec.name()) {
-                match (at, form) {
-                    (Some(at), Some(form)) => self.reads.push(Read { what: spec.name(), at, form }),
-                    _ => regular = false,
-                }
-            }
-        }
-        let plan = Plan {
-            abbreviation,
-            tag: abbreviation.tag(),
-            role: role(abbreviation.tag()),
-            has_children: abbreviation.has_children(),
-            text_first,
-            length,
-            regular: regular && length.is_some(),
-            reads: (start, self.reads.len() as u32),
-            sibling: sibling.filter(|_| length.is_some()),
-        };
-        if code < MAX_CODE {
-            let place = code as usize;
-            if self.plans.len() <= place {
-                self.plans.resize(place + 1, None);
-            }
-            self.plans[place] = Some(plan);
-        }
-        Ok(plan)
+    fn other(&self, code: u64) -> Result<&Plan, gimli::Error> {
+        let place = self.others.get(&code).ok_or(gimli::Error::InvalidAbbreviationCode(code))?;
+        Ok(&self.plans[*place])
     }
 
-    /// The attributes that matter of a regular plan.
-    #[inline]
-    pub(super) fn reads(&self, plan: &Plan<'_>) -> &[Read] {
-        &self.reads[plan.reads.0 as usize..plan.reads.1 as usize]
+    /// The plan for an abbreviation code, when it is a simple one for parts of types with nothing below them.
+    #[inline(always)]
+    pub(super) fn simple_part(&self, code: u8) -> Option<&Plan> {
+        match self.plans.get(usize::from(code).wrapping_sub(1)) {
+            Some(plan) if plan.is_simple_part && code < 0x80 => Some(plan),
+            _ => None,
+        }
     }
+
+    /// The place behind the parts of a type that start at `at`, as far as they are simple.
+    #[inline]
+    pub(super) fn pass_parts(&self, bytes: &[u8], at: usize) -> usize {
+        let Some(lengths) = self.parts.first_chunk::<256>() else { return at };
+        let mut at = at;
+        while let Some(&code) = bytes.get(at) {
+            match lengths[usize::from(code)] {
+                0 => break,
+                length => at += usize::from(length),
+            }
+        }
+        at
+    }
+
+    /// The attributes of a regular plan that few entries have.
+    #[inline]
+    pub(super) fn rare(&self, plan: &Plan) -> &[Rare] {
+        &self.rare[plan.rare.0 as usize..plan.rare.1 as usize]
+    }
+
+    /// All attributes.
+    pub(super) fn specs(&self, plan: &Plan) -> &[AttributeSpecification] {
+        &self.specs[plan.specs.0 as usize..plan.specs.1 as usize]
+    }
+}
+
+impl Plan {
+    /// Whether an entry is a part of a type, with nothing below it.
+    #[inline]
+    pub(super) fn is_plain_part(&self) -> bool {
+        self.role == Role::Part && !self.has_children
+    }
+
+    /// Takes in an attribute that lies in a fixed place.
+    fn attribute(&mut self, name: DwAt, at: u32, form: Fixed, rare: &mut Vec<Rare>) {
+        let (mut field, negative) = match form {
+            Fixed::Number(mask) => (Field { at, mask, add: 0 }, false),
+            Fixed::Text => (Field { at, mask: u64::from(u32::MAX), add: 1 }, false),
+            Fixed::Reference => (Field { at, mask: u64::from(u32::MAX), add: 0 }, false),
+            Fixed::Constant(value) => (Field::constant(value as u64), value < 0),
+        };
+        match (name, form) {
+            (dw::DW_AT_name, Fixed::Text) => self.name = field,
+            (dw::DW_AT_type, Fixed::Reference) => self.ty = field,
+            (dw::DW_AT_declaration, Fixed::Constant(value)) => self.declaration = value != 0,
+            (dw::DW_AT_external, Fixed::Constant(value)) => self.external = value != 0,
+            (dw::DW_AT_prototyped, Fixed::Constant(value)) => self.prototyped = value != 0,
+            (dw::DW_AT_specification | dw::DW_AT_abstract_origin, Fixed::Reference) => {
+                rare.push(Rare { what: name, field, negative });
+            }
+            (dw::DW_AT_name | dw::DW_AT_type | dw::DW_AT_specification | dw::DW_AT_abstract_origin, _)
+            | (_, Fixed::Text | Fixed::Reference) => self.regular = false,
+            (dw::DW_AT_byte_size | dw::DW_AT_count, _) if !negative => self.amount = field,
+            (dw::DW_AT_upper_bound, _) if !negative => {
+                field.add = field.add.wrapping_add(1);
+                self.amount = field;
+            }
+            (dw::DW_AT_const_value, _) if !negative => self.amount = field,
+            (dw::DW_AT_data_member_location, _) if !negative => self.location = field,
+            _ => rare.push(Rare { what: name, field, negative }),
+        }
+    }
+}
+
+fn small(value: u64) -> Result<u16, gimli::Error> {
+    u16::try_from(value).map_err(|_| gimli::Error::BadUnsignedLeb128)
+}
+
+fn sleb(bytes: &[u8], at: &mut usize) -> Option<i64> {
+    let mut rest = gimli::EndianSlice::new(bytes.get(*at..)?, gimli::LittleEndian);
+    let value = gimli::Reader::read_sleb128(&mut rest).ok()?;
+    *at = bytes.len() - rest.len();
+    Some(value)
 }

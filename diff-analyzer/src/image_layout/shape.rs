@@ -4,135 +4,182 @@
 //! [`crate::layout_diff`] looks at. Goes out: a digest per type. A type that is referred to counts by its name and size,
 //! one without a name by its contents; what is behind a pointer counts by its name alone.
 
-use super::digest::Digest;
-use super::entry::Entry;
-use super::name::Name;
+use super::digest::{Digest, OfNumber};
+use super::entry::Part;
+use super::name::{Name, Texts};
 use super::scan::{Entries, Index};
 use crate::dwarf_layout::LayoutError;
 use gimli::{DwTag, constants as dw};
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
 
 /// Nesting beyond this is taken for a circle. Of a circle no part is ever known, so that its depth has no end.
 const MAX_DEPTH: u32 = 100;
 
+/// Members that the types of a unit may have, those of anonymous ones counted wherever these are contained.
+const MAX_MEMBERS: u32 = 20_000_000;
+
 /// What a type is to a member of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Facts {
-    /// How it is written; 0 while nothing is known.
+    /// How it is written.
     text: u64,
     /// Size in bytes; `u64::MAX` for an incomplete type.
     size: u64,
     /// Alignment in bytes.
-    align: u64,
+    align: u32,
+    /// The unit that the text is known for, as [`Known`] counts them.
+    text_of: u32,
+    /// The unit that all of this is known for.
+    all_of: u32,
+    /// Whether it is an anonymous struct or union, perhaps with qualifiers.
+    is_anonymous: bool,
 }
 
-/// What is known of an entry so far.
+/// What is known of a struct, union or enum besides.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Known {
-    facts: Facts,
+struct Deep {
     shape: u64,
     contents: u64,
+    /// Alignment of a struct or union, known with its shape.
+    align: u32,
+    unit: u32,
 }
 
-/// What names count by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Names {
-    /// By their place: such digests hold within one image.
-    Places,
-    /// By their text: such digests hold for all images of a run.
-    Texts,
+/// What is known of the types of a unit so far; memory that is kept from unit to unit.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    facts: Vec<Facts>,
+    deep: Vec<Deep>,
+    /// How many units there have been; what is left over from others is known by that.
+    unit: u32,
 }
 
-/// Works out the digests of one unit.
-pub(super) struct Shapes<'e, 'a> {
-    entries: &'e Entries<'a>,
-    start: Digest,
-    names: Names,
-    known: &'e mut Vec<Known>,
-}
-
-impl<'e, 'a> Shapes<'e, 'a> {
-    /// `known` is memory that is kept from unit to unit.
-    pub(super) fn new(entries: &'e Entries<'a>, start: Digest, names: Names, known: &'e mut Vec<Known>) -> Self {
-        known.clear();
-        Self { entries, start, names, known }
+impl Known {
+    /// Forgets all, for a unit of so many entries.
+    fn clear(&mut self, entries: usize) {
+        self.unit += 1; // an image has fewer units than that
+        if self.facts.len() < entries {
+            self.facts.resize(entries, Facts::default());
+            self.deep.resize(entries, Deep::default());
+        }
     }
 
     #[inline]
-    fn name(&self, name: Name) -> u64 {
-        match self.names {
-            Names::Places => name.0,
-            Names::Texts => self.entries.texts.digest(name),
+    fn deep(&mut self, index: Index) -> &mut Deep {
+        let deep = &mut self.deep[index as usize];
+        if deep.unit != self.unit {
+            *deep = Deep { unit: self.unit, ..Deep::default() };
         }
+        deep
+    }
+}
+
+/// What names count by.
+pub(super) trait Names {
+    /// What a name counts as.
+    fn number(&mut self, name: Name) -> u64;
+}
+
+/// By their place: such digests hold within one image.
+pub(super) struct ByPlace;
+
+impl Names for ByPlace {
+    #[inline]
+    fn number(&mut self, name: Name) -> u64 {
+        name.0
+    }
+}
+
+/// By their text: such digests hold for all images of a run. Those of one image are kept.
+pub(super) struct ByText<'e, 'a> {
+    pub(super) texts: Texts<'a>,
+    pub(super) known: &'e mut NameDigests,
+}
+
+/// Digests of names by their place.
+pub(super) type NameDigests = HashMap<u64, u64, BuildHasherDefault<OfNumber>>;
+
+impl Names for ByText<'_, '_> {
+    fn number(&mut self, name: Name) -> u64 {
+        *self.known.entry(name.0).or_insert_with(|| self.texts.digest(name))
+    }
+}
+
+/// Works out the digests of one unit.
+pub(super) struct Shapes<'e, 'a, N> {
+    entries: Entries<'e, 'a>,
+    start: Digest,
+    names: N,
+    known: &'e mut Known,
+    members_left: u32,
+}
+
+impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
+    pub(super) fn new(entries: Entries<'e, 'a>, start: Digest, names: N, known: &'e mut Known) -> Self {
+        known.clear(entries.len());
+        Self { entries, start, names, known, members_left: MAX_MEMBERS }
     }
 
     /// Under which name a definition is found, as [`crate::dwarf_layout::Layouts::types`] has it; none for an anonymous
     /// struct or union, which is a part of what contains it, and for a typedef that only names one.
-    pub(super) fn key(&self, index: Index) -> Result<Option<Digest>, LayoutError> {
+    pub(super) fn key(&mut self, index: Index) -> Result<Option<Digest>, LayoutError> {
         let entry = self.entries.get(index);
+        let name = entry.says.name;
         let (tag, name) = match entry.tag {
             dw::DW_TAG_typedef => {
                 let named_by = self.entries.get(entry.ty).named_by;
-                let only_names = named_by != 0 && self.entries.get(named_by).name == entry.name;
-                if only_names || entry.name.is_none() {
+                let only_names = named_by != 0 && self.entries.get(named_by).says.name == name;
+                if only_names || name.is_none() {
                     return Ok(None);
                 }
-                (dw::DW_TAG_typedef, entry.name)
+                (dw::DW_TAG_typedef, name)
             }
-            tag if !entry.name.is_none() => (tag, entry.name),
-            _ if entry.named_by != 0 => (dw::DW_TAG_typedef, self.entries.get(entry.named_by).name),
-            dw::DW_TAG_enumeration_type => match self.entries.parts(index).find(|part| !part.name.is_none()) {
-                Some(first) => (dw::DW_TAG_enumerator, first.name),
+            tag if !name.is_none() => (tag, name),
+            _ if entry.named_by != 0 => (dw::DW_TAG_typedef, self.entries.get(entry.named_by).says.name),
+            dw::DW_TAG_enumeration_type => match self.entries.first_name(index)? {
+                Some(first) => (dw::DW_TAG_enumerator, first),
                 None => return Ok(None),
             },
             _ => return Ok(None),
         };
-        let key = self.start.with(u64::from(tag.0)).with(self.name(name));
+        let key = self.start.with_two(u64::from(tag.0), self.names.number(name));
         Ok(Some(match entry.owner {
             0 => key,
-            scope => key.with(self.name(self.entries.get(self.entries.origin(scope)?).name)),
+            scope => key.with(self.names.number(self.entries.get(self.entries.origin(scope)?).says.name)),
         }))
     }
 
     /// How a definition is laid out.
     #[inline]
     pub(super) fn shape(&mut self, index: Index) -> Result<Digest, LayoutError> {
-        self.make_room();
-        self.shape_of(index)
+        self.shape_of(index, 0)
     }
 
-    /// Not before it is needed.
-    #[inline]
-    fn make_room(&mut self) {
-        if self.known.is_empty() {
-            self.known.resize(self.entries.len(), Known::default());
-        }
-    }
-
-    fn shape_of(&mut self, index: Index) -> Result<Digest, LayoutError> {
-        let known = self.known[index as usize].shape;
+    fn shape_of(&mut self, index: Index, depth: u32) -> Result<Digest, LayoutError> {
+        let known = self.known.deep(index).shape;
         if known != 0 {
             return Ok(Digest(known));
         }
-        let entries = self.entries;
-        let entry = entries.get(index);
-        let mut shape = self.start.with(u64::from(entry.tag.0));
+        let entry = self.entries.get(index);
+        let size = entry.says.byte_size().unwrap_or(0);
+        let mut shape = self.start.with_two(u64::from(entry.tag.0), size);
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                shape = shape.with(entry.byte_size().unwrap_or(0));
                 let mut align = 1;
-                shape = self.members(shape, index, 0, 0, &mut align)?;
-                shape = shape.with(entry.alignment.get().unwrap_or(align));
+                shape = self.members(shape, index, 0, depth, &mut align)?;
+                let align = entry.says.alignment.get().map_or(align, |stated| stated as u32);
+                shape = shape.with(u64::from(align));
+                self.known.deep(index).align = align.max(1);
             }
-            dw::DW_TAG_enumeration_type => {
-                shape = self.enumerators(shape.with(entry.byte_size().unwrap_or(0)), index);
-            }
+            dw::DW_TAG_enumeration_type => shape = self.enumerators(shape, index)?,
             _ => {
-                let facts = self.facts(entry.ty, 0)?;
-                shape = shape.with(facts.size).with(facts.align).with(facts.text);
+                let facts = self.facts(entry.ty, depth)?;
+                shape = shape.with_two(facts.size, u64::from(facts.align)).with(facts.text);
             }
         }
-        self.known[index as usize].shape = shape.0;
-        Ok(shape)
+        self.known.deep(index).shape = shape.0.max(1);
+        Ok(Digest(shape.0.max(1)))
     }
 
     /// Members of a struct or union, those of anonymous ones in their place. Widens `align` to that of the members.
@@ -142,28 +189,36 @@ impl<'e, 'a> Shapes<'e, 'a> {
         index: Index,
         base: u64,
         depth: u32,
-        align: &mut u64,
+        align: &mut u32,
     ) -> Result<Digest, LayoutError> {
         let entries = self.entries;
-        let whole = entries.get(index).byte_size().unwrap_or(0);
+        let entry = entries.get(index);
+        if depth > MAX_DEPTH {
+            return Err(LayoutError::TooDeep { offset: entry.offset as usize });
+        }
+        let whole = entry.says.byte_size().unwrap_or(0);
         let mut digest = digest;
-        for member in entries.parts(index).filter(|part| part.tag == dw::DW_TAG_member) {
-            if depth > MAX_DEPTH {
-                return Err(LayoutError::TooDeep { offset: member.offset as usize });
+        let (mut parts, mut member) = (entries.parts(index), Part::new());
+        while parts.next(&mut member)? {
+            if member.tag != dw::DW_TAG_member {
+                continue;
             }
-            let facts = self.facts(member.ty, 0)?;
-            widen(align, member, facts.align, whole);
+            self.members_left =
+                self.members_left.checked_sub(1).ok_or(LayoutError::TooDeep { offset: member.offset as usize })?;
+            let ty = entries.type_of(&member)?;
+            let facts = self.facts(ty, depth + 1)?;
+            widen(align, &member, facts.align, whole);
             let size = if facts.size == u64::MAX { 0 } else { facts.size };
-            let bit_offset = base.wrapping_add(offset_in_bits(member, size));
-            let bit_size = member.bit_size.get().unwrap_or(size.saturating_mul(8));
-            digest = digest.with(self.name(member.name)).with(bit_offset).with(bit_size);
-            digest = match self.anonymous(member.ty)? {
+            let bit_offset = base.wrapping_add(offset_in_bits(&member, size));
+            let bit_size = member.says.bit_size.get().unwrap_or(size.saturating_mul(8));
+            digest = digest.with_two(self.names.number(member.says.name), bit_offset);
+            digest = match if facts.is_anonymous { self.anonymous(ty)? } else { None } {
                 Some((inner, qualifiers)) => {
                     let tag = entries.get(inner).tag;
-                    let start = digest.with(u64::from(tag.0)).with(qualifiers);
+                    let start = digest.with(bit_size).with_two(u64::from(tag.0), qualifiers);
                     self.members(start, inner, bit_offset, depth + 1, &mut 1)?.with(END)
                 }
-                None => digest.with(facts.text),
+                None => digest.with_two(bit_size, facts.text),
             };
         }
         Ok(digest)
@@ -179,7 +234,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
                     qualifiers = qualifiers * 2 + 1 + u64::from(entry.tag == dw::DW_TAG_const_type);
                 }
                 dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                    let unnamed = entry.name.is_none() && entry.named_by == 0;
+                    let unnamed = entry.says.name.is_none() && entry.named_by == 0;
                     return Ok(unnamed.then_some((index, qualifiers)));
                 }
                 _ => return Ok(None),
@@ -192,118 +247,133 @@ impl<'e, 'a> Shapes<'e, 'a> {
     /// What a type is to a member of it.
     #[inline]
     fn facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
-        let known = self.known[ty as usize].facts;
-        if known.text != 0 { Ok(known) } else { self.find_facts(ty, depth) }
+        if self.known.facts[ty as usize].all_of != self.known.unit {
+            self.find_facts(ty, depth)?;
+        }
+        Ok(self.known.facts[ty as usize])
     }
 
-    fn find_facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
-        let entries = self.entries;
-        let entry = entries.get(ty);
+    #[inline(never)]
+    fn find_facts(&mut self, ty: Index, depth: u32) -> Result<(), LayoutError> {
+        let entry = self.entries.get(ty);
         if depth > MAX_DEPTH {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
-        let mut facts = Facts { text: 0, size: u64::MAX, align: 1 };
-        if ty == 0 {
-            facts.text = self.start.with(VOID).0;
-            return Ok(facts);
-        }
         let tag = entry.tag;
-        facts.size = entry.byte_size().unwrap_or(u64::MAX);
-        if is_alias(tag) || tag == dw::DW_TAG_array_type {
+        let stated = entry.says.byte_size();
+        let mut facts = Facts { size: stated.unwrap_or(u64::MAX), align: 1, ..Facts::default() };
+        if ty == 0 {
+            facts.size = u64::MAX; // void
+        } else if is_alias(tag) || tag == dw::DW_TAG_array_type {
             let target = self.facts(entry.ty, depth + 1)?;
             if facts.size == u64::MAX && target.size != u64::MAX {
-                facts.size = self.elements(ty).map_or(u64::MAX, |count| count.saturating_mul(target.size));
+                let elements = if tag == dw::DW_TAG_array_type { self.elements(ty)? } else { Some(1) };
+                facts.size = elements.map_or(u64::MAX, |count| count.saturating_mul(target.size));
             }
             facts.align = target.align;
+            facts.is_anonymous = target.is_anonymous && matches!(tag, dw::DW_TAG_const_type | dw::DW_TAG_volatile_type);
         } else if matches!(tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type) {
-            for member in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_member) {
-                let natural = match member.alignment.get() {
-                    Some(stated) => stated,
-                    None => self.facts(member.ty, depth + 1)?.align,
-                };
-                widen(&mut facts.align, member, natural, entry.byte_size().unwrap_or(0));
-            }
+            self.shape_of(ty, depth + 1)?;
+            facts.align = self.known.deep(ty).align;
+            facts.is_anonymous = entry.says.name.is_none() && entry.named_by == 0;
         } else {
-            facts.align = entry.byte_size().unwrap_or(1).clamp(1, 16);
+            facts.align = stated.unwrap_or(1).clamp(1, 16) as u32;
         }
-        facts.align = entry.alignment.get().unwrap_or(facts.align).max(1);
-        facts.text = self.text(ty, depth)?.0.max(1);
-        self.known[ty as usize].facts = facts;
-        Ok(facts)
+        facts.align = entry.says.alignment.get().map_or(facts.align, |stated| stated as u32).max(1);
+        facts.text = self.text(ty, depth)?.0;
+        (facts.text_of, facts.all_of) = (self.known.unit, self.known.unit);
+        self.known.facts[ty as usize] = facts;
+        Ok(())
     }
 
-    /// Elements of an array, one of anything else; none when the bound is not stated.
-    fn elements(&self, ty: Index) -> Option<u64> {
-        let mut bounds = self.entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_subrange_type);
-        bounds.try_fold(1_u64, |product, bound| Some(product.saturating_mul(bound.count()?)))
+    /// Elements of an array; none when the bound is not stated.
+    fn elements(&self, ty: Index) -> Result<Option<u64>, LayoutError> {
+        let mut product = Some(1_u64);
+        let (mut parts, mut bound) = (self.entries.parts(ty), Part::new());
+        while parts.next(&mut bound)? {
+            if bound.tag == dw::DW_TAG_subrange_type {
+                product = product.zip(bound.says.count()).map(|(product, count)| product.saturating_mul(count));
+            }
+        }
+        Ok(product)
     }
 
     /// How a type is written.
+    #[inline]
     fn text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
-        if ty == 0 {
-            return Ok(self.start.with(VOID));
+        if self.known.facts[ty as usize].text_of != self.known.unit {
+            let text = if ty == 0 { self.start.with(VOID) } else { self.find_text(ty, depth)? };
+            let facts = &mut self.known.facts[ty as usize];
+            (facts.text, facts.text_of) = (text.0, self.known.unit);
         }
-        let known = self.known[ty as usize].facts.text;
-        if known != 0 {
-            return Ok(Digest(known));
-        }
+        Ok(Digest(self.known.facts[ty as usize].text))
+    }
+
+    fn find_text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
         let entries = self.entries;
         let entry = entries.get(ty);
         if depth > MAX_DEPTH {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
-        let text = self.start.with(u64::from(entry.tag.0));
-        if !entry.name.is_none() {
-            return Ok(text.with(self.name(entry.name)));
+        let tag = u64::from(entry.tag.0);
+        if !entry.says.name.is_none() {
+            return Ok(self.start.with_two(tag, self.names.number(entry.says.name)));
         }
         if entry.named_by != 0 {
-            let typedef = self.start.with(u64::from(dw::DW_TAG_typedef.0));
-            return Ok(typedef.with(self.name(entries.get(entry.named_by).name)));
+            let name = self.names.number(entries.get(entry.named_by).says.name);
+            return Ok(self.start.with_two(u64::from(dw::DW_TAG_typedef.0), name));
         }
-        let mut text = text;
+        let mut text = self.start.with(tag);
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                for member in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_member) {
-                    let bits = member.bit_size.get().unwrap_or(u64::MAX);
-                    text = text.with(self.name(member.name)).with(bits).with(self.text(member.ty, depth + 1)?.0);
+                let (mut parts, mut member) = (entries.parts(ty), Part::new());
+                while parts.next(&mut member)? {
+                    if member.tag == dw::DW_TAG_member {
+                        let bits = member.says.bit_size.get().unwrap_or(u64::MAX);
+                        let inner = self.text(entries.type_of(&member)?, depth + 1)?;
+                        text = text.with_two(self.names.number(member.says.name), bits).with(inner.0);
+                    }
                 }
-                Ok(text.with(END))
+                return Ok(text.with(END));
             }
-            dw::DW_TAG_enumeration_type => Ok(self.enumerators(text, ty)),
+            dw::DW_TAG_enumeration_type => return self.enumerators(text, ty),
             dw::DW_TAG_array_type => {
-                for bound in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_subrange_type) {
-                    text = text.with(bound.count().unwrap_or(u64::MAX));
+                let (mut parts, mut bound) = (entries.parts(ty), Part::new());
+                while parts.next(&mut bound)? {
+                    if bound.tag == dw::DW_TAG_subrange_type {
+                        text = text.with(bound.says.count().unwrap_or(u64::MAX));
+                    }
                 }
-                Ok(text.with(self.text(entry.ty, depth + 1)?.0))
             }
             dw::DW_TAG_subroutine_type => {
-                text = text.with(u64::from(entry.prototyped));
-                for parameter in entries.parts(ty) {
-                    let mut ty = parameter.ty;
-                    if parameter.origin != 0 {
-                        ty = entries.get(entries.origin(parameter.origin)?).ty;
-                    }
-                    text = match parameter.tag {
-                        dw::DW_TAG_formal_parameter => text.with(self.text(ty, depth + 1)?.0),
-                        tag => text.with(u64::from(tag.0)),
-                    };
+                text = text.with(u64::from(entry.says.prototyped));
+                let (mut parts, mut parameter) = (entries.parts(ty), Part::new());
+                while parts.next(&mut parameter)? {
+                    text = text.with(match parameter.tag {
+                        dw::DW_TAG_formal_parameter => self.text(entries.type_of(&parameter)?, depth + 1)?.0,
+                        tag => u64::from(tag.0),
+                    });
                 }
-                Ok(text.with(self.text(entry.ty, depth + 1)?.0))
             }
-            _ => Ok(text.with(self.text(entry.ty, depth + 1)?.0)),
+            _ => {}
         }
+        Ok(text.with(self.text(entry.ty, depth + 1)?.0))
     }
 
-    fn enumerators(&self, digest: Digest, index: Index) -> Digest {
-        let named = self.entries.parts(index).filter(|part| part.tag == dw::DW_TAG_enumerator);
-        named.fold(digest, |digest, part| {
-            digest.with(self.name(part.name)).with(part.value()).with(u64::from(part.negative))
-        })
+    fn enumerators(&mut self, digest: Digest, index: Index) -> Result<Digest, LayoutError> {
+        let mut digest = digest;
+        let (mut parts, mut part) = (self.entries.parts(index), Part::new());
+        while parts.next(&mut part)? {
+            if part.tag == dw::DW_TAG_enumerator {
+                digest = digest.with_two(self.names.number(part.says.name), part.says.value());
+                digest = digest.with(u64::from(part.says.negative));
+            }
+        }
+        Ok(digest)
     }
 
     /// How a variable of a type is laid out: text and size of the type, and everything that it contains by value.
     pub(super) fn variable(&mut self, ty: Index) -> Result<(Digest, Option<u64>, Digest), LayoutError> {
-        self.make_room();
         let facts = self.facts(ty, 0)?;
         let contents = self.contents(ty, 0)?;
         Ok((Digest(facts.text), (facts.size != u64::MAX).then_some(facts.size), contents))
@@ -315,7 +385,7 @@ impl<'e, 'a> Shapes<'e, 'a> {
         for _ in 0..MAX_DEPTH {
             let entry = self.entries.get(index);
             if entry.is_aggregate() {
-                return (!entry.name.is_none() || entry.named_by != 0).then_some(index);
+                return (!entry.says.name.is_none() || entry.named_by != 0).then_some(index);
             }
             if index == 0 || !(is_alias(entry.tag) || entry.tag == dw::DW_TAG_array_type) {
                 return None;
@@ -333,18 +403,21 @@ impl<'e, 'a> Shapes<'e, 'a> {
         }
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                let known = self.known[ty as usize].contents;
+                let known = self.known.deep(ty).contents;
                 if known != 0 {
                     return Ok(Digest(known));
                 }
-                let mut contents = self.shape_of(ty)?;
-                for member in entries.parts(ty).filter(|part| part.tag == dw::DW_TAG_member) {
-                    contents = contents.with(self.contents(member.ty, depth + 1)?.0);
+                let mut contents = self.shape_of(ty, depth)?;
+                let (mut parts, mut member) = (entries.parts(ty), Part::new());
+                while parts.next(&mut member)? {
+                    if member.tag == dw::DW_TAG_member {
+                        contents = contents.with(self.contents(entries.type_of(&member)?, depth + 1)?.0);
+                    }
                 }
-                self.known[ty as usize].contents = contents.0;
+                self.known.deep(ty).contents = contents.0;
                 Ok(contents)
             }
-            dw::DW_TAG_enumeration_type => self.shape_of(ty),
+            dw::DW_TAG_enumeration_type => self.shape_of(ty, depth),
             tag if ty != 0 && (tag == dw::DW_TAG_array_type || is_alias(tag)) => self.contents(entry.ty, depth + 1),
             _ => Ok(self.start),
         }
@@ -356,11 +429,11 @@ const VOID: u64 = 1 << 32;
 const END: u64 = 1 << 33;
 
 /// Takes the alignment of a member into that of its struct or union, when its offset and the whole size agree with it.
-fn widen(align: &mut u64, member: &Entry, natural: u64, whole: u64) {
-    let natural = member.alignment.get().unwrap_or(natural).max(1);
+fn widen(align: &mut u32, member: &Part, natural: u32, whole: u64) {
+    let natural = member.says.alignment.get().map_or(natural, |stated| stated as u32).max(1);
     if natural > *align
-        && whole.is_multiple_of(natural)
-        && member.location.get().is_none_or(|location| location.is_multiple_of(natural))
+        && whole.is_multiple_of(u64::from(natural))
+        && member.says.location.get().is_none_or(|location| location.is_multiple_of(u64::from(natural)))
     {
         *align = natural;
     }
@@ -378,13 +451,13 @@ fn is_alias(tag: DwTag) -> bool {
 }
 
 /// Offset of a member in bits within its struct or union; one of a union has none stated.
-fn offset_in_bits(member: &Entry, type_size: u64) -> u64 {
-    let bytes = member.location.get().unwrap_or(0).wrapping_mul(8);
-    match (member.bit_offset.get(), member.from_top, member.bit_size.get()) {
+fn offset_in_bits(member: &Part, type_size: u64) -> u64 {
+    let bytes = member.says.location.get().unwrap_or(0).wrapping_mul(8);
+    match (member.says.bit_offset.get(), member.says.from_top, member.says.bit_size.get()) {
         (Some(bits), false, _) => bytes.wrapping_add(bits),
         // Little-endian: from the top of the storage unit down (DWARF 4, section 5.5.6).
         (Some(from_top), true, Some(bits)) => {
-            let unit = member.byte_size().unwrap_or(type_size).wrapping_mul(8);
+            let unit = member.says.byte_size().unwrap_or(type_size).wrapping_mul(8);
             bytes.wrapping_add(unit.wrapping_sub(from_top).wrapping_sub(bits))
         }
         _ => bytes,

@@ -10,7 +10,7 @@ use super::source::Image;
 use crate::dwarf_layout::{Place, clean_path};
 use crate::layout_diff::{Effect, text_effect};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 /// A variable that both images have and lay out differently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -53,20 +53,27 @@ struct Pair {
 const COUNTED: &str = "__UNIQUE_ID_";
 
 /// Name, and the source file of a static variable.
-type Key = (String, Option<String>);
+type Key<'i> = (&'i str, Option<&'i str>);
 
-fn by_key(index: &Index<'_>) -> BTreeMap<Key, VariableEntry> {
-    let root = root(index);
-    let mut found = BTreeMap::new();
+/// The first variable of each key; `paths` are those of the units.
+fn by_key<'i>(index: &'i Index<'_>, paths: &'i [String]) -> HashMap<Key<'i>, &'i VariableEntry> {
+    let mut found = HashMap::with_capacity(index.variables.len());
     let is_named = |variable: &&VariableEntry| !variable.name.starts_with(COUNTED);
     for variable in index.variables.iter().filter(is_named) {
-        let unit = (!variable.external).then(|| {
-            let path = clean_path(&String::from_utf8_lossy(index.names[variable.unit as usize]));
-            path.strip_prefix(&root).unwrap_or(&path).to_owned()
-        });
-        found.entry((variable.name.clone(), unit)).or_insert_with(|| variable.clone());
+        let unit = (!variable.external).then(|| paths[variable.unit as usize].as_str());
+        found.entry((variable.name.as_str(), unit)).or_insert(variable);
     }
     found
+}
+
+/// Source files of the units, seen from the folder of them all.
+fn paths(index: &Index<'_>) -> Vec<String> {
+    let root = root(index);
+    let path = |name: &&[u8]| {
+        let path = clean_path(&String::from_utf8_lossy(name));
+        path.strip_prefix(&root).unwrap_or(&path).to_owned()
+    };
+    index.names.iter().map(path).collect()
 }
 
 /// The folder that all units with an absolute path are in.
@@ -87,18 +94,22 @@ impl VariablePairs {
         if !wanted.is_all() {
             return pairs;
         }
-        let [old, mut new] = indexes.each_ref().map(by_key);
-        for ((name, unit), before) in old {
-            let key = (name, unit);
-            let Some(after) = new.remove(&key) else {
-                pairs.only[0].push(key.0);
+        let paths = indexes.each_ref().map(paths);
+        let (old, new) = rayon::join(|| by_key(&indexes[0], &paths[0]), || by_key(&indexes[1], &paths[1]));
+        for (key, &before) in &old {
+            let Some(&after) = new.get(key) else {
+                pairs.only[0].push(key.0.to_owned());
                 continue;
             };
             if (before.text, before.contents) != (after.text, after.contents) || before.size != after.size {
-                pairs.changed.push(Pair { name: key.0, unit: key.1, per_cpu: false, sides: [before, after] });
+                let sides = [before.clone(), after.clone()];
+                let (name, unit) = (key.0.to_owned(), key.1.map(str::to_owned));
+                pairs.changed.push(Pair { name, unit, per_cpu: false, sides });
             }
         }
-        pairs.only[1].extend(new.into_keys().map(|(name, _)| name));
+        pairs.only[1].extend(new.keys().filter(|key| !old.contains_key(*key)).map(|(name, _)| (*name).to_owned()));
+        pairs.only.iter_mut().for_each(|names| names.sort_unstable());
+        pairs.changed.sort_by(|a, b| (&a.name, &a.unit).cmp(&(&b.name, &b.unit)));
         if !pairs.changed.is_empty() {
             let per_cpu = images[1].per_cpu();
             for pair in &mut pairs.changed {
