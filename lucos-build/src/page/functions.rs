@@ -12,8 +12,10 @@ use crate::report::{FunctionRow, Report};
 use maud::{Markup, html};
 use std::ops::Range;
 
-/// Instructions of a function that are listed as a whole.
-const WHOLE: usize = 1500;
+/// Instructions of a function that are listed.
+const LONGEST: usize = 1500;
+/// Instructions of all functions that are listed: a page that nobody can load says nothing.
+const ALL: usize = 30_000;
 /// Functions that are shown open.
 const OPEN: usize = 6;
 
@@ -21,8 +23,23 @@ const OPEN: usize = 6;
 pub(super) fn render(report: &Report, details: &Details) -> Markup {
     html! {
         (overview(report, details))
-        @for function in &details.functions { (one(function, details.functions.len() <= OPEN)) }
+        @for function in articles(details) { (function) }
     }
+}
+
+fn articles(details: &Details) -> Vec<Markup> {
+    let mut left = ALL;
+    let open = details.functions.len() <= OPEN;
+    details.functions.iter().map(|function| one(function, open, &mut left)).collect()
+}
+
+/// Takes room for some instructions, if it is there.
+fn take(left: &mut usize, count: usize) -> bool {
+    let fits = count <= LONGEST && count <= *left;
+    if fits {
+        *left -= count;
+    }
+    fits
 }
 
 fn anchor(function: &FunctionDetail) -> String {
@@ -82,7 +99,7 @@ fn why(function: &FunctionDetail) -> String {
     }
 }
 
-fn one(function: &FunctionDetail, open: bool) -> Markup {
+fn one(function: &FunctionDetail, open: bool, left: &mut usize) -> Markup {
     let rows: Vec<&Row> = function.code.hunks.iter().flatten().collect();
     let place = rows.iter().find_map(|row| Some(row.pair.new.as_ref()?.source.last()?.file.clone()));
     html! {
@@ -98,7 +115,7 @@ fn one(function: &FunctionDetail, open: bool) -> Markup {
                 p.message { strong { "The original is not what the kernel runs: " } (prose(&unproved.difference)) }
                 (listing(unproved, &unproved.hunks.iter().flatten().collect::<Vec<_>>(), "vmlinux beside the compiled original"))
             }
-            (code(function, &rows, open))
+            (code(function, &rows, open, left))
         }
     }
 }
@@ -122,32 +139,35 @@ fn with(along: &Along) -> Markup {
     }
 }
 
-fn code(function: &FunctionDetail, rows: &[&Row], open: bool) -> Markup {
+fn code(function: &FunctionDetail, rows: &[&Row], open: bool, left: &mut usize) -> Markup {
     if rows.is_empty() {
         return html! { p { "Its instructions are the same before and after." } };
     }
+    let instructions = counted(rows.len(), "instruction", "instructions");
+    let too_long = html! { p.more { "That is too long for a page: lucos-build --explain shows it." } };
     if function.row.change == What::New {
-        let title = counted(rows.len(), "instruction", "instructions");
+        let fits = take(left, rows.len());
         return html! {
-            details { summary { (title) } (listing(&function.code, &rows[..rows.len().min(WHOLE)], "All instructions of the new function")) }
+            @if fits {
+                details { summary { (instructions) } (listing(&function.code, rows, "All instructions of the new function")) }
+            } @else { p { (instructions) } (too_long) }
         };
     }
     let ranges = regions(rows);
-    let differing = rows.iter().filter(|row| row.differs).count();
     let shown: usize = ranges.iter().map(Range::len).sum();
-    let title = format!("{} of {} differ", differing, counted(rows.len(), "instruction", "instructions"));
+    let title = format!("{} of {instructions} differ", rows.iter().filter(|row| row.differs).count());
+    let fits = take(left, shown);
+    let whole = fits && shown < rows.len() && take(left, rows.len());
     html! {
-        details open[open] {
-            summary { (title) }
-            @for (number, range) in ranges.iter().enumerate() {
-                (listing(&function.code, &rows[range.clone()], &format!("Place {} of {} that differs", number + 1, ranges.len())))
+        @if fits {
+            details open[open] {
+                summary { (title) }
+                @for (number, range) in ranges.iter().enumerate() {
+                    (listing(&function.code, &rows[range.clone()], &format!("Place {} of {} that differs", number + 1, ranges.len())))
+                }
             }
-        }
-        @if rows.len() > WHOLE {
-            p.more { "The whole function is too long to be listed here: lucos-build --explain shows it." }
-        } @else if shown < rows.len() {
-            details { summary { "The whole function" } (listing(&function.code, rows, "All instructions")) }
-        }
+        } @else { p { (title) } (too_long) }
+        @if whole { details { summary { "The whole function" } (listing(&function.code, rows, "All instructions")) } }
     }
 }
 

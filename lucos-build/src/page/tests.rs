@@ -83,6 +83,23 @@ fn the_same_report_gives_the_same_page() {
 }
 
 #[test]
+fn a_page_of_many_functions_can_still_be_loaded() {
+    let mut report = hostile();
+    let details = report.details.as_mut().expect("details");
+    let row = details.functions[0].code.hunks[0][0].clone();
+    let mut function = details.functions.remove(0);
+    function.code.hunks = vec![vec![row; 1000]];
+    for index in 0..200 {
+        function.row.name = format!("function_{index}_");
+        details.functions.push(function.clone());
+    }
+    let page = render(&report);
+    assert!(page.len() < 20 << 20, "{} bytes", page.len());
+    assert!(page.contains("lucos-build --explain shows it"));
+    assert!((0..200).all(|index| page.matches(&format!("function_{index}_")).count() >= 2));
+}
+
+#[test]
 fn the_parts_stand_in_order_and_empty_ones_are_left_out() {
     let page = render(&hostile());
     let place = |id: &str| page.find(&format!("<section id=\"{id}\"")).unwrap_or_else(|| panic!("no part {id}"));

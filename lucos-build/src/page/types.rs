@@ -18,6 +18,8 @@ const COLOURS: usize = 6;
 const CACHE_LINE: u64 = 64;
 /// Bits that have room for a name.
 const NARROW: u64 = 8;
+/// More types than these are drawn only where their own declaration changes.
+const MANY: usize = 40;
 /// Rows that are worth unfolding.
 const FOLDED: usize = 512;
 
@@ -96,7 +98,20 @@ fn look(fate: Fate) -> (&'static str, &'static str, &'static str) {
 
 /// All changed types.
 pub(super) fn render(types: &[TypeRow]) -> Markup {
-    html! { @for row in types { (one(row)) } }
+    // One small type can be inside of hundreds.
+    let many = types.len() > MANY;
+    html! { @for row in types { @if many && !row.because.is_empty() { (brief(row)) } @else { (one(row)) } } }
+}
+
+/// A type that changes because of another one, in short.
+fn brief(row: &TypeRow) -> Markup {
+    html! {
+        article.type {
+            h3 { code { (row.name) } }
+            p.where { (rule_link(&row.rule)) }
+            p.message { (prose(&row.message)) }
+        }
+    }
 }
 
 fn one(row: &TypeRow) -> Markup {
