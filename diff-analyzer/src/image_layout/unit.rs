@@ -94,7 +94,7 @@ impl<'a> Unit<'a> {
         dwarf: &Dwarf<Slice<'a>>,
         value: AttributeValue<Slice<'a>>,
     ) -> Result<Name, gimli::Error> {
-        let text = self.string(dwarf, value.clone())?;
+        let text = self.string(dwarf, value)?;
         Ok(match value {
             AttributeValue::DebugStrRef(place) => Name::in_strings(place.0),
             AttributeValue::DebugStrOffsetsIndex(index) => Name::in_strings(self.place(dwarf, index)?.0),
