@@ -4,7 +4,8 @@
 //! [`Args`].
 
 use crate::by_hand::Replacement;
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args as ClapArgs, CommandFactory as _, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
 const AFTER_HELP: &str = "\
@@ -26,6 +27,9 @@ Prepared build folders are kept in $LUCOS_CACHE, $XDG_CACHE_HOME/lucos or ~/.cac
 Exit status: 0 a bundle was written, or the diff has no effect; 1 the tool or its environment failed; 2 usage;
 3 refused: the reasons are printed, with --json as JSON on standard output.
 
+--report FILE.html and --sarif FILE write the report as a page and for code-review systems, also when it is refused
+(docs/report.md).
+
 JSON (docs/build-report.schema.json): verdict (type1, type2, refused, no-effect), functions (name, unit,
 old_address, old_size, new_size), data, reasons (rule, message, file, line, help), warnings (as reasons, with a
 subject), notes, omitted, modules, bundle, inputs, timings_ms.";
@@ -41,6 +45,29 @@ pub struct Args {
     /// What to build.
     #[command(flatten)]
     pub build: Option<BuildArgs>,
+}
+
+impl Args {
+    /// Ends the program with a usage error when two things would be printed on standard output.
+    pub fn check_or_exit(&self) {
+        if let Err(error) = self.check() {
+            error.exit();
+        }
+    }
+
+    fn check(&self) -> Result<(), clap::Error> {
+        let (json, sarif) = match (&self.command, &self.build) {
+            (Some(Command::Prelink(args)), _) => (args.json, args.sarif.as_deref()),
+            (None, Some(args)) => (args.json, args.sarif.as_deref()),
+            _ => (false, None),
+        };
+        let clash = json && sarif.is_some_and(is_stdout);
+        if clash {
+            let message = "--sarif - and --json would both print on standard output; give one of them a file";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, message));
+        }
+        Ok(())
+    }
 }
 
 /// Things to do other than to build.
@@ -181,6 +208,14 @@ pub struct PrelinkArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Also write the report as a page for a browser, one file that needs no other: reasons, types byte by byte, functions
+    /// instruction by instruction, symbols; also when the build is refused.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Also write what was found as SARIF 2.1.0, for systems that show it beside the changed lines; `-` prints it on standard
+    /// output in place of the report for people.
+    #[arg(long, value_name = "FILE")]
+    pub sarif: Option<PathBuf>,
     /// Say only what went wrong.
     #[arg(short, long)]
     pub quiet: bool,
@@ -200,6 +235,8 @@ impl PrelinkArgs {
             allow_untraceable: self.allow_untraceable,
             output: self.output.clone(),
             json: self.json,
+            report: self.report.clone(),
+            sarif: self.sarif.clone(),
             quiet: self.quiet,
             ..BuildArgs::default()
         }
@@ -262,6 +299,10 @@ pub struct BuildArgs {
     /// Leave loadable modules as they are that a changed header changes as well; the bundle records which.
     #[arg(long)]
     pub built_in_only: bool,
+    /// Mark the update as Type 2, whatever is found: old and new code must not run side by side as if nothing were between
+    /// them. The runtime then keeps track of who is still inside the old code.
+    #[arg(long)]
+    pub type2: bool,
     /// Also replace functions that leave no room for a jump behind ftrace's no-op: while the bundle is applied, tracing or
     /// probing the entry of such a function makes the guest's ftrace warn and switch itself off.
     #[arg(long)]
@@ -279,9 +320,22 @@ pub struct BuildArgs {
     /// Print the report as JSON on standard output.
     #[arg(long)]
     pub json: bool,
+    /// Also write the report as a page for a browser, one file that needs no other: reasons, types byte by byte, functions
+    /// instruction by instruction, symbols; also when the build is refused.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
+    /// Also write what was found as SARIF 2.1.0, for systems that show it beside the changed lines; `-` prints it on standard
+    /// output in place of the report for people.
+    #[arg(long, value_name = "FILE")]
+    pub sarif: Option<PathBuf>,
     /// Say only what went wrong.
     #[arg(short, long)]
     pub quiet: bool,
+}
+
+/// Whether a file stands for standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    path.as_os_str() == "-"
 }
 
 impl BuildArgs {
@@ -327,6 +381,18 @@ mod tests {
         assert_eq!((build.jobs, build.json, build.name().as_str()), (Some(3), true, "fix"));
         assert_eq!(build.bundle_path(), PathBuf::from("fix.lpk"));
         assert_eq!(parse("- --vmlinux v").expect("complete").build.expect("a build").name(), "stdin");
+    }
+
+    #[test]
+    fn one_thing_is_printed_on_standard_output() {
+        for (line, clash) in [
+            ("fix.diff --vmlinux v --sarif - --json", true),
+            ("fix.diff --vmlinux v --sarif x --json --report y", false),
+            ("fix.diff --vmlinux v --sarif -", false),
+            ("prelink fix.o --vmlinux v --sarif - --json", true),
+        ] {
+            assert_eq!(parse(line).expect("complete").check().is_err(), clash, "{line}");
+        }
     }
 
     #[test]

@@ -65,6 +65,7 @@ impl std::str::FromStr for Replacement {
 pub struct HandObject {
     /// The name of its unit: the file's.
     pub name: String,
+    bytes: Vec<u8>,
     object: Object,
     empty: Object,
     layouts: Layouts,
@@ -92,7 +93,7 @@ impl HandObject {
         let layouts = dwarf_layout::of_object(&bytes).map_err(of_layouts)?;
         let producer = dwarf_layout::producer(&bytes);
         let vermagic = fits::vermagic(&object);
-        Ok(Self { name: name.to_owned(), object, empty: Object::default(), layouts, producer, vermagic })
+        Ok(Self { name: name.to_owned(), bytes, object, empty: Object::default(), layouts, producer, vermagic })
     }
 
     /// Cuts it into pieces, and compares it with nothing: all of it is new.
@@ -120,6 +121,11 @@ pub struct HandPieces<'o> {
 }
 
 impl<'o> HandPieces<'o> {
+    /// The file of the object.
+    pub fn bytes(&self) -> &[u8] {
+        &self.object.bytes
+    }
+
     /// The unit for the linker.
     pub fn unit(&self) -> link::Unit<'_, 'o> {
         link::Unit {

@@ -4,10 +4,10 @@
 //! with it, what a bundle could not replace, by the same rules as a build. Goes out: [`Comparison`]. No source and no compiler
 //! is needed: this is for pipelines that have both objects already.
 
-mod along;
+pub(crate) mod along;
 mod objections;
 mod report;
-mod rows;
+pub(crate) mod rows;
 mod sizes;
 
 pub use report::{Comparison, Verdict};

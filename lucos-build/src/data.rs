@@ -85,6 +85,8 @@ fn type_row(finding: &TypeFinding) -> TypeRow {
         units: Default::default(),
         users: Default::default(),
         data: Default::default(),
+        place: finding.change.place.clone(),
+        layouts: Box::new([finding.old.clone(), finding.new.clone()]),
     }
 }
 
@@ -141,6 +143,7 @@ fn datum(unit: &Unit<'_>, finding: &DatumFinding, overrides: &Overrides, decided
         to_old: transfers.map(|(_, to_old)| lines(to_old)).unwrap_or_default(),
         users: finding.users.clone(),
         reason: said.map(|said| said.reason.clone()),
+        place: finding.place.clone(),
     });
     match outcome {
         Ok(fate) => Some(DatumPlan { original, patched, fate }),

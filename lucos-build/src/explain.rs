@@ -9,7 +9,7 @@ mod sides;
 mod unit;
 
 pub use sides::{Compiled, InImage};
-pub use unit::{Explained, functions};
+pub use unit::{Explained, Listing, functions};
 
 use diff_analyzer::disassemble::Line;
 use lines::SourcePlace;
@@ -18,7 +18,9 @@ use similar::{Algorithm, DiffOp, capture_diff_slices};
 use std::fmt::Write as _;
 
 /// Instructions shown around a difference.
-const CONTEXT: usize = 3;
+pub(crate) const CONTEXT: usize = 3;
+/// More instructions than a function has.
+const ALL: usize = 1 << 24;
 /// Width of a column of the listing.
 const COLUMN: usize = 58;
 
@@ -81,6 +83,38 @@ pub struct Instruction {
 
 /// Explains a difference between two versions of a function.
 pub fn explain(function: &str, unit: &str, difference: String, old: &dyn Side, new: &dyn Side) -> Explanation {
+    with_context(function, unit, difference, [old, new], CONTEXT)
+}
+
+/// The same with all instructions, those that are equal as well: in one hunk, unless all are.
+pub fn whole(function: &str, unit: &str, difference: String, old: &dyn Side, new: &dyn Side) -> Explanation {
+    with_context(function, unit, difference, [old, new], ALL)
+}
+
+/// A function that has no counterpart: all of its instructions.
+pub fn alone(function: &str, unit: &str, difference: String, new: &dyn Side) -> Explanation {
+    struct Nothing;
+    impl Side for Nothing {
+        fn title(&self) -> String {
+            "nothing".to_owned()
+        }
+        fn instructions(&self) -> Vec<Line> {
+            Vec::new()
+        }
+        fn places(&self, _offset: u64) -> Vec<SourcePlace> {
+            Vec::new()
+        }
+    }
+    with_context(function, unit, difference, [&Nothing, new], ALL)
+}
+
+fn with_context(
+    function: &str,
+    unit: &str,
+    difference: String,
+    [old, new]: [&dyn Side; 2],
+    context: usize,
+) -> Explanation {
     let (before, after) = (old.instructions(), new.instructions());
     let keys = |lines: &[Line]| lines.iter().map(|line| line.key.clone()).collect::<Vec<_>>();
     let operations = capture_diff_slices(Algorithm::Patience, &keys(&before), &keys(&after));
@@ -105,7 +139,7 @@ pub fn explain(function: &str, unit: &str, difference: String, old: &dyn Side, n
         let at = |range: &std::ops::Range<usize>, index: usize| range.clone().nth(index);
         (0..count).map(|index| row(differs, at(&olds, index), at(&news, index))).collect()
     };
-    let hunks: Vec<Vec<Row>> = similar::group_diff_ops(operations, CONTEXT)
+    let hunks: Vec<Vec<Row>> = similar::group_diff_ops(operations, context)
         .iter()
         .map(|group| group.iter().flat_map(&rows).collect())
         .collect();

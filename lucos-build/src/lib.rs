@@ -5,9 +5,11 @@
 
 pub mod args;
 pub mod by_hand;
+pub mod catalog;
 pub mod closure;
 pub mod compare;
 pub mod data;
+pub mod details;
 pub mod explain;
 pub mod faults;
 pub mod headers;
@@ -18,12 +20,15 @@ pub mod judge;
 pub mod kbuild;
 pub mod layout;
 pub mod modules;
+pub mod outputs;
 pub mod overrides;
+pub mod page;
 pub mod pipeline;
 pub mod plan;
 pub mod progress;
 pub mod report;
 pub mod request;
 pub mod rules;
+pub mod sarif;
 pub mod scope;
 pub mod warnings;

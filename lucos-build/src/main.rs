@@ -4,7 +4,7 @@
 //! refused, 4 two compared objects or images differ. Goes out: the report, on standard output; progress and failures on standard error.
 
 use clap::Parser as _;
-use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs};
+use lucos_build::args::{Args, BuildArgs, Command, CompareArgs, InspectArgs, LayoutArgs, is_stdout};
 use lucos_build::compare;
 use lucos_build::inspect::{self, InspectError};
 use lucos_build::kbuild::by_hand::HEADER;
@@ -12,6 +12,7 @@ use lucos_build::layout;
 use lucos_build::pipeline;
 use lucos_build::progress::Progress;
 use lucos_build::report::{Report, Verdict};
+use lucos_build::sarif;
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ const DIFFER: u8 = 4;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    args.check_or_exit();
     match (args.command, args.build) {
         (Some(Command::Inspect(args)), _) => show(&args),
         (Some(Command::Compare(args)), _) => compare(&args),
@@ -55,7 +57,9 @@ fn report(args: &BuildArgs, result: Result<Report, Box<dyn Error + Send + Sync>>
     match result {
         Ok(report) => {
             let refused = report.bundle.is_none() && report.verdict != Verdict::NoEffect;
-            if args.json {
+            if args.sarif.as_deref().is_some_and(is_stdout) {
+                print(sarif::render(&report).trim_end());
+            } else if args.json {
                 print(&report.to_json());
             } else if !args.quiet {
                 print(report.to_text().trim_end());

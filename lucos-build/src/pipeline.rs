@@ -5,6 +5,7 @@
 
 use crate::args::{BuildArgs, PrelinkArgs};
 use crate::by_hand::{HandObject, Replacement};
+use crate::details::{Details, FileRow};
 use crate::faults::Faults;
 use crate::identity::Config;
 use crate::inputs::{Found, OF_BUILD};
@@ -13,6 +14,7 @@ use crate::kbuild::command::CommandError;
 use crate::kbuild::given::Given;
 use crate::kbuild::{self, BuildFolder, KbuildError};
 use crate::modules::Modules;
+use crate::outputs::Outputs;
 use crate::overrides::{Overrides, OverridesError};
 use crate::plan::Plan;
 use crate::progress::Progress;
@@ -93,12 +95,13 @@ pub enum BundleError {
 /// The failure of the tool or its environment; a refusal is a report.
 pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
     let started = Instant::now();
-    let mut report = Report::new();
+    let outputs = Outputs::open(args)?;
+    let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
     let done = match &args.update {
         Some(file) => hand(args, &Source::C(file), progress, &mut report),
         None => drive(args, progress, &mut report),
     };
-    finish(args, done, report, started)
+    outputs.write(finish(args, done, report, started)?)
 }
 
 /// Makes a bundle from an object that the author compiled.
@@ -107,10 +110,11 @@ pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std:
 /// The failure of the tool or its environment; a refusal is a report.
 pub fn prelink(args: &PrelinkArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
     let started = Instant::now();
-    let mut report = Report::new();
     let build = args.build();
+    let outputs = Outputs::open(&build)?;
+    let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
     let done = hand(&build, &Source::Object(&args.object, &args.replace), progress, &mut report);
-    finish(&build, done, report, started)
+    outputs.write(finish(&build, done, report, started)?)
 }
 
 /// Puts the end of a build into the report.
@@ -204,7 +208,7 @@ fn hand(args: &BuildArgs, from: &Source<'_>, progress: &Progress, report: &mut R
     let judge = plan.judge(&modules, None);
     let profile = judge.profile()?;
     let pieces = object.cut(&profile.sizes)?;
-    let linked = judge.link_by_hand(&pieces, replace, &profile.sizes)?;
+    let linked = judge.link_by_hand(&pieces, replace, &profile.sizes, report)?;
     report.timings_ms.link = millis(clock.elapsed());
     let bundle = judge.complete(vec![(None, linked)], profile, report, progress)?;
     write(args, &bundle, report, progress)
@@ -297,6 +301,9 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     progress.phase("reading the diff");
     let changes = source_diff::read(&report.diff, &request.source).map_err(of_diff)?;
     report.notes.extend(moved_hunks(&changes));
+    if let Some(details) = &mut report.details {
+        details.files = changes.iter().map(FileRow::of).collect();
+    }
 
     // 3. Find the units: scope.rs, headers.rs
     let mut scope = Scope::of(&changes, &units, &request.source, &Config::parse(&request.config))

@@ -69,6 +69,7 @@ impl<'i> Plan<'_, 'i> {
             name: self.args.name(),
             explain: &self.args.explain,
             allow_untraceable: self.args.allow_untraceable,
+            type2: self.args.type2,
             overrides: self.overrides,
             hooks,
         }

@@ -3,10 +3,12 @@
 //! Comes in: what the phases found. Decided: nothing. Goes out: [`Report`], as text for people (diagnostics that point
 //! into the diff, a table of functions) or as the JSON of `docs/build-report.schema.json`.
 
+use crate::details::Details;
 use crate::explain::Explanation;
 use crate::inputs::Inputs;
 use crate::warnings::Warning;
 use comfy_table::{Cell, CellAlignment, Table, presets};
+use diff_analyzer::dwarf_layout::{Place, TypeLayout};
 use diff_analyzer::layout_diff::{EnumeratorChange, MemberChange};
 use lpk_format::{HookKind, Vouched};
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource, Severity};
@@ -169,6 +171,9 @@ pub struct DataChangeRow {
     pub users: BTreeSet<String>,
     /// What the author says of it in the file beside the diff.
     pub reason: Option<String>,
+    /// Where it is declared, in the patched source.
+    #[serde(skip)]
+    pub place: Option<Place>,
 }
 
 /// An existing type that changes.
@@ -200,6 +205,12 @@ pub struct TypeRow {
     pub users: BTreeSet<String>,
     /// Data that are made of it.
     pub data: BTreeSet<String>,
+    /// Where it is declared, in the patched source.
+    #[serde(skip)]
+    pub place: Option<Place>,
+    /// The type before and after.
+    #[serde(skip)]
+    pub layouts: Box<[TypeLayout; 2]>,
 }
 
 /// A hook of the author.
@@ -279,6 +290,12 @@ pub struct Report {
     /// The diff, to point into.
     #[serde(skip)]
     pub diff: Vec<u8>,
+    /// Warnings that the author has silenced.
+    #[serde(skip)]
+    pub silenced: Vec<Warning>,
+    /// What only the page shows; absent when no page is wanted.
+    #[serde(skip)]
+    pub details: Option<Details>,
 }
 
 impl Report {
@@ -302,6 +319,8 @@ impl Report {
             timings_ms: Timings::default(),
             explanations: Vec::new(),
             diff: Vec::new(),
+            silenced: Vec::new(),
+            details: None,
         }
     }
 

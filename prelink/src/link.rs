@@ -25,6 +25,7 @@ use crate::by_hand::{Declared, OldFunction};
 use crate::prove::Proof;
 use crate::refusal::Refusal;
 use crate::sites::BootTables;
+use crate::symbol_db::KernelSymbol;
 use crate::vmlinux::{ImageReloc, KernelImage};
 use data::DatumPlan;
 use diff_analyzer::correlate::without_number;
@@ -36,7 +37,7 @@ use lpk_format::{
     FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
 };
 use registered::{Code, Rows};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 /// A unit with all that is known of it.
@@ -70,6 +71,30 @@ pub struct Linked {
     pub left_out: Vec<LeftOut>,
     /// What the author should look at, though nothing forbids it.
     pub warnings: Vec<Refusal>,
+    /// The symbols of the payload that are the kernel's, by their index, and how each was found.
+    pub found: BTreeMap<u32, FoundSymbol>,
+}
+
+/// A symbol of the kernel that new code refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundSymbol {
+    /// The symbol.
+    pub symbol: KernelSymbol,
+    /// How it was found.
+    pub how: How,
+}
+
+/// How the place behind a name was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// The proof of the original code led there.
+    Proof,
+    /// The image has one place of that name that others can see, or one at all.
+    Name,
+    /// The file of the unit has one place of that name.
+    File,
+    /// An update written by hand says which one is meant.
+    Declared,
 }
 
 /// Links units. `elsewhere` names what another part of the same change defines; it cannot be referred to, and is said.

@@ -111,6 +111,14 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
     Ok(pair)
 }
 
+/// Installs what only tests need.
+///
+/// # Errors
+/// [`SetupError`] with what to do next.
+pub fn for_tests(say: &dyn Fn(&str)) -> Result<(), SetupError> {
+    packages::install_missing(packages::TESTS, &mut apt::Apt::new(&cache_dir()?), say)
+}
+
 /// Which two versions to compare; what is not said is the newest that the archive has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wanted {

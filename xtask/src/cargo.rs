@@ -21,6 +21,7 @@ pub(crate) fn build() -> Result<PathBuf, JobError> {
 /// All tests.
 pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
+    setup::for_tests(&say)?;
     selfbuilt::prepare(&pair.older, &say)?;
     let mut command = test_command(&pair)?;
     if args.is_empty() {

@@ -123,6 +123,7 @@ fn main() -> ExitCode {
     let result = match Args::parse().job {
         Job::Setup => setup::prepare(&say)
             .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| ()))
+            .and_then(|()| setup::for_tests(&say))
             .map_err(JobError::from),
         Job::Demo => demo::run(),
         Job::Test { args } => cargo::test(&args, false),

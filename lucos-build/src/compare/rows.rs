@@ -65,11 +65,11 @@ pub struct Row {
 }
 
 /// What rows are made of.
-pub(super) struct Rows<'a, 'o> {
-    pub(super) original: &'a Pieces<'o>,
-    pub(super) patched: &'a Pieces<'o>,
-    pub(super) diff: &'a ObjectDiff,
-    pub(super) types: &'a [SignatureChange],
+pub(crate) struct Rows<'a, 'o> {
+    pub(crate) original: &'a Pieces<'o>,
+    pub(crate) patched: &'a Pieces<'o>,
+    pub(crate) diff: &'a ObjectDiff,
+    pub(crate) types: &'a [SignatureChange],
 }
 
 impl Rows<'_, '_> {
@@ -104,7 +104,8 @@ impl Rows<'_, '_> {
         rows
     }
 
-    fn row(&self, compared: &Compared) -> Row {
+    /// The row of one of them.
+    pub(crate) fn row(&self, compared: &Compared) -> Row {
         let piece = self.patched.piece(compared.patched);
         let function = piece.kind == PieceKind::Function;
         let (kind, reason) = match &compared.change {

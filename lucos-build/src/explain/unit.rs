@@ -5,8 +5,8 @@
 //! image when it is not proved. Goes out: [`Explanation`]s, and a note for each name that no unit has.
 
 use super::lines::SourceLines;
-use super::{Compiled, Explanation, InImage, explain};
-use diff_analyzer::object_diff::{Change, ObjectDiff};
+use super::{Compiled, Explanation, InImage, alone, explain, whole};
+use diff_analyzer::object_diff::{Change, Compared, ObjectDiff};
 use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces};
 use prelink::prove::Proof;
 use prelink::vmlinux::KernelImage;
@@ -58,6 +58,47 @@ pub fn functions(names: &[String], units: &[Explained<'_, '_>]) -> (Vec<Explanat
         notes.push(format!("--explain {name}: no compiled unit has a function of this name"));
     }
     (explanations, notes)
+}
+
+/// A changed function with all of its instructions.
+pub struct Listing<'a> {
+    /// The function.
+    pub compared: &'a Compared,
+    /// Patched beside original.
+    pub code: Explanation,
+    /// Original beside image, when they are not equal.
+    pub unproved: Option<Explanation>,
+}
+
+impl Explained<'_, '_> {
+    /// All changed functions of the unit.
+    pub fn listings<'s>(&'s self) -> Vec<Listing<'s>> {
+        let lines = self.bytes.map(|bytes| SourceLines::of_object(bytes, Some(self.unit)).ok());
+        let listing = |compared: &'s Compared| {
+            let Compared { patched, original, change } = compared;
+            let name = &self.patched.piece(*patched).name;
+            let difference = match change {
+                Change::Changed(difference) => difference.to_string(),
+                Change::New | Change::Same => "it is new".to_owned(),
+            };
+            let side = |title, pieces, function, index: usize| Compiled {
+                title,
+                pieces,
+                function,
+                lines: lines[index].as_ref(),
+                against_image: false,
+            };
+            let new = side("patched", self.patched, *patched, 1);
+            let code = match original {
+                Some(original) => {
+                    whole(name, self.unit, difference, &side("original", self.original, *original, 0), &new)
+                }
+                None => alone(name, self.unit, difference, &new),
+            };
+            Listing { compared, code, unproved: self.unproved(name, lines[0].as_ref()) }
+        };
+        self.diff.changed_functions().map(listing).collect()
+    }
 }
 
 fn function(pieces: &Pieces<'_>, name: &str) -> Option<PieceIndex> {

@@ -5,7 +5,7 @@
 //! kernel stays there; strings, constants and new data come along. Goes out: a payload relocation, or a refusal where
 //! the reference could mean more than one thing.
 
-use super::{Key, Linker, append, describe};
+use super::{FoundSymbol, How, Key, Linker, append, describe};
 use crate::prove::Mismatch;
 use crate::symbol_db::{AddressKind, KernelSymbol, SymbolKind};
 use diff_analyzer::correlate::{is_fresh, without_number};
@@ -94,7 +94,7 @@ impl Linker<'_, '_> {
         if let Some(symbol) =
             self.declared.filter(|declared| declared.unit == from.0).and_then(|of| of.symbols.get(&name))
         {
-            return self.kernel_symbol(from, symbol);
+            return self.kernel_symbol(from, symbol, How::Declared);
         }
         if let Some(&key) = self.globals.get(&name) {
             return self.named(from, key, 0, call);
@@ -103,7 +103,7 @@ impl Linker<'_, '_> {
         let global: Vec<&KernelSymbol> = all.iter().copied().filter(|symbol| symbol.global).collect();
         let candidates = if global.is_empty() { all } else { global };
         match one_address(&candidates) {
-            Ok(symbol) => self.kernel_symbol(from, &symbol.clone()),
+            Ok(symbol) => self.kernel_symbol(from, &symbol.clone(), How::Name),
             Err(true) => {
                 let message =
                     format!("`{name}` names {} places of the kernel: {}", candidates.len(), list(&candidates));
@@ -188,7 +188,7 @@ impl Linker<'_, '_> {
         }
         // Its address is that of what it replaces, which is still good after undo.
         if let Some(old) = self.declared_function(key) {
-            return self.kernel_symbol(from, &old.symbol);
+            return self.kernel_symbol(from, &old.symbol, How::Declared);
         }
         let unit = &self.units[key.0];
         let piece = unit.patched.piece(key.1);
@@ -204,7 +204,7 @@ impl Linker<'_, '_> {
             let found = candidates.iter().find(|symbol| symbol.address == address).cloned();
             let found = found.or_else(|| self.image.symbols().at(address).find(same).cloned());
             if let Some(symbol) = found {
-                return self.kernel_symbol(from, &symbol);
+                return self.kernel_symbol(from, &symbol, How::Proof);
             }
         }
         let refs: Vec<&KernelSymbol> = candidates.iter().collect();
@@ -233,7 +233,10 @@ impl Linker<'_, '_> {
                 self.refuse("ambiguous-symbol", from, message, "give the new function another way to reach it");
                 None
             }
-            Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => self.kernel_symbol(from, &symbol.clone()),
+            Ok(symbol) if !unit.diff.correlation.is_ambiguous(key.1) => {
+                let how = if symbol.file.is_some() { How::File } else { How::Name };
+                self.kernel_symbol(from, &symbol.clone(), how)
+            }
             Err(false) => {
                 let message = format!("the {} `{}` is not in the kernel image", describe(piece.kind), piece.name);
                 self.refuse(
@@ -273,7 +276,7 @@ impl Linker<'_, '_> {
         self.image.symbols().iter().filter(numbered).filter(visible).filter(same_size).cloned().collect()
     }
 
-    fn kernel_symbol(&mut self, from: Key, symbol: &KernelSymbol) -> Option<u32> {
+    fn kernel_symbol(&mut self, from: Key, symbol: &KernelSymbol, how: How) -> Option<u32> {
         let place = match symbol.address_kind {
             AddressKind::Absolute if symbol.address >= KERNEL_MAP => {
                 // `init_per_cpu__*` of the linker script: an address of the image by value, a plain value by kind.
@@ -290,7 +293,9 @@ impl Linker<'_, '_> {
             self.refuse("init-reference", from, message, "new code cannot use what exists at boot only");
             return None;
         }
-        Some(self.symbol(&symbol.name, place, symbol.size, symbol.kind == SymbolKind::Function))
+        let index = self.symbol(&symbol.name, place, symbol.size, symbol.kind == SymbolKind::Function);
+        self.linked.found.entry(index).or_insert_with(|| FoundSymbol { symbol: symbol.clone(), how });
+        Some(index)
     }
 
     /// Whether the kernel has given a place back after boot.

@@ -32,6 +32,12 @@ pub const BASE: &[&str] = &[
     "xz-utils",
 ];
 
+/// What only tests need.
+pub const TESTS: &[&str] = &[
+    // looks at the pages of --report
+    "chromium-headless-shell",
+];
+
 /// Installs those of `packages` that are missing.
 ///
 /// # Errors
