@@ -26,8 +26,8 @@ pub(super) struct Memory {
     starts: Starts,
     open: Vec<Open>,
     plans: Plans,
-    /// Whether parts of structs, unions and enums are jumped over. Whoever reads these later finds out when there was anything
-    /// else among them, and an error says so: compilers of C put types inside of types only where they give no siblings.
+    /// Whether parts of structs, unions and enums of file scope are jumped over. Whoever reads these later finds out when there
+    /// was anything else among them, and an error says so. gcc puts types of C inside of types only in functions.
     jumps: bool,
 }
 
@@ -165,6 +165,7 @@ fn scan(
         if plan.has_children {
             entry.parts = at as u32;
             if jumps
+                && parent.what == What::Unit
                 && entry.is_aggregate()
                 && let Some(sibling) = reader.sibling(at, plan)?
             {
