@@ -9,11 +9,12 @@ use comfy_table::{Table, presets};
 use lucos_tests::commands;
 use lucos_tests::kernels::Pair;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 /// How often both are run.
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 /// The comparison may take this part of the time of the two dumps.
 const MOST_OF_PAHOLE: f64 = 1.0 / 20.0;
 /// Memory that the comparison may use.
@@ -63,19 +64,27 @@ pub(super) fn run(pair: &Pair) -> Result<(), JobError> {
     }
 }
 
+/// How often the memory of a command is looked at: each look holds the command up.
+const LOOKS: Duration = Duration::from_millis(25);
+
 /// Seconds that a command takes, and the most memory it had, in MiB.
 fn timed(command: &mut Command, statuses: &[i32]) -> Result<(f64, f64), JobError> {
     let clock = Instant::now();
     let mut child = command.stdout(Stdio::null()).spawn()?;
-    let mut most_kib = 0;
-    let status = loop {
-        most_kib = peak_kib(&child).unwrap_or(most_kib);
-        if let Some(status) = child.try_wait()? {
-            break status;
+    let pid = child.id();
+    let (ended, has_ended) = mpsc::channel::<()>();
+    let looks = std::thread::spawn(move || {
+        let mut most = 0;
+        // The other end is dropped when the command has ended.
+        while has_ended.recv_timeout(LOOKS) == Err(mpsc::RecvTimeoutError::Timeout) {
+            most = peak_kib(pid).unwrap_or(most);
         }
-        std::thread::sleep(Duration::from_millis(2));
-    };
+        most
+    });
+    let status = child.wait()?;
     let seconds = clock.elapsed().as_secs_f64();
+    drop(ended);
+    let most_kib = looks.join().unwrap_or_default();
     if !status.code().is_some_and(|code| statuses.contains(&code)) {
         return Err(JobError::Cargo { command: format!("{command:?}"), status: status.to_string() });
     }
@@ -83,8 +92,8 @@ fn timed(command: &mut Command, statuses: &[i32]) -> Result<(f64, f64), JobError
 }
 
 /// The most memory that a running process has had (proc(5), `VmHWM`).
-fn peak_kib(child: &Child) -> Option<u32> {
-    let status = std::fs::read_to_string(Path::new("/proc").join(child.id().to_string()).join("status")).ok()?;
+fn peak_kib(pid: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     line.trim().trim_end_matches(" kB").parse().ok()
 }
