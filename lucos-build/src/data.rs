@@ -4,8 +4,9 @@
 //! datum, and whether the types can be left to it. Goes out: [`Decided`]: plans for the linker, rows for the report, and the
 //! reasons that remain. `docs/classification.md` lists the rules.
 
-use crate::overrides::{DatumOverride, MemberRule, Overrides, Strategy, Word};
+use crate::overrides::{DatumOverride, MemberRule, Objects, Overrides, Strategy, Word};
 use crate::report::{DataChangeRow, Reason, TypeRow};
+use crate::slack;
 use diff_analyzer::classify::{Classification, DatumFinding, Fate, TypeFinding};
 use diff_analyzer::dwarf_layout::Place;
 use diff_analyzer::layout_diff;
@@ -58,7 +59,15 @@ pub fn decide(units: &[Unit<'_>], overrides: &Overrides) -> Decided {
             row.units.insert(unit.name.to_owned());
             row.users.extend(finding.users.iter().cloned());
             row.data.extend(finding.data.iter().cloned());
-            if !overrides.silences(finding.rule, &finding.change.name) {
+            if let Some(Objects::Kmalloc) = overrides.objects(&finding.change.name) {
+                match slack::in_slack(finding) {
+                    Ok(strategy) => row.strategy = Some(strategy),
+                    Err(reason) => {
+                        let reason = reason.of_unit(unit.name).at(unit.name.to_owned(), None);
+                        decided.reasons.push((reason, finding.change.place.clone()));
+                    }
+                }
+            } else if !overrides.silences(finding.rule, &finding.change.name) {
                 decided.reasons.push((of_type(finding, unit.name), finding.change.place.clone()));
             }
         }
@@ -75,6 +84,7 @@ fn type_row(finding: &TypeFinding) -> TypeRow {
         name: finding.change.name.clone(),
         rule: finding.rule.to_owned(),
         message: finding.message.clone(),
+        strategy: None,
         old_size: finding.change.old_size,
         new_size: finding.change.new_size,
         because: finding.change.consequence_of.clone(),
@@ -99,7 +109,8 @@ fn of_type(finding: &TypeFinding, unit: &str) -> Reason {
         ),
         "type-additive" => (
             "objects of it that exist have no initial value there, and are not known",
-            "if new code copes with whatever is there, say so in the file beside the diff",
+            "if new code copes with whatever is there, say so in the file beside the diff; if each object is an allocation of its own, \
+             [type.\"…\"] objects = \"kmalloc\" has it checked that what is new fits",
         ),
         _ => (
             "objects of it on the heap, on stacks and in other objects are not known and cannot be converted",

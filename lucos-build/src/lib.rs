@@ -31,4 +31,5 @@ pub mod request;
 pub mod rules;
 pub mod sarif;
 pub mod scope;
+pub mod slack;
 pub mod warnings;

@@ -44,6 +44,9 @@ pub struct Overrides {
     /// What is to become of data, by name.
     #[serde(default)]
     data: BTreeMap<String, DatumOverride>,
+    /// Where objects of types are, by name.
+    #[serde(default, rename = "type")]
+    types: BTreeMap<String, TypeOverride>,
     /// Where it was found.
     #[serde(skip)]
     path: PathBuf,
@@ -57,6 +60,26 @@ struct Silence {
     reason: String,
     #[serde(skip)]
     used: AtomicBool,
+}
+
+/// Where the objects of a type are.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TypeOverride {
+    /// How it is known.
+    pub reason: String,
+    /// Where they come from.
+    pub objects: Objects,
+    #[serde(skip)]
+    used: AtomicBool,
+}
+
+/// Where all objects of a type come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objects {
+    /// Each is an allocation of its own by `kmalloc` or one of its kind.
+    Kmalloc,
 }
 
 /// What is to become of a datum.
@@ -148,6 +171,13 @@ impl Overrides {
         self.data.get(name).inspect(|datum| datum.used.store(true, Ordering::Relaxed))
     }
 
+    /// Where objects of a type are said to be.
+    pub fn objects(&self, name: &str) -> Option<Objects> {
+        let found = self.types.get(name)?;
+        found.used.store(true, Ordering::Relaxed);
+        Some(found.objects)
+    }
+
     /// What is said and was asked for by nothing.
     pub fn unused(&self) -> Vec<Reason> {
         let silence = self.silence.iter().filter(|silence| !silence.used.load(Ordering::Relaxed));
@@ -155,10 +185,13 @@ impl Overrides {
             silence.map(|silence| format!("no finding of rule {} is about `{}`", silence.rule, silence.subject));
         let data = self.data.iter().filter(|(_, datum)| !datum.used.load(Ordering::Relaxed));
         let data = data.map(|(name, _)| format!("the diff changes no existing datum `{name}`"));
+        let types = self.types.iter().filter(|(_, of_type)| !of_type.used.load(Ordering::Relaxed));
+        let types = types.map(|(name, _)| format!("the diff changes no existing type `{name}`"));
         let help = "correct the name, or take it out of the file";
         let file = self.path.display().to_string();
         silence
             .chain(data)
+            .chain(types)
             .map(|message| Reason::new("override-unused", message).at(file.clone(), None).help(help))
             .collect()
     }
@@ -177,7 +210,15 @@ impl Overrides {
             says: datum.says(),
             reason: datum.reason.clone(),
         });
-        silence.chain(data).collect()
+        let types = self.types.iter().map(|(name, of_type)| Vouched {
+            about: "type".to_owned(),
+            subject: name.clone(),
+            says: match of_type.objects {
+                Objects::Kmalloc => "every object is an allocation of its own by kmalloc".to_owned(),
+            },
+            reason: of_type.reason.clone(),
+        });
+        silence.chain(data).chain(types).collect()
     }
 }
 

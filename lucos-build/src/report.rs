@@ -185,6 +185,8 @@ pub struct TypeRow {
     pub rule: String,
     /// What changes.
     pub message: String,
+    /// What becomes of its objects, where that is known.
+    pub strategy: Option<String>,
     /// Size before, in bytes.
     pub old_size: u64,
     /// Size after, in bytes.

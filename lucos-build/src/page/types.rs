@@ -126,6 +126,7 @@ fn one(row: &TypeRow) -> Markup {
                 @if let Some(place) = &row.place { " " code { (place.file) ":" (place.line) } }
             }
             p.message { (prose(&row.message)) }
+            @if let Some(strategy) = &row.strategy { p { "Its objects stay " (strategy) "." } }
             @if !row.because.is_empty() {
                 p { "Because of what is inside it: " @for name in &row.because { code { (name) } " " } }
             }
