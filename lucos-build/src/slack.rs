@@ -29,9 +29,9 @@ pub fn of_kmalloc(size: u64) -> Option<u64> {
 ///
 /// # Errors
 /// `override-refused`: the strategy cannot be followed.
-pub fn in_slack(finding: &TypeFinding) -> Result<String, Reason> {
+pub fn in_slack(finding: &TypeFinding) -> Result<String, Box<Reason>> {
     let (old, new) = (finding.change.old_size, finding.change.new_size);
-    let refused = |message: String, help: &str| Err(Reason::new("override-refused", message).help(help));
+    let refused = |message: String, help: &str| Err(Box::new(Reason::new("override-refused", message).help(help)));
     if finding.rule != "type-additive" {
         let message =
             format!("{}: its objects cannot stay in place: what they had does not keep its place", finding.message);
