@@ -3,6 +3,7 @@
 //! Comes in: nothing. Decided: which powers exist. Goes out: traits that an engine implements as far as it can, so that a
 //! missing power is a compile-time fact. The service is written against them and knows neither KVM nor QEMU.
 
+pub mod kvm;
 pub mod mock;
 pub mod qemu;
 
