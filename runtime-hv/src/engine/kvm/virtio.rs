@@ -18,7 +18,7 @@ pub mod entropy;
 pub mod mmio;
 pub mod net;
 pub mod ring;
-//VS pub mod vsock;
+pub mod vsock;
 pub mod worker;
 
 #[cfg(test)]
@@ -36,7 +36,7 @@ pub use block::Block;
 pub use entropy::Entropy;
 pub use mmio::VirtioMmio;
 pub use net::Net;
-//VS pub use vsock::Vsock;
+pub use vsock::Vsock;
 pub use worker::{Watch, Worker, run};
 
 use ring::{Ring, RingError};
