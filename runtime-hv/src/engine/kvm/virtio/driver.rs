@@ -57,13 +57,13 @@ impl Driver {
         let ram = GuestRam::new(GuestMemoryMmap::from_ranges(&ranges).expect("memory"));
         let event = || EventFd::new(EFD_NONBLOCK).expect("an event descriptor");
         let (irq, stop) = (event(), event());
-        let count = device.queue_sizes().len();
+        let sizes = device.queue_sizes();
         let (window, worker) =
             VirtioMmio::new(Box::new(device), GuestRam::clone(&ram), irq.try_clone().expect("a copy"))
                 .expect("a window");
         let end = stop.try_clone().expect("a copy");
         let thread = thread::spawn(move || run(vec![worker], end).expect("a device thread"));
-        let queues = (0..count as u64).map(|index| place(0x10_0000 + index * 0x1_0000, 16)).collect();
+        let queues = (0..).zip(sizes).map(|(index, size)| place(0x10_0000 + index * 0x1_0000, 16.min(*size))).collect();
         Self { window, ram, queues, irq, stop, thread: Some(thread), free: 0x40_0000 }
     }
 

@@ -94,6 +94,12 @@ fn receiver(driver: &mut Driver, count: u64, len: u32) -> u64 {
     buffers
 }
 
+/// Waits until the device has thrown away what came before it was started: it serves the queues after that.
+fn settled(driver: &mut Driver) {
+    driver.add(1, &[(0, 0, 0)]);
+    driver.used(1);
+}
+
 /// The next frame of [`TYPE`] that the guest gets: the host's own (neighbour discovery) come, too.
 fn received(driver: &mut Driver, buffers: u64) -> (Vec<u8>, Vec<u8>) {
     for _ in 0..14 {
@@ -134,6 +140,7 @@ fn a_frame_with_no_room_is_dropped_and_the_buffer_kept() {
     with_tap(|| {
         let mut host = host();
         let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), MODERN);
+        settled(&mut driver);
         let buffers = receiver(&mut driver, 14, 200);
         host.write_all(&frame(MAC, [2, 0, 0, 0, 0, 1], &[1; 1000])).expect("sent");
         let small = frame(MAC, [2, 0, 0, 0, 0, 1], &[2; 100]);
@@ -178,17 +185,7 @@ fn a_new_driver_gets_no_old_frames() {
         for round in 0..5u8 {
             host.write_all(&frame(MAC, [2, 0, 0, 0, 0, 1], &[0xee; 64])).expect("sent");
             driver.start(MODERN | u64::from(round & 1) << 1);
-            // The thread looks at the rings after it has thrown the old frames away.
-            let sent = frame([2, 0, 0, 0, 0, 1], MAC, &[round; 64]);
-            let bytes = driver.bytes(&[&[0; 12][..], &sent].concat());
-            driver.add(1, &[(bytes, 12 + sent.len() as u32, 0)]);
-            driver.used(1);
-            assert!(loop {
-                let seen = next_frame(&mut host);
-                if seen == sent {
-                    break true;
-                }
-            });
+            settled(&mut driver);
             let buffers = receiver(&mut driver, 14, 1526);
             let new = frame(MAC, [2, 0, 0, 0, 0, 1], &[round; 64]);
             host.write_all(&new).expect("sent");
