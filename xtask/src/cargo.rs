@@ -4,6 +4,7 @@
 //! cargo's own output and status.
 
 use crate::{JobError, root, say};
+use lucos_tests::guest::{Engine, GuestError};
 use lucos_tests::kernels::Pair;
 use lucos_tests::{boxed, commands, selfbuilt, setup};
 use std::path::PathBuf;
@@ -12,7 +13,9 @@ use std::process::Command;
 /// The two programs, built in release mode; gives their folder.
 pub(crate) fn build() -> Result<PathBuf, JobError> {
     say("building lucos-build and lucos-hv");
-    run(&mut cargo(&["build", "--quiet", "--release", "--package", "lucos-build", "--package", "runtime-hv"]))?;
+    let packages = ["--package", "lucos-build", "--package", "runtime-hv", "--package", "lucos-tests"];
+    let programs = ["--bin", "lucos-build", "--bin", "lucos-hv", "--bin", "lucos-box"];
+    run(cargo(&["build", "--quiet", "--release"]).args(packages).args(programs))?;
     let dir = commands::target_dir()?.join("release");
     commands::set_bin_dir(&dir);
     Ok(dir)
@@ -116,6 +119,10 @@ pub(crate) fn bless() -> Result<(), JobError> {
 /// `cargo test` with everything that guest tests look for.
 fn test_command(pair: &Pair) -> Result<Command, JobError> {
     let dir = build()?;
+    build_for_box(&[("lucos-tests", boxed::AGENT)])?;
+    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
+        build_for_box(&[("runtime-hv", "lucos-hv")])?;
+    }
     let mut command = cargo(&["test"]);
     command
         .env("LUCOS_BIN_DIR", dir)

@@ -26,7 +26,7 @@ const PROCESSOR: &str = "max,la57=off";
 /// Time for QEMU to open its end of the serial port.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Lines of the console in a message.
-const TAIL: usize = 25;
+const TAIL: usize = 60;
 
 /// A running box; it ends when this value is dropped.
 pub(super) struct Machine {
