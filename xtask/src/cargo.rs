@@ -5,7 +5,7 @@
 
 use crate::{JobError, root, say};
 use lucos_tests::kernels::Pair;
-use lucos_tests::{commands, selfbuilt, setup};
+use lucos_tests::{boxed, commands, selfbuilt, setup};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -16,6 +16,29 @@ pub(crate) fn build() -> Result<PathBuf, JobError> {
     let dir = commands::target_dir()?.join("release");
     commands::set_bin_dir(&dir);
     Ok(dir)
+}
+
+/// Programs for the box, linked statically, in a target folder of their own.
+pub(crate) fn build_for_box(programs: &[(&str, &str)]) -> Result<(), JobError> {
+    let target = commands::target_dir()?;
+    commands::set_bin_dir(&target.join("release"));
+    let mut command = cargo(&["build", "--quiet", "--release", "--target", boxed::TARGET, "--target-dir"]);
+    command.arg(target.join("box")).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    for (package, program) in programs {
+        command.args(["--package", package, "--bin", program]);
+    }
+    run(&mut command)
+}
+
+/// A command in the box; its exit status.
+pub(crate) fn run_in_box(options: &boxed::Options, with_lucos_hv: bool) -> Result<u8, JobError> {
+    let mut options = options.clone();
+    build_for_box(&[("lucos-tests", boxed::AGENT)])?;
+    if with_lucos_hv {
+        build_for_box(&[("runtime-hv", "lucos-hv")])?;
+        options.files.push(boxed::Pair { from: boxed::static_program("lucos-hv")?, to: None });
+    }
+    Ok(boxed::run(&options)?)
 }
 
 /// All tests.
