@@ -14,7 +14,7 @@ fn lucos_box(name: &str) -> Option<Command> {
         commands::program("lucos-box").map_err(|error| error.to_string())
     };
     let mut command = Command::new(require::or_skip(found())?);
-    command.args(["--limit", "120", "--name", &format!("box-{name}")]);
+    command.args(["--name", &format!("box-{name}")]);
     Some(command)
 }
 
