@@ -116,7 +116,7 @@ impl Vsock {
     /// After everything that happened: what the guest can get now goes there, and the host is listened to if there is room.
     fn settle(&mut self, rings: &mut [Ring], watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
         let stalled = self.exchange.is_stalled();
-        self.exchange.to_guest(&mut rings[RECEIVE], watch)?;
+        self.exchange.give_packets(&mut rings[RECEIVE], watch)?;
         if stalled && !self.exchange.is_stalled() {
             // Packets of the guest were left in their ring because nothing could be answered.
             rings[SEND].again();
@@ -171,7 +171,7 @@ impl Device for Vsock {
 
     fn queue(&mut self, index: usize, rings: &mut [Ring], watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
         if index == SEND {
-            self.exchange.from_guest(&mut rings[SEND], watch)?;
+            self.exchange.take_packets(&mut rings[SEND], watch)?;
         }
         self.settle(rings, watch)
     }

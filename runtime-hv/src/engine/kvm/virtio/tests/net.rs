@@ -94,6 +94,21 @@ fn receiver(driver: &mut Driver, count: u64, len: u32) -> u64 {
     buffers
 }
 
+/// Starts a driver, and waits until frames of the host reach it: a moment after an interface is taken its queue still drops
+/// them without a word. Then starts it afresh.
+fn connected(features: u64, host: &mut File) -> Driver {
+    let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), features);
+    let buffers = receiver(&mut driver, 14, 1526);
+    wait("a first frame", || {
+        host.write_all(&frame(MAC, [2, 0, 0, 0, 0, 1], &[0; 64])).expect("sent");
+        let (index, _) = driver.poll_used(0)?;
+        (driver.peek(buffers + u64::from(index) * 0x1000 + 24, 2) == TYPE).then_some(())
+    });
+    driver.start(features);
+    settled(&mut driver);
+    driver
+}
+
 /// Waits until the device has thrown away what came before it was started: it serves the queues after that.
 fn settled(driver: &mut Driver) {
     driver.add(1, &[(0, 0, 0)]);
@@ -116,13 +131,13 @@ fn received(driver: &mut Driver, buffers: u64) -> (Vec<u8>, Vec<u8>) {
 fn frames_go_both_ways() {
     with_tap(|| {
         let mut host = host();
-        let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), MODERN | 1 << 5);
+        let mut driver = connected(MODERN | 1 << 5, &mut host);
         assert_eq!(driver.config(0, 6), MAC);
         // From the guest, header and frame in two buffers.
         let sent = frame([2, 0, 0, 0, 0, 1], MAC, &[0x42; 100]);
         let (header, body) = (driver.bytes(&[0; 12]), driver.bytes(&sent));
-        driver.add(1, &[(header, 12, 0), (body, sent.len() as u32, 0)]);
-        assert_eq!(driver.used(1), (0, 0));
+        let head = driver.add(1, &[(header, 12, 0), (body, sent.len() as u32, 0)]);
+        assert_eq!(driver.used(1), (head.into(), 0));
         assert_eq!(next_frame(&mut host), sent);
         // To the guest: waits until there is a buffer.
         let text = frame(MAC, [2, 0, 0, 0, 0, 1], b"hello, guest: a frame of more than sixty bytes for the guest");
@@ -139,8 +154,7 @@ fn frames_go_both_ways() {
 fn a_frame_with_no_room_is_dropped_and_the_buffer_kept() {
     with_tap(|| {
         let mut host = host();
-        let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), MODERN);
-        settled(&mut driver);
+        let mut driver = connected(MODERN, &mut host);
         let buffers = receiver(&mut driver, 14, 200);
         host.write_all(&frame(MAC, [2, 0, 0, 0, 0, 1], &[1; 1000])).expect("sent");
         let small = frame(MAC, [2, 0, 0, 0, 0, 1], &[2; 100]);
@@ -153,7 +167,7 @@ fn a_frame_with_no_room_is_dropped_and_the_buffer_kept() {
 fn bad_frames_of_the_guest_are_dropped() {
     with_tap(|| {
         let mut host = host();
-        let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), MODERN);
+        let mut driver = connected(MODERN, &mut host);
         let bytes = driver.bytes(&[0xff; 64]);
         // Nothing, half a header, a header alone, a header full of nonsense, far too much, a buffer to write.
         for chain in [
@@ -181,7 +195,7 @@ fn bad_frames_of_the_guest_are_dropped() {
 fn a_new_driver_gets_no_old_frames() {
     with_tap(|| {
         let mut host = host();
-        let mut driver = Driver::started(Net::open("lucos0", Some(MAC)).expect("the interface"), MODERN);
+        let mut driver = connected(MODERN, &mut host);
         for round in 0..5u8 {
             host.write_all(&frame(MAC, [2, 0, 0, 0, 0, 1], &[0xee; 64])).expect("sent");
             driver.start(MODERN | u64::from(round & 1) << 1);

@@ -122,7 +122,7 @@ fn a_queue_of_a_wrong_size_costs_the_device_until_reset() {
 fn a_queue_outside_of_memory_costs_the_device_until_reset() {
     let good = place(0x10_0000, 16);
     let mut driver = Driver::new(Entropy::new());
-    for bad in [HOLE, HOLE - 16, u64::MAX & !0xfff, 1 << 52, good.descriptors + 1] {
+    for bad in [HOLE, HOLE - 16, !0xfff, 1 << 52, good.descriptors + 1] {
         for broken in
             [Place { descriptors: bad, ..good }, Place { available: bad, ..good }, Place { used: bad, ..good }]
         {
@@ -283,7 +283,7 @@ fn nonsense_is_survived() {
     let mut driver = Driver::new(Entropy::new());
     for round in 0..300 {
         if random.bool() {
-            driver.start(MODERN | EVENT_IDX * u64::from(random.bool()));
+            driver.start(MODERN | (EVENT_IDX * u64::from(random.bool())));
         }
         for _ in 0..random.usize(..60) {
             match random.u8(..4) {

@@ -188,7 +188,7 @@ impl Exchange {
     }
 
     /// Takes packets of the guest, until their answers become too many or others should have their turn.
-    pub(super) fn from_guest(&mut self, ring: &mut Ring, watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
+    pub(super) fn take_packets(&mut self, ring: &mut Ring, watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
         let ram = ring.ram();
         for _ in 0..ring.turn() {
             if self.is_stalled() {
@@ -301,7 +301,7 @@ impl Exchange {
     }
 
     /// Fills buffers of the guest, with answers first, then with data of each connection in turn.
-    pub(super) fn to_guest(&mut self, ring: &mut Ring, watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
+    pub(super) fn give_packets(&mut self, ring: &mut Ring, watch: &mut Watch<'_, '_>) -> Result<(), DeviceError> {
         let ram = ring.ram();
         for _ in 0..ring.turn() {
             if self.answers.is_empty() && self.ready.is_empty() {
