@@ -21,14 +21,17 @@ const SHORT: Duration = Duration::from_secs(120);
 /// Times that something is tried that the guest may not be ready for.
 const TRIES: u32 = 60;
 
-/// The host's part, in the box: an interface for the guest, an echo at its port 1025, the guest, and then a look at its disk.
-/// Nothing that stays in the background may hold the standard output, whose end is the end of the command.
+/// The host's part, in the box: an interface for the guest, a port of TCP that takes a file (1026) and one that gives one (1027), an echo
+/// at port 1025 of vsock, the guest, and then a look at its disk. Nothing that stays in the background may hold the standard output, whose end is the end of the command.
 const SCRIPT: &str = "tunctl -t tap0 >&2 && ifconfig tap0 192.168.77.1 netmask 255.255.255.0 up || exit 1
+nc -l -p 1026 < /dev/null 2> /dev/null | sha256sum > /received &
+nc -l -p 1027 < second > /dev/null 2>&1 &
 echo-socket /api.vsock_1025 > /dev/null 2>&1 &
 taskset 1 lucos-hv run --engine kvm --kernel kernel --initrd initrd --cpus 2 --memory 384 --append 'root=/dev/vda quiet' \
     --disk disk --disk second,ro --net tap0 --vsock 3 --api /api
 echo \"@@ended $?\"
 kill $!
+echo \"@@received $(cat /received)\"
 CHECK -fn disk >&2
 echo \"@@checked $?\"";
 
@@ -219,6 +222,8 @@ fn debian_boots_from_its_disk_with_network_and_vsock() {
 
     // Network, entropy.
     debian.see("ping -c 3 192.168.77.1", "3 packets transmitted, 3 received");
+    debian.run("socat -u OPEN:/root/file TCP:192.168.77.1:1026");
+    debian.see("socat -u TCP:192.168.77.1:1027 - | sha256sum", &digest);
     debian.see("cat /sys/class/misc/hw_random/rng_current", "virtio_rng");
     debian.see("head -c 16 /dev/hwrng | wc -c", "16");
 
@@ -247,6 +252,8 @@ fn debian_boots_from_its_disk_with_network_and_vsock() {
     debian.send("poweroff\n");
     let (last, status) = debian.wait(from, "@@ended ", LONG);
     assert_eq!(status, "0", "{last}");
+    let (_, received) = debian.wait(from, "@@received ", SHORT);
+    assert_eq!(received, first.trim(), "what came through the network is not what was sent");
     let (_, checked) = debian.wait(from, "@@checked ", SHORT);
     if checked != "0" {
         debian.fail(&format!("e2fsck found fault with the disk: {checked}"));
