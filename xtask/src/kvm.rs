@@ -1,0 +1,90 @@
+//! `cargo xtask kvm`: the bundled hypervisor's tests, where KVM works.
+//!
+//! Comes in: the set-up machine. Decided: whether this machine's own KVM is used (LUCOS_TEST_BOX=0) or that of the box. Goes
+//! out: three things, each with cargo's or the box's status: the engine's tests on a guest of a few instructions, what its
+//! operations cost, and the tests of live updates on a stock kernel.
+
+use crate::{JobError, cargo, say};
+use lucos_tests::guest::{Engine, GuestError};
+use lucos_tests::{boxed, setup};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// The emulated virtualisation is unreliable when one hypervisor runs on two processors of the box.
+const BIND: [&str; 2] = ["taskset", "1"];
+/// Far more than they take.
+const LIMIT_S: u64 = 900;
+
+pub(crate) fn run(all: bool) -> Result<(), JobError> {
+    // What starts guests looks into the environment, and a program does not change its own.
+    if std::env::var("LUCOS_TEST_ENGINE").as_deref() != Ok("kvm") {
+        let mut again = Command::new(std::env::current_exe()?);
+        again.arg("kvm").args(all.then_some("--all")).env("LUCOS_TEST_ENGINE", "kvm");
+        return cargo::run(&mut again);
+    }
+    let pair = setup::prepare(&say)?;
+    let in_box = Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox;
+    let hv = if in_box {
+        cargo::build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
+        boxed::static_program("lucos-hv")?
+    } else {
+        cargo::build()?.join("lucos-hv")
+    };
+    say("the engine on a guest of a few instructions");
+    let tests = unit_tests(in_box)?;
+    execute(in_box, &tests, &["engine::kvm", "--test-threads=1"])?;
+    say("what its operations cost");
+    execute(in_box, &hv, &["probe", "--measure"])?;
+    say("live updates of a stock kernel");
+    let mut live = cargo::test_command(&pair)?;
+    live.args(["--package", "lucos-tests", "--test"]).arg(if all { "live*" } else { "live" });
+    cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
+}
+
+/// The library's tests as a program; for the box, a static one.
+fn unit_tests(in_box: bool) -> Result<PathBuf, JobError> {
+    let mut command = cargo::cargo(&["test", "--quiet", "--release", "--no-run", "--package", "runtime-hv", "--lib"]);
+    command.args(["--message-format", "json"]).stderr(Stdio::inherit());
+    if in_box {
+        cargo::for_box(&mut command)?;
+    }
+    let built = command.output()?;
+    let lines = String::from_utf8_lossy(&built.stdout);
+    let program = lines.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    });
+    let status = built.status;
+    program
+        .filter(|_| status.success())
+        .ok_or_else(|| JobError::Cargo { command: format!("{command:?}").replace('"', ""), status: status.to_string() })
+}
+
+/// Runs a program where KVM works.
+fn execute(in_box: bool, program: &PathBuf, arguments: &[&str]) -> Result<(), JobError> {
+    if !in_box {
+        return cargo::run(Command::new(program).args(arguments).env("LUCOS_REQUIRE_KVM", "1"));
+    }
+    let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let inside = ["env", "LUCOS_REQUIRE_KVM=1"].into_iter().chain(BIND).map(str::to_owned);
+    let options = boxed::Options {
+        files: vec![boxed::Pair { from: program.clone(), to: None }],
+        out: Vec::new(),
+        forward: Vec::new(),
+        limit: LIMIT_S,
+        cpus: 1,
+        memory: 1024,
+        kernel: None,
+        name: "kvm".to_owned(),
+        command: inside
+            .chain([format!("/files/{name}")])
+            .chain(arguments.iter().map(|&word| word.to_owned()))
+            .collect(),
+    };
+    match boxed::run(&options)? {
+        0 => Ok(()),
+        status => {
+            Err(JobError::Cargo { command: format!("{name} in the box"), status: format!("exit status: {status}") })
+        }
+    }
+}
