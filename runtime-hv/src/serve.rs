@@ -7,6 +7,7 @@ use crate::args::{EngineName, Run};
 use crate::console::Console;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use runtime_hv::engine::kvm::virtio::{Block, Device, Entropy, Net, Vsock};
 use runtime_hv::engine::kvm::{self, End, KvmEngine, MachineConfig};
 use runtime_hv::engine::qemu::{Earlier, LaunchConfig, QemuEngine, Serial, launch};
 use runtime_hv::journal::Journal;
@@ -14,6 +15,7 @@ use runtime_hv::protocol::Problem;
 use runtime_hv::service::{ControlSocket, Ended, serve};
 use runtime_hv::update::{Patience, Updater};
 use runtime_hv::watchdog::{Watchdog, bring_back};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::Arc;
@@ -33,6 +35,9 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
         },
         chosen => chosen,
     };
+    if engine == EngineName::Qemu && run.vsock.is_some() {
+        return Err(Problem::refused("no-vsock", "--vsock needs the engine kvm").help("leave --vsock out"));
+    }
     let stop = stop_signals()?;
     let socket = ControlSocket::open(&run.api)?;
     let journal = Journal::beside(&run.api);
@@ -62,13 +67,15 @@ fn hand_over(console: &mut Option<Console>, end: &Arc<AtomicBool>) -> Result<(),
 /// In this process: nothing is left behind when it ends, however it ends.
 fn run_kvm(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal) -> Result<ExitCode, Problem> {
     let cpus = u8::try_from(run.cpus).unwrap_or(u8::MAX);
+    let devices = devices(run)?;
     let (mut console, end) = console()?;
     let config = MachineConfig {
         kernel: run.kernel.clone(),
-        initrd: Some(run.initrd.clone()),
+        initrd: run.initrd.clone(),
         append: run.append.clone(),
         cpus,
         memory_mib: run.memory,
+        devices,
         input: Some(Box::new(std::io::stdin())),
         output: Box::new(std::io::stdout()),
     };
@@ -95,6 +102,42 @@ fn run_kvm(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal
     }
 }
 
+/// What the guest shall have beside processors, memory and console. Whatever the host lacks shows here.
+fn devices(run: &Run) -> Result<Vec<Box<dyn Device>>, Problem> {
+    let failed = |error: &dyn std::fmt::Display| Problem::failed("device-failed", error.to_string());
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new())];
+    for disk in &run.disks {
+        devices.push(Box::new(Block::open(&disk.path, disk.read_only).map_err(|error| failed(&error))?));
+    }
+    for net in &run.nets {
+        devices.push(Box::new(Net::open(&net.tap, net.mac).map_err(|error| failed(&error))?));
+    }
+    if let Some(cid) = run.vsock {
+        let mut path = run.api.clone().into_os_string();
+        path.push(".vsock");
+        devices.push(Box::new(Vsock::open(cid, Path::new(&path)).map_err(|error| failed(&error))?));
+    }
+    Ok(devices)
+}
+
+/// The same for QEMU, which opens them itself and says what it lacks.
+fn qemu_devices(run: &Run) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["-device".into(), "virtio-rng-pci".into()];
+    for disk in &run.disks {
+        let read_only = if disk.read_only { "on" } else { "off" };
+        let path = disk.path.to_string_lossy().replace(',', ",,");
+        arguments.extend(["-drive".into(), format!("if=virtio,format=raw,readonly={read_only},file={path}").into()]);
+    }
+    for (number, net) in run.nets.iter().enumerate() {
+        let tap = &net.tap;
+        arguments.extend(["-netdev".into(), format!("tap,id=net{number},ifname={tap},script=no,downscript=no").into()]);
+        let mac = net.mac.map(|mac| format!(",mac={}", mac.map(|byte| format!("{byte:02x}")).join(":")));
+        let mac = mac.unwrap_or_default();
+        arguments.extend(["-device".into(), format!("virtio-net-pci,netdev=net{number}{mac}").into()]);
+    }
+    arguments
+}
+
 /// In a QEMU of our own.
 fn run_qemu(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal) -> Result<ExitCode, Problem> {
     let mut qmp = run.api.clone().into_os_string();
@@ -102,13 +145,13 @@ fn run_qemu(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journa
     let qmp = PathBuf::from(qmp);
     let config = LaunchConfig {
         kernel: run.kernel.clone(),
-        initrd: Some(run.initrd.clone()),
+        initrd: run.initrd.clone(),
         append: run.append.clone(),
         cpus: run.cpus,
         memory_mib: run.memory,
         qmp_path: qmp.clone(),
         serial: Serial::Stdio,
-        extra_args: Vec::new(),
+        extra_args: qemu_devices(run),
     };
     let (mut console, end) = console()?;
     let mut guest = Guest(launch(&config).map_err(|error| Problem::failed("launch-failed", error))?);

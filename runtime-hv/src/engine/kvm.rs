@@ -28,6 +28,7 @@ mod probe;
 mod serial;
 mod start;
 mod vcpu;
+pub mod virtio;
 
 use super::{
     Arena, ArenaSource, Attend, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory,
@@ -40,7 +41,7 @@ use std::time::{Duration, Instant};
 use vcpu::Processor;
 
 pub use kernel::KernelError;
-pub use machine::{CPUS_LIMIT, MachineConfig, MachineError};
+pub use machine::{CPUS_LIMIT, DEVICES_LIMIT, MachineConfig, MachineError};
 pub use probe::{ProbeError, probe};
 pub use vcpu::End;
 

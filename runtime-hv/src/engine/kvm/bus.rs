@@ -5,6 +5,7 @@
 
 use super::layout;
 use super::serial::SerialPort;
+use super::virtio::VirtioMmio;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A device behind a window of addresses.
@@ -13,6 +14,16 @@ pub(super) trait Mmio: Send {
     fn read(&mut self, offset: u64, data: &mut [u8]);
     /// The guest writes at an offset of the window.
     fn write(&mut self, offset: u64, data: &[u8]);
+}
+
+impl Mmio for VirtioMmio {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        VirtioMmio::read(self, offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        VirtioMmio::write(self, offset, data);
+    }
 }
 
 /// What the guest wants of the machine as a whole.

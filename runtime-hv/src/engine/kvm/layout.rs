@@ -45,7 +45,7 @@ pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Devices begin here; memory goes on at [`FOUR_GIB`].
 pub(super) const DEVICES: u64 = 0xc000_0000;
 /// Length of one virtio-mmio window.
-pub(super) const VIRTIO_WINDOW: u64 = 0x1000;
+pub(super) const VIRTIO_WINDOW: u64 = super::virtio::MMIO_WINDOW;
 /// Interrupt of the first virtio device (global system interrupt); the others follow.
 pub(super) const VIRTIO_FIRST_GSI: u32 = 5;
 /// Most devices: interrupts up to the I/O APIC's last but one.

@@ -11,10 +11,11 @@ use super::kernel::{Boot, KernelError};
 use super::memory::Memory;
 use super::serial::{SerialPort, Writer};
 use super::vcpu::{self, End, Left, Processor};
+use super::virtio::{self, Device, VirtioMmio, Worker};
 use super::{cpuid, kernel, layout, start};
 use crate::engine::Vcpu;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -24,6 +25,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Most processors.
 pub const CPUS_LIMIT: u8 = 16;
+/// Most virtio devices.
+pub const DEVICES_LIMIT: usize = layout::VIRTIO_LIMIT;
 /// How long a processor may take to stop. It is a matter of microseconds, unless the host does not run its thread.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -39,6 +42,8 @@ pub struct MachineConfig {
     pub cpus: u8,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// Its virtio devices, up to [`DEVICES_LIMIT`].
+    pub devices: Vec<Box<dyn Device>>,
     /// What is typed to the guest's console.
     pub input: Option<Box<dyn Read + Send>>,
     /// Where the guest's console goes.
@@ -64,6 +69,12 @@ pub enum MachineError {
     Cpus {
         /// How many were asked for.
         asked: u32,
+    },
+    /// More devices than there can be.
+    #[error("{asked} virtio devices were asked for; this engine has room for {DEVICES_LIMIT}")]
+    Devices {
+        /// How many were asked for.
+        asked: usize,
     },
     /// The kernel.
     #[error(transparent)]
@@ -103,6 +114,9 @@ pub(super) struct Machine {
 pub(super) struct Running {
     pub(super) machine: Arc<Machine>,
     threads: Vec<JoinHandle<()>>,
+    devices: Option<JoinHandle<()>>,
+    /// Ends the devices' thread.
+    stop: EventFd,
     /// Dropped after the processors' end: then everything that the guest said is written.
     _writer: Writer,
 }
@@ -123,8 +137,7 @@ impl Running {
 
         let irq = interrupt(&vm, layout::COM1_GSI)?;
         let (serial, writer) = SerialPort::new(irq, config.output).map_err(host("a thread for the console"))?;
-        let devices: Vec<Arc<Mutex<dyn Mmio>>> = Vec::new();
-        let windows: Vec<Window> = (0..devices.len()).map(window).collect();
+        let (devices, workers, windows) = devices(&vm, &memory, config.devices)?;
 
         let placed = |error: vm_memory::GuestMemoryError| KernelError::Memory(error.to_string());
         let acpi = acpi::write(memory.ram(), cpus, &windows).map_err(placed)?;
@@ -155,13 +168,21 @@ impl Running {
             ended: Condvar::new(),
             memory,
         });
-        let mut running = Running { machine, threads: Vec::new(), _writer: writer };
-        running.start_threads(config.input).map_err(host("a thread for a processor"))?;
+        let stop = EventFd::new(nix::libc::EFD_NONBLOCK).map_err(host("an event file descriptor"))?;
+        let mut running = Running { machine, threads: Vec::new(), devices: None, stop, _writer: writer };
+        running.start_threads(config.input, workers).map_err(host("a thread"))?;
         Ok(running)
     }
 
-    fn start_threads(&mut self, input: Option<Box<dyn Read + Send>>) -> io::Result<()> {
+    fn start_threads(&mut self, input: Option<Box<dyn Read + Send>>, workers: Vec<Worker>) -> io::Result<()> {
         vcpu::prepare_kicks()?;
+        let stop = self.stop.try_clone()?;
+        let devices = move || {
+            if let Err(error) = virtio::run(workers, stop) {
+                eprintln!("lucos-hv: the guest's devices have stopped: {error}");
+            }
+        };
+        self.devices = Some(std::thread::Builder::new().name("devices".into()).spawn(devices)?);
         for cpu in 0..self.machine.processors.len() {
             let machine = Arc::clone(&self.machine);
             let thread = std::thread::Builder::new().name(format!("vcpu {cpu}"));
@@ -187,6 +208,10 @@ impl Drop for Running {
                 std::thread::sleep(Duration::from_millis(1));
             }
             // A processor's thread that panicked has ended as well.
+            let _ = thread.join();
+        }
+        // After the processors: a reset of a device waits for that thread.
+        if let (Some(thread), Ok(())) = (self.devices.take(), self.stop.write(1)) {
             let _ = thread.join();
         }
     }
@@ -262,6 +287,31 @@ fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, MachineError> {
     let event = EventFd::new(nix::libc::EFD_NONBLOCK).map_err(host("an event file descriptor"))?;
     vm.register_irqfd(&event, gsi).map_err(kvm("an interrupt"))?;
     Ok(event)
+}
+
+/// The devices' windows, the ends of their thread, and what to tell the guest of them.
+type Devices = (Vec<Arc<Mutex<dyn Mmio>>>, Vec<Worker>, Vec<Window>);
+
+/// Gives each device a window, an interrupt, and an event for each of its queues, which KVM signals without an exit to us.
+fn devices(vm: &VmFd, memory: &Memory, devices: Vec<Box<dyn Device>>) -> Result<Devices, MachineError> {
+    if devices.len() > layout::VIRTIO_LIMIT {
+        return Err(MachineError::Devices { asked: devices.len() });
+    }
+    let (mut on_bus, mut workers, mut windows): Devices = Default::default();
+    for (number, device) in devices.into_iter().enumerate() {
+        let window = window(number);
+        let irq = interrupt(vm, window.gsi)?;
+        let made = VirtioMmio::new(device, Arc::clone(memory.ram()), irq);
+        let (transport, worker) = made.map_err(host("event file descriptors for a device"))?;
+        let notify = IoEventAddress::Mmio(u64::from(window.base) + virtio::NOTIFY_OFFSET);
+        for (queue, event) in transport.notify_fds() {
+            vm.register_ioevent(event, &notify, queue).map_err(kvm("an event for a queue"))?;
+        }
+        on_bus.push(Arc::new(Mutex::new(transport)));
+        workers.push(worker);
+        windows.push(window);
+    }
+    Ok((on_bus, workers, windows))
 }
 
 fn window(number: usize) -> Window {
