@@ -66,6 +66,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         client: Client,
     },
+    /// Tell whether this host can run the engine `kvm`, and why not
+    Probe {
+        /// Measure, too, what its operations cost here
+        #[arg(long)]
+        measure: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// The watchdog of a service
     #[command(name = runtime_hv::watchdog::SUBCOMMAND, hide = true)]
     Rescue {
@@ -83,6 +92,7 @@ impl Command {
     pub(crate) fn json(&self) -> bool {
         match self {
             Command::Run(_) | Command::Attach { .. } | Command::Rescue { .. } => false,
+            Command::Probe { json, .. } => *json,
             Command::Apply { client, .. }
             | Command::List { client }
             | Command::Show { client, .. }

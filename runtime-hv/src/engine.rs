@@ -232,7 +232,7 @@ pub struct Call {
     pub arguments: [u64; 6],
     /// End of a stack of its own, a multiple of 16; the stack grows down.
     pub stack: Va,
-    /// An instruction that reports and nothing else; the function returns there.
+    /// Code that reports and does nothing else; the function returns there.
     pub back: Va,
     /// Base of GS: the processor's per-CPU area.
     pub gs_base: u64,

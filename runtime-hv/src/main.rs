@@ -11,6 +11,7 @@ mod show;
 use args::{Args, Command};
 use clap::Parser;
 use runtime_hv::client::ask;
+use runtime_hv::engine::kvm;
 use runtime_hv::protocol::{Problem, Request};
 use runtime_hv::watchdog;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ fn run(command: Command) -> Result<ExitCode, Problem> {
     match command {
         Command::Run(run) => serve::run(&run),
         Command::Attach { qmp, api } => serve::attach(&qmp, &api),
+        Command::Probe { measure, json } => probe(measure, json).map(done),
         Command::Rescue { qmp, api } => watchdog::watch(&mut std::io::stdin(), &qmp, &api).map(done),
         Command::Apply { file, in_arena, client } => {
             let bytes = std::fs::read(&file)
@@ -53,4 +55,15 @@ fn run(command: Command) -> Result<ExitCode, Problem> {
         }
         Command::Status { client } => show::reply(&ask(&client.api, &Request::Status, &[])?, client.json).map(done),
     }
+}
+
+/// Whether the engine `kvm` works here; exit status 0 only if it does.
+fn probe(measure: bool, json: bool) -> Result<(), Problem> {
+    let unusable = |error: kvm::ProbeError| {
+        Problem::refused("no-kvm", error.to_string()).help("--engine qemu works without it, in software emulation")
+    };
+    kvm::probe().map_err(unusable)?;
+    let costs = if measure { Some(kvm::measure().map_err(unusable)?) } else { None };
+    show::probed(costs.as_ref(), json);
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Answers for people and programs.
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
+use runtime_hv::engine::kvm::Costs;
 use runtime_hv::protocol::{BundleInfo, Problem, Reply};
 use serde::Serialize;
 
@@ -17,6 +18,30 @@ pub(crate) fn problem(problem: &Problem, json: bool) {
         report = report.with_help(help);
     }
     eprintln!("{:?}", miette::Report::new(report));
+}
+
+/// Prints that KVM works, and what its operations cost.
+pub(crate) fn probed(costs: Option<&Costs>, json: bool) {
+    if json {
+        println!("{}", serde_json::json!({ "engine": "kvm", "works": true, "costs": costs }));
+        return;
+    }
+    println!("the engine kvm works on this host");
+    let Some(costs) = costs else { return };
+    let mut table = Table::new();
+    table.load_style(UTF8_BORDERS_ONLY).set_header(["operation", "time", "of an empty exit"]);
+    for (name, time_ns) in [
+        ("empty exit", costs.empty_exit_ns),
+        ("pause", costs.pause_ns),
+        ("call", costs.call_ns),
+        ("report", costs.report_ns),
+        ("trapped write", costs.trap_ns),
+        ("protect again", costs.protect_again_ns),
+    ] {
+        let ratio = time_ns as f64 / costs.empty_exit_ns.max(1) as f64;
+        table.add_row([name.to_owned(), format!("{:.1} µs", time_ns as f64 / 1000.0), format!("{ratio:.1}")]);
+    }
+    println!("{table}");
 }
 
 /// Prints an answer.

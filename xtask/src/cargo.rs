@@ -3,7 +3,7 @@
 //! Comes in: the set-up machine. Decided: the order; the programs are built before the tests that call them. Goes out:
 //! cargo's own output and status.
 
-use crate::{JobError, root, say};
+use crate::{JobError, demo, root, say};
 use lucos_tests::guest::{Engine, GuestError};
 use lucos_tests::kernels::Pair;
 use lucos_tests::{boxed, commands, selfbuilt, setup};
@@ -42,6 +42,21 @@ pub(crate) fn run_in_box(options: &boxed::Options, with_lucos_hv: bool) -> Resul
         options.files.push(boxed::Pair { from: boxed::static_program("lucos-hv")?, to: None });
     }
     Ok(boxed::run(&options)?)
+}
+
+/// The demo on an engine.
+pub(crate) fn demo(engine: &str) -> Result<(), JobError> {
+    let wanted = Engine::wanted().map_err(GuestError::from)?;
+    // What starts guests looks into the environment, and a program does not change its own.
+    if std::env::var("LUCOS_TEST_ENGINE").ok().as_deref() != Some(engine) {
+        let mut again = Command::new(std::env::current_exe()?);
+        return run(again.args(["demo", "--engine", engine]).env("LUCOS_TEST_ENGINE", engine));
+    }
+    if wanted == Engine::KvmInBox {
+        say("building lucos-hv for the box");
+        build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
+    }
+    demo::run()
 }
 
 /// All tests.

@@ -29,7 +29,11 @@ enum Job {
     /// Installs what is missing, fetches the two kernels into the cache and builds small ones of other configurations
     Setup,
     /// Builds two patches, applies them to a running stock kernel and takes them back
-    Demo,
+    Demo {
+        /// Hypervisor under the guest: `qemu`, or `kvm`, the bundled one: in the box, unless LUCOS_TEST_BOX=0
+        #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm"], default_value = "qemu")]
+        engine: String,
+    },
     /// Runs all tests, with set-up
     Test {
         /// Arguments for `cargo test`, after `--`
@@ -137,7 +141,7 @@ fn main() -> ExitCode {
             .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| ()))
             .and_then(|()| setup::for_tests(&say))
             .map_err(JobError::from),
-        Job::Demo => demo::run(),
+        Job::Demo { engine } => cargo::demo(&engine),
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),
         Job::Bench { applies, only_layouts } => bench::run(applies, only_layouts),

@@ -22,11 +22,15 @@ mod events;
 mod gate;
 mod kernel;
 mod layout;
+mod little;
 mod machine;
+mod measure;
 mod memory;
 mod probe;
 mod serial;
 mod start;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 pub mod virtio;
 
@@ -42,6 +46,7 @@ use vcpu::Processor;
 
 pub use kernel::KernelError;
 pub use machine::{CPUS_LIMIT, DEVICES_LIMIT, MachineConfig, MachineError};
+pub use measure::{Costs, measure};
 pub use probe::{ProbeError, probe};
 pub use vcpu::End;
 

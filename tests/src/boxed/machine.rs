@@ -21,9 +21,9 @@ pub(super) const PORT: &str = "/dev/vport0p1";
 /// timer, no calibration, no self-tests of ciphers (Documentation/admin-guide/kernel-parameters.txt).
 const APPEND: &str =
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests";
-/// Emulates AMD's virtualisation with nested paging; four levels of page tables, as most processors have. No XSAVE, nor what needs
-/// it: under QEMU 7.2 leaf 0DH still has the initial size after a guest's XSETBV, as if KVM had not seen it, and Linux as a
-/// guest warns of that (paranoid_xstate_size_valid, arch/x86/kernel/fpu/xstate.c).
+/// Emulates AMD's virtualisation with nested paging; four levels of page tables, as most processors have. Without XSAVE and
+/// what needs it: the emulator lets a nested guest set XCR0 behind its hypervisor's back (it knows no intercept of XSETBV), so
+/// that the guest's kernel finds sizes that do not agree.
 const PROCESSOR: &str = "max,la57=off,xsave=off,avx=off,avx2=off,fma=off,f16c=off,vaes=off,pku=off";
 /// Time for QEMU to open its end of the serial port.
 const START_TIMEOUT: Duration = Duration::from_secs(20);

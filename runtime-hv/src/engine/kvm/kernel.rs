@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn what_is_no_kernel_is_named() {
         let folder = tempfile::tempdir().expect("a folder");
-        let ranges = [0..64 << 20];
+        let ranges = layout::ram(64 << 20);
         let boot = |kernel: &Path| {
             let boot = Boot { kernel, initrd: None, command_line: "", acpi: 0 };
             load(&memory(), &ranges, &boot).expect_err("no kernel").to_string()

@@ -82,9 +82,8 @@ pub(super) const REPORT: u16 = 0x6c75;
 
 /// Ranges of memory of a guest with `size` bytes: below the devices, and what does not fit there above 4 GiB.
 pub(super) fn ram(size: u64) -> Vec<Range<u64>> {
-    let low = 0..size.min(DEVICES);
-    let rest = size - low.end;
-    if rest == 0 { vec![low] } else { vec![low, FOUR_GIB..FOUR_GIB + rest] }
+    let low = size.min(DEVICES);
+    [0..low, FOUR_GIB..FOUR_GIB + (size - low)].into_iter().filter(|range| !range.is_empty()).collect()
 }
 
 /// First address of the arena, for memory that ends at `ram_end`.
@@ -94,9 +93,8 @@ pub(super) fn arena(ram_end: u64) -> u64 {
 
 /// Memory that the guest may use as it likes, as its memory map says (type 1 of E820).
 pub(super) fn usable(ram: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut usable = vec![0..LOW_MEMORY_END];
-    usable.extend(ram.iter().map(|range| range.start.max(HIGH_MEMORY)..range.end));
-    usable
+    let high = ram.iter().map(|range| range.start.max(HIGH_MEMORY)..range.end);
+    std::iter::once(0..LOW_MEMORY_END).chain(high).collect()
 }
 
 #[cfg(test)]
@@ -106,8 +104,8 @@ mod tests {
     #[test]
     fn memory_leaves_a_hole_for_devices() {
         const GIB: u64 = 1 << 30;
-        assert_eq!(ram(GIB), [0..GIB]);
-        assert_eq!(ram(3 * GIB), [0..3 * GIB]);
+        assert_eq!((ram(GIB).len(), ram(GIB)[0].end), (1, GIB));
+        assert_eq!((ram(3 * GIB).len(), ram(3 * GIB)[0].end), (1, 3 * GIB));
         assert_eq!(ram(5 * GIB), [0..3 * GIB, 4 * GIB..6 * GIB]);
         assert_eq!((arena(GIB), arena(6 * GIB), arena(6 * GIB + 1)), (4 * GIB, 6 * GIB, 7 * GIB));
         assert_eq!(usable(&ram(5 * GIB))[1..], [0x10_0000..3 * GIB, 4 * GIB..6 * GIB]);
