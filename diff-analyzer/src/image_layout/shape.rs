@@ -110,7 +110,7 @@ impl Names for ByText<'_, '_> {
 pub(super) struct Shapes<'e, 'a, N> {
     entries: Entries<'e, 'a>,
     start: Digest,
-    names: N,
+    pub(super) names: N,
     known: &'e mut Known,
     members_left: u32,
 }
