@@ -287,7 +287,7 @@ impl<'a> Part<'a> {
                 | dw::DW_TAG_union_type
                 | dw::DW_TAG_enumeration_type
                 | dw::DW_TAG_typedef
-                    if !entry.says.declaration =>
+                    if !entry.declaration =>
                 {
                     let Some(key) = local.key(index)? else {
                         entries.check_parts(index)?;
@@ -308,12 +308,12 @@ impl<'a> Part<'a> {
                     }
                 }
                 dw::DW_TAG_variable => {
-                    if entry.says.location.get().is_none() {
+                    if !entry.has_address {
                         continue;
                     }
                     let origin = entries.get(entries.origin(index)?);
                     let ty = if entry.ty == 0 { origin.ty } else { entry.ty };
-                    if origin.says.name.is_none() {
+                    if origin.name.is_none() {
                         continue;
                     }
                     let (text, size, contents) = local.variable(ty)?;
@@ -325,10 +325,10 @@ impl<'a> Part<'a> {
                         }
                     };
                     self.variables.push(VariableEntry {
-                        name: origin.says.name,
-                        name_digest: global.names.number(origin.says.name),
+                        name: origin.name,
+                        name_digest: global.names.number(origin.name),
                         unit: number,
-                        external: entry.says.external || origin.says.external,
+                        external: entry.external || origin.external,
                         text,
                         size,
                         contents,
@@ -336,7 +336,8 @@ impl<'a> Part<'a> {
                         offset: entry.offset,
                     });
                 }
-                _ => entries.check_parts(index)?,
+                _ if entry.sibling != 0 => entries.check_parts(index)?,
+                _ => {}
             }
         }
         Ok(())

@@ -28,9 +28,9 @@ impl Spelled {
     /// [`LayoutError`] when a part of it is malformed.
     pub(super) fn of(entries: &Entries<'_, '_>, index: Index) -> Result<Self, LayoutError> {
         let entry = entries.get(index);
-        let name = entry.says.name;
+        let name = entry.name;
         let (keyword, bare) = match entry.tag {
-            _ if name.is_none() && entry.named_by != 0 => ("", entries.get(entry.named_by).says.name),
+            _ if name.is_none() && entry.named_by != 0 => ("", entries.get(entry.named_by).name),
             _ if name.is_none() => ("enum", entries.first_name(index)?.unwrap_or(Name::NONE)),
             dw::DW_TAG_structure_type => ("struct", name),
             dw::DW_TAG_union_type => ("union", name),
@@ -39,7 +39,7 @@ impl Spelled {
         };
         let function = match entry.owner {
             0 => Name::NONE,
-            function => entries.get(entries.origin(function)?).says.name,
+            function => entries.get(entries.origin(function)?).name,
         };
         Ok(Self { keyword, bare, is_enumerator: name.is_none() && entry.named_by == 0, function })
     }

@@ -5,12 +5,15 @@
 
 use super::scan::Index;
 
-/// The bits of 64 bytes of a unit, and how many are set before them.
+/// The bits of 32 bytes of a unit, and how many are set before them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Chunk {
-    bits: u64,
+    bits: u32,
     before: Index,
 }
+
+/// Bytes of a unit in a chunk.
+const BYTES: usize = u32::BITS as usize;
 
 /// Where entries start.
 #[derive(Debug, Default)]
@@ -20,13 +23,13 @@ impl Starts {
     /// Forgets all, for a unit of so many bytes.
     pub(super) fn clear(&mut self, length: usize) {
         self.0.clear();
-        self.0.resize(length / 64 + 1, Chunk::default());
+        self.0.resize(length / BYTES + 1, Chunk::default());
     }
 
     /// Takes in an entry.
     #[inline]
     pub(super) fn add(&mut self, offset: usize) {
-        self.0[offset / 64].bits |= 1 << (offset % 64);
+        self.0[offset / BYTES].bits |= 1 << (offset % BYTES);
     }
 
     /// Numbers the entries from 0.
@@ -41,8 +44,8 @@ impl Starts {
     /// The number of the entry at an offset.
     #[inline]
     pub(super) fn number(&self, offset: u32) -> Option<Index> {
-        let chunk = self.0.get(offset as usize / 64)?;
-        let bit = 1 << (offset % 64);
+        let chunk = self.0.get(offset as usize / BYTES)?;
+        let bit = 1 << (offset as usize % BYTES);
         (chunk.bits & bit != 0).then(|| chunk.before + (chunk.bits & (bit - 1)).count_ones())
     }
 }
