@@ -98,7 +98,6 @@ impl Memory {
         if list.is_empty() {
             return Err(LayoutError::Structure { offset: 0 });
         }
-        starts.count();
         link(list, starts)?;
         Ok(Entries { list, starts, reader, texts: Texts::new(dwarf, start) })
     }
@@ -124,7 +123,7 @@ fn scan(
             }
             at = reader.skip(at, plan)?;
             list.push(Entry::new(offset as u32, plan.tag, &Attributes::default()));
-            starts.add(offset);
+            starts.add(offset, 0);
             if plan.has_children {
                 open.push(Open { what: What::Unit, scope: 0 });
             }
@@ -157,7 +156,7 @@ fn scan(
                 continue;
             }
         }
-        starts.add(offset);
+        starts.add(offset, index);
         let simple = reader.simple_type(at, plan);
         let mut says = Attributes::default();
         at = match simple {
@@ -181,10 +180,10 @@ fn scan(
             }
         }
         let owner = parent.scope;
-        list.push(match simple {
-            Some((says, _)) => Entry { owner, parts, sibling, ..Entry::simple(offset as u32, says, plan) },
-            None => Entry { owner, parts, sibling, ..Entry::new(offset as u32, plan.tag, &says) },
-        });
+        match simple {
+            Some((says, _)) => list.push(Entry { owner, parts, sibling, ..Entry::simple(offset as u32, says, plan) }),
+            None => list.push(Entry { owner, parts, sibling, ..Entry::new(offset as u32, plan.tag, &says) }),
+        }
     }
     Ok(())
 }

@@ -5,7 +5,7 @@
 
 use super::scan::Index;
 
-/// The bits of 32 bytes of a unit, and how many are set before them.
+/// The bits of 32 bytes of a unit, and, when there are any, how many are set before them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Chunk {
     bits: u32,
@@ -26,19 +26,14 @@ impl Starts {
         self.0.resize(length / BYTES + 1, Chunk::default());
     }
 
-    /// Takes in an entry.
+    /// Takes in an entry; their numbers go from 0 up without gaps.
     #[inline]
-    pub(super) fn add(&mut self, offset: usize) {
-        self.0[offset / BYTES].bits |= 1 << (offset % BYTES);
-    }
-
-    /// Numbers the entries from 0.
-    pub(super) fn count(&mut self) {
-        let mut before = 0;
-        for chunk in &mut self.0 {
-            chunk.before = before;
-            before += chunk.bits.count_ones();
+    pub(super) fn add(&mut self, offset: usize, number: Index) {
+        let chunk = &mut self.0[offset / BYTES];
+        if chunk.bits == 0 {
+            chunk.before = number;
         }
+        chunk.bits |= 1 << (offset % BYTES);
     }
 
     /// The number of the entry at an offset.
@@ -59,8 +54,7 @@ mod tests {
         let mut starts = Starts::default();
         starts.clear(1000);
         let offsets = [11, 12, 63, 64, 127, 640, 999];
-        offsets.iter().for_each(|&offset| starts.add(offset));
-        starts.count();
+        offsets.iter().zip(0..).for_each(|(&offset, number)| starts.add(offset, number));
         for (number, &offset) in offsets.iter().enumerate() {
             assert_eq!(starts.number(offset as u32), Some(number as u32));
         }
