@@ -131,9 +131,10 @@ pub(super) struct Part {
     pub(super) tag: DwTag,
 }
 
-/// A member that says no more than this.
+/// A member or parameter, when it says no more than this.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PlainMember {
+pub(super) struct PlainPart {
+    pub(super) tag: DwTag,
     pub(super) name: Name,
     /// Its type: an offset in the unit.
     pub(super) ty: u32,

@@ -152,8 +152,6 @@ pub(super) struct Plan {
     pub(super) is_simple: bool,
     /// Whether it is such a plan, for parts of types with nothing below them, and under its code of one byte in [`Plans`].
     is_simple_part: bool,
-    /// Whether it is that, for members.
-    is_plain_member: bool,
     /// `DW_AT_declaration`, as the abbreviation states it.
     pub(super) declaration: bool,
     /// `DW_AT_external`, likewise.
@@ -275,7 +273,6 @@ impl Plans {
             regular: true,
             is_simple: false,
             is_simple_part: false,
-            is_plain_member: false,
             declaration: false,
             external: false,
             prototyped: false,
@@ -333,7 +330,6 @@ impl Plans {
         let place = self.plans.len();
         let is_dense = self.others.is_empty() && code == place as u64 + 1;
         plan.is_simple_part = plan.is_simple && plan.is_plain_part() && is_dense && code < 0x80;
-        plan.is_plain_member = plan.is_simple_part && plan.tag == dw::DW_TAG_member;
         self.plans.push(plan);
         if is_dense {
             self.dense += 1;
@@ -366,15 +362,6 @@ impl Plans {
     pub(super) fn simple_part(&self, code: u8) -> Option<&Plan> {
         match self.plans.get(usize::from(code).wrapping_sub(1)) {
             Some(plan) if plan.is_simple_part => Some(plan),
-            _ => None,
-        }
-    }
-
-    /// Likewise for members.
-    #[inline(always)]
-    pub(super) fn plain_member(&self, code: u8) -> Option<&Plan> {
-        match self.plans.get(usize::from(code).wrapping_sub(1)) {
-            Some(plan) if plan.is_plain_member => Some(plan),
             _ => None,
         }
     }

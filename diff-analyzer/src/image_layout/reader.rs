@@ -4,7 +4,7 @@
 //! otherwise. Goes out: [`Attributes`], or nothing when the entry is only passed over.
 
 use super::bytes::{load, text_length, uleb};
-use super::entry::{Attributes, Number, Part, PlainMember, SimpleType};
+use super::entry::{Attributes, Number, Part, PlainPart, SimpleType};
 use super::name::Name;
 use super::plan::{Plan, Plans, Role, Window};
 use super::unit::Unit;
@@ -132,13 +132,13 @@ impl<'u, 'a> Reader<'u, 'a> {
         Some(end)
     }
 
-    /// Reads a member that says no more than most do, and the place behind it; none when it is anything else.
+    /// What most members and parameters say, and the place behind one; none when it says more, or is anything else.
     #[inline(always)]
-    pub(super) fn plain_member(&self, at: usize) -> Option<(PlainMember, usize)> {
-        let plan = self.plans.plain_member(*self.bytes.get(at)?)?;
+    pub(super) fn plain_part(&self, at: usize) -> Option<(PlainPart, usize)> {
+        let plan = self.plans.simple_part(*self.bytes.get(at)?)?;
         let (name, window, end) = self.window(at + 1, plan)?;
         let location = Number::of(plan.location.within(window));
-        Some((PlainMember { name, ty: plan.ty.within(window) as u32, location }, end))
+        Some((PlainPart { tag: plan.tag, name, ty: plan.ty.within(window) as u32, location }, end))
     }
 
     /// What a type with a simple plan says, its attributes starting at `at`, and the place behind it; none when it is anything

@@ -6,7 +6,7 @@
 //! at a time; this is for thousands of units of which all but a few are the same.
 
 use super::digest::Digest;
-use super::entry::{Attributes, Entry, Part, PlainMember, is_aggregate};
+use super::entry::{Attributes, Entry, Part, PlainPart, is_aggregate};
 use super::name::{Name, Texts};
 use super::plan::{Plan, Plans, Role};
 use super::reader::Reader;
@@ -363,15 +363,15 @@ impl Parts<'_, '_> {
         self.next_of_any_form(part)
     }
 
-    /// Reads the next part, when it is a member that says no more than most do.
+    /// Reads the next part, when it says no more than most members and parameters do.
     #[inline(always)]
-    pub(super) fn next_plain_member(&mut self) -> Option<PlainMember> {
+    pub(super) fn next_plain(&mut self) -> Option<PlainPart> {
         if self.depth != 0 {
             return None;
         }
-        let (member, end) = self.reader.plain_member(self.at)?;
+        let (part, end) = self.reader.plain_part(self.at)?;
         self.at = end;
-        Some(member)
+        Some(part)
     }
 
     /// Whether the next entry is the end of the parts, as expected.

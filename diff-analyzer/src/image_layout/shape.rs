@@ -16,9 +16,6 @@ use std::hash::BuildHasherDefault;
 /// Nesting beyond this is taken for a circle. Of a circle no part is ever known, so that its depth has no end.
 const MAX_DEPTH: u32 = 100;
 
-/// Members that the types of a unit may have, those of anonymous ones counted wherever these are contained.
-const MAX_MEMBERS: u32 = 20_000_000;
-
 /// What a type is to a member of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Facts {
@@ -139,13 +136,12 @@ pub(super) struct Shapes<'e, 'a, N> {
     start: Digest,
     pub(super) names: N,
     known: &'e mut Known,
-    members_left: u32,
 }
 
 impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     pub(super) fn new(entries: Entries<'e, 'a>, start: Digest, names: N, known: &'e mut Known) -> Self {
         known.clear(entries.len());
-        Self { entries, start, names, known, members_left: MAX_MEMBERS }
+        Self { entries, start, names, known }
     }
 
     /// Under which name a definition is found, as [`crate::dwarf_layout::Layouts::types`] has it; none for an anonymous
@@ -194,7 +190,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
                 let mut align = 1;
-                shape = self.members(shape, index, 0, depth, &mut align)?;
+                shape = self.members(shape, index, depth, &mut align)?;
                 let align = entry.alignment.get().map_or(align, |stated| stated as u32);
                 shape = shape.with(u64::from(align));
                 self.known.deep(index).align = align.max(1);
@@ -209,15 +205,8 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         Ok(Digest(shape.0.max(1)))
     }
 
-    /// Members of a struct or union, those of anonymous ones in their place. Widens `align` to that of the members.
-    fn members(
-        &mut self,
-        digest: Digest,
-        index: Index,
-        base: u64,
-        depth: u32,
-        align: &mut u32,
-    ) -> Result<Digest, LayoutError> {
+    /// Members of a struct or union. Widens `align` to that of the members.
+    fn members(&mut self, digest: Digest, index: Index, depth: u32, align: &mut u32) -> Result<Digest, LayoutError> {
         let entries = self.entries;
         let entry = entries.get(index);
         if depth > MAX_DEPTH {
@@ -227,13 +216,16 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         let mut digest = digest;
         let (mut parts, mut member) = (entries.parts(index), Part::new());
         loop {
-            let (name, ty, facts, offset, bit_size);
+            let (name, ty, facts, bit_offset, bit_size);
             // Few are bit-fields or aligned.
-            if let Some(member) = parts.next_plain_member() {
+            if let Some(member) = parts.next_plain() {
+                if member.tag != dw::DW_TAG_member {
+                    continue;
+                }
                 (name, ty) = (member.name, entries.type_at(member.ty)?);
                 facts = self.facts(ty, depth + 1)?;
                 widen(align, None, member.location, facts.align(), whole);
-                offset = member.location.get().unwrap_or(0).wrapping_mul(8);
+                bit_offset = member.location.get().unwrap_or(0).wrapping_mul(8);
                 bit_size = facts.size().saturating_mul(8);
             } else if !parts.next(&mut member)? {
                 return Ok(digest);
@@ -242,20 +234,16 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
                 (name, ty) = (says.name, entries.type_of(&member)?);
                 facts = self.facts(ty, depth + 1)?;
                 widen(align, says.alignment.get(), says.location, facts.align(), whole);
-                offset = offset_in_bits(&member, facts.size());
+                bit_offset = offset_in_bits(&member, facts.size());
                 bit_size = says.bit_size.get().unwrap_or(facts.size().saturating_mul(8));
             } else {
                 continue;
             }
-            self.members_left =
-                self.members_left.checked_sub(1).ok_or(LayoutError::TooDeep { offset: entry.offset as usize })?;
-            let bit_offset = base.wrapping_add(offset);
             digest = digest.with_two(self.names.number(name), bit_offset);
             digest = match if facts.is_anonymous() { self.anonymous(ty)? } else { None } {
                 Some((inner, qualifiers)) => {
-                    let tag = entries.get(inner).tag;
-                    let start = digest.with(bit_size).with_two(u64::from(tag.0), qualifiers);
-                    self.members(start, inner, bit_offset, depth + 1, &mut 1)?.with(END)
+                    let Digest(shape) = self.shape_of(inner, depth + 1)?;
+                    digest.with_two(bit_size, qualifiers).with(shape)
                 }
                 None => digest.with_two(bit_size, facts.text),
             };
@@ -400,9 +388,14 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
             dw::DW_TAG_subroutine_type => {
                 text = text.with(u64::from(entry.prototyped));
                 let (mut parts, mut parameter) = (entries.parts(ty), Part::new());
-                while parts.next(&mut parameter)? {
-                    text = text.with(match parameter.tag {
-                        dw::DW_TAG_formal_parameter => self.text(entries.type_of(&parameter)?, depth + 1)?.0,
+                loop {
+                    let (tag, ty) = match parts.next_plain() {
+                        Some(plain) => (plain.tag, entries.type_at(plain.ty)?),
+                        None if !parts.next(&mut parameter)? => break,
+                        None => (parameter.tag, entries.type_of(&parameter)?),
+                    };
+                    text = text.with(match tag {
+                        dw::DW_TAG_formal_parameter => self.text(ty, depth + 1)?.0,
                         tag => u64::from(tag.0),
                     });
                 }
