@@ -25,7 +25,7 @@ struct Facts {
     size: u64,
     /// Alignment in bytes, less than [`ANONYMOUS`]; and that bit for an anonymous struct or union, perhaps with qualifiers.
     align: u32,
-    /// What is known: [`Known::text`], or [`Known::all`] of it.
+    /// What is known: [`Known::all`], perhaps without [`TEXT`] or [`REST`].
     known: u32,
 }
 
@@ -47,6 +47,12 @@ impl Facts {
 
 /// Not an alignment.
 const ANONYMOUS: u32 = 1 << 31;
+
+/// The text of a type is known.
+const TEXT: u32 = 1;
+
+/// All but the text of a type is known.
+const REST: u32 = 2;
 
 /// What is known of a struct, union or enum besides.
 #[derive(Debug, Clone, Copy, Default)]
@@ -77,16 +83,10 @@ impl Known {
         }
     }
 
-    /// Marks facts of this unit of which the text is known.
-    #[inline]
-    fn text(&self) -> u32 {
-        self.unit << 1
-    }
-
     /// Marks facts of this unit of which all is known.
     #[inline]
     fn all(&self) -> u32 {
-        self.unit << 1 | 1
+        self.unit << 2 | TEXT | REST
     }
 
     #[inline]
@@ -198,7 +198,8 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
             dw::DW_TAG_enumeration_type => shape = self.enumerators(shape, index)?,
             _ => {
                 let facts = self.facts(entry.ty, depth)?;
-                shape = shape.with_two(facts.size, u64::from(facts.align())).with(facts.text);
+                let Digest(text) = self.text(entry.ty, depth)?;
+                shape = shape.with_two(facts.size, u64::from(facts.align())).with(text);
             }
         }
         self.known.deep(index).shape = shape.0.max(1);
@@ -245,6 +246,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
                     let Digest(shape) = self.shape_of(inner, depth + 1)?;
                     digest.with_two(bit_size, qualifiers).with(shape)
                 }
+                None if facts.is_anonymous() => digest.with_two(bit_size, self.text(ty, depth + 1)?.0),
                 None => digest.with_two(bit_size, facts.text),
             };
         }
@@ -270,10 +272,10 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         Err(LayoutError::TooDeep { offset: self.entries.get(ty).offset as usize })
     }
 
-    /// What a type is to a member of it.
+    /// What a type is to a member of it. The text of an anonymous struct or union need not be known: seldom is it asked for.
     #[inline]
     fn facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
-        if self.known.facts[ty as usize].known != self.known.all() {
+        if self.known.facts[ty as usize].known | TEXT != self.known.all() {
             self.find_facts(ty, depth)?;
         }
         Ok(self.known.facts[ty as usize])
@@ -307,8 +309,13 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         }
         align = entry.alignment.get().map_or(align, |stated| stated as u32).clamp(1, ANONYMOUS - 1);
         align |= if is_anonymous { ANONYMOUS } else { 0 };
-        let Digest(text) = self.text(ty, depth)?;
-        self.known.facts[ty as usize] = Facts { text, size, align, known: self.known.all() };
+        if !is_anonymous {
+            self.text(ty, depth)?;
+        }
+        let all = self.known.all();
+        let facts = &mut self.known.facts[ty as usize];
+        let known = if facts.known | REST == all { all } else { all & !TEXT };
+        *facts = Facts { size, align, known, ..*facts };
         Ok(())
     }
 
@@ -328,7 +335,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     #[inline]
     fn text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
         let facts = self.known.facts[ty as usize];
-        if facts.known | 1 == self.known.all() {
+        if facts.known | REST == self.known.all() {
             return Ok(Digest(facts.text));
         }
         self.find_text(ty, depth)
@@ -353,9 +360,10 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         } else {
             self.text_with_parts(ty, depth)?
         };
-        let known = self.known.text();
+        let all = self.known.all();
         let facts = &mut self.known.facts[ty as usize];
-        (facts.text, facts.known) = (text.0, known);
+        facts.known = if facts.known | TEXT == all { all } else { all & !REST };
+        facts.text = text.0;
         Ok(text)
     }
 
@@ -420,8 +428,9 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     /// How a variable of a type is laid out: text and size of the type, and everything that it contains by value.
     pub(super) fn variable(&mut self, ty: Index) -> Result<(Digest, Option<u64>, Digest), LayoutError> {
         let facts = self.facts(ty, 0)?;
+        let text = self.text(ty, 0)?;
         let contents = self.contents(ty, 0)?;
-        Ok((Digest(facts.text), (facts.size != u64::MAX).then_some(facts.size), contents))
+        Ok((text, (facts.size != u64::MAX).then_some(facts.size), contents))
     }
 
     /// The struct, union or enum with a name that a type is, or is an array of.
