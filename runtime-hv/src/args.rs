@@ -106,12 +106,12 @@ pub(crate) struct Client {
 /// A guest to start.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Run {
-    /// Kernel (bzImage)
+    /// Kernel: a bzImage, or an ELF vmlinux
     #[arg(long, value_name = "FILE")]
     pub(crate) kernel: PathBuf,
     /// Initial file system
     #[arg(long, value_name = "FILE")]
-    pub(crate) initrd: PathBuf,
+    pub(crate) initrd: Option<PathBuf>,
     /// Kernel command line
     #[arg(long, value_name = "STR", default_value = "", allow_hyphen_values = true)]
     pub(crate) append: String,
@@ -121,12 +121,55 @@ pub(crate) struct Run {
     /// Memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(64..))]
     pub(crate) memory: u64,
+    /// Disk: a raw image or a block device, `/dev/vda` of the guest; may be repeated. With `,ro` the guest cannot write to it
+    #[arg(long = "disk", value_name = "FILE[,ro]", value_parser = disk)]
+    pub(crate) disks: Vec<Disk>,
+    /// Network: a TAP interface of this host (`ip tuntap add NAME mode tap`); may be repeated
+    #[arg(long = "net", value_name = "TAP[,MAC]", value_parser = net)]
+    pub(crate) nets: Vec<Net>,
+    /// Address of the guest for vsock, 3 or more. Programs of this host reach port P of the guest through the socket
+    /// API.vsock by sending `CONNECT P`; the guest reaches those that listen on API.vsock_P
+    #[arg(long, value_name = "CID")]
+    pub(crate) vsock: Option<u32>,
     /// Hypervisor
     #[arg(long, value_enum, default_value_t = EngineName::Auto)]
     pub(crate) engine: EngineName,
     /// Control socket to open
     #[arg(long, value_name = "SOCKET", env = "LUCOS_API")]
     pub(crate) api: PathBuf,
+}
+
+/// A disk to give to a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) path: PathBuf,
+    pub(crate) read_only: bool,
+}
+
+fn disk(typed: &str) -> Result<Disk, String> {
+    let (path, read_only) = typed.strip_suffix(",ro").map_or((typed, false), |path| (path, true));
+    if path.is_empty() { Err("no file is named".to_owned()) } else { Ok(Disk { path: path.into(), read_only }) }
+}
+
+/// A network interface to give to a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Net {
+    pub(crate) tap: String,
+    pub(crate) mac: Option<[u8; 6]>,
+}
+
+fn net(typed: &str) -> Result<Net, String> {
+    let (tap, mac) = typed.split_once(',').map_or((typed, None), |(tap, mac)| (tap, Some(mac)));
+    let mac = mac.map(|mac| {
+        let bytes: Option<Vec<u8>> = mac.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+        let bytes = bytes.and_then(|bytes| <[u8; 6]>::try_from(bytes).ok());
+        bytes.ok_or_else(|| format!("`{mac}` is no MAC address; expected six bytes such as 02:00:00:00:00:01"))
+    });
+    if tap.is_empty() {
+        Err("no interface is named".to_owned())
+    } else {
+        Ok(Net { tap: tap.to_owned(), mac: mac.transpose()? })
+    }
 }
 
 /// Hypervisors.
@@ -138,4 +181,18 @@ pub(crate) enum EngineName {
     Kvm,
     /// QEMU, software emulation
     Qemu,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_typed_in_one_word() {
+        assert_eq!(disk("a,ro"), Ok(Disk { path: "a".into(), read_only: true }));
+        assert_eq!(disk("a,b"), Ok(Disk { path: "a,b".into(), read_only: false }));
+        assert!(disk(",ro").is_err() && net("").is_err() && net("t,02:00").is_err() && net("t,x").is_err());
+        assert_eq!(net("t0"), Ok(Net { tap: "t0".into(), mac: None }));
+        assert_eq!(net("t0,02:0:0:0:0:ff"), Ok(Net { tap: "t0".into(), mac: Some([2, 0, 0, 0, 0, 255]) }));
+    }
 }

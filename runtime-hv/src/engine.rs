@@ -3,6 +3,7 @@
 //! Comes in: nothing. Decided: which powers exist. Goes out: traits that an engine implements as far as it can, so that a
 //! missing power is a compile-time fact. The service is written against them and knows neither KVM nor QEMU.
 
+pub mod kvm;
 pub mod mock;
 pub mod qemu;
 
@@ -173,6 +174,111 @@ pub enum ArenaSource {
 pub trait Arena {
     /// Where it is.
     fn arena(&self) -> ArenaSource;
+}
+
+/// The guest at a moment at which all its processors stand: what an [`Attend`] works with.
+pub trait Stopped: ReadMemory + WriteMemory {
+    /// Registers of a processor.
+    ///
+    /// # Errors
+    /// [`EngineError::Connection`] when the hypervisor does not tell, or has no such processor.
+    fn registers(&self, vcpu: Vcpu) -> Result<Registers, EngineError>;
+
+    /// Lets a processor go on at another instruction.
+    ///
+    /// # Errors
+    /// As [`Stopped::registers`].
+    fn redirect(&mut self, vcpu: Vcpu, rip: u64) -> Result<(), EngineError>;
+}
+
+/// Attends to what the guest does while it runs. It is called with all processors stopped, and they wait for it.
+pub trait Attend: Send {
+    /// A processor has written to a trapped page, and the write has been done; `before` and `after` are the whole page.
+    /// Contents that did not change are no write.
+    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]);
+
+    /// Code of the service in the guest reports; the processor goes on behind the report unless it is redirected.
+    fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, value: u32);
+}
+
+/// Tells of writes and reports.
+pub trait Watch {
+    /// Says who attends from now on; the guest is stopped.
+    ///
+    /// # Errors
+    /// [`EngineError::Running`] on a running guest.
+    fn attend(&mut self, attendant: Option<Box<dyn Attend>>) -> Result<(), EngineError>;
+
+    /// Traps writes to a page, whoever writes and whatever the instruction; the guest is stopped. Trapping a trapped page is
+    /// no error.
+    ///
+    /// # Errors
+    /// [`EngineError::Running`] on a running guest, [`EngineError::Memory`] when it is not a page of memory.
+    fn trap(&mut self, page: Pa) -> Result<(), EngineError>;
+
+    /// Lets writes to a page through again; the guest is stopped. Other pages stay trapped.
+    ///
+    /// # Errors
+    /// As [`Watch::trap`].
+    fn untrap(&mut self, page: Pa) -> Result<(), EngineError>;
+}
+
+/// A function of the guest to run to its return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// The function.
+    pub function: Va,
+    /// Its arguments, in RDI, RSI, RDX, RCX, R8, R9 (System V psABI 3.2.3).
+    pub arguments: [u64; 6],
+    /// End of a stack of its own, a multiple of 16; the stack grows down.
+    pub stack: Va,
+    /// An instruction that reports and nothing else; the function returns there.
+    pub back: Va,
+    /// Base of GS: the processor's per-CPU area.
+    pub gs_base: u64,
+    /// The kernel's page table.
+    pub cr3: u64,
+    /// How long it may take.
+    pub limit: Duration,
+}
+
+/// Why a call gave no value. The processor is as it was before; what the function did to memory stays.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It did not return in time.
+    #[error("the function at {function:#x} did not return within {} ms; it was at {at:#x}", limit.as_millis())]
+    Late {
+        /// The function.
+        function: u64,
+        /// Its limit.
+        limit: Duration,
+        /// Where it was.
+        at: u64,
+    },
+    /// It did something else than return: it reported from elsewhere, or wrote to a trapped page.
+    #[error("the function at {function:#x} did not return: {reason}")]
+    Strayed {
+        /// The function.
+        function: u64,
+        /// What it did.
+        reason: String,
+    },
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Runs functions of the guest.
+pub trait Calls {
+    /// Runs a function on a processor of the stopped guest, whatever that processor was doing, with interrupts off and the other
+    /// processors standing: for functions that take no lock and do not sleep. Gives RAX.
+    ///
+    /// # Consistency on error
+    /// The processor has its registers back, vector registers included. If that fails too, the guest is ended: it cannot go on.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
 /// An engine with all powers that a Type 1 update needs.

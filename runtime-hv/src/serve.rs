@@ -7,12 +7,15 @@ use crate::args::{EngineName, Run};
 use crate::console::Console;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use runtime_hv::engine::kvm::virtio::{Block, Device, Entropy, Net, Vsock};
+use runtime_hv::engine::kvm::{self, End, KvmEngine, MachineConfig};
 use runtime_hv::engine::qemu::{Earlier, LaunchConfig, QemuEngine, Serial, launch};
 use runtime_hv::journal::Journal;
 use runtime_hv::protocol::Problem;
 use runtime_hv::service::{ControlSocket, Ended, serve};
 use runtime_hv::update::{Patience, Updater};
 use runtime_hv::watchdog::{Watchdog, bring_back};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::Arc;
@@ -20,50 +23,150 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Starts a guest and serves it until it ends.
 pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
-    if run.engine == EngineName::Kvm {
-        return Err(Problem::refused("no-kvm", "the engine `kvm` is not yet part of this version")
-            .help("use --engine qemu, or leave it out"));
+    let engine = match run.engine {
+        EngineName::Auto => match kvm::probe() {
+            Ok(()) => EngineName::Kvm,
+            Err(reason) => {
+                eprintln!(
+                    "lucos-hv: engine qemu (software emulation), because the engine kvm cannot be used: {reason}"
+                );
+                EngineName::Qemu
+            }
+        },
+        chosen => chosen,
+    };
+    if engine == EngineName::Qemu && run.vsock.is_some() {
+        return Err(Problem::refused("no-vsock", "--vsock needs the engine kvm").help("leave --vsock out"));
     }
     let stop = stop_signals()?;
     let socket = ControlSocket::open(&run.api)?;
     let journal = Journal::beside(&run.api);
     // A new guest: whatever the journal says is about another one.
     journal.set_aside().map_err(|error| Problem::failed("journal-failed", error))?;
+    let ended = match engine {
+        EngineName::Kvm => run_kvm(run, &stop, &socket, &journal),
+        EngineName::Auto | EngineName::Qemu => run_qemu(run, &stop, &socket, &journal),
+    };
+    // Best effort: the guest is gone and with it the meaning of these files.
+    let _ = journal.set_aside();
+    ended
+}
+
+/// A terminal, if there is one, and whether Ctrl-A x was typed.
+fn console() -> Result<(Option<Console>, Arc<AtomicBool>), Problem> {
+    let failed = |error| Problem::failed("terminal", error);
+    Ok((Console::take().map_err(failed)?, Arc::new(AtomicBool::new(false))))
+}
+
+fn hand_over(console: &mut Option<Console>, end: &Arc<AtomicBool>) -> Result<(), Problem> {
+    let Some(console) = console else { return Ok(()) };
+    let end = Arc::clone(end);
+    console.hand_over(move || end.store(true, Ordering::Relaxed)).map_err(|error| Problem::failed("terminal", error))
+}
+
+/// In this process: nothing is left behind when it ends, however it ends.
+fn run_kvm(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal) -> Result<ExitCode, Problem> {
+    let cpus = u8::try_from(run.cpus).unwrap_or(u8::MAX);
+    let devices = devices(run)?;
+    let (mut console, end) = console()?;
+    let config = MachineConfig {
+        kernel: run.kernel.clone(),
+        initrd: run.initrd.clone(),
+        append: run.append.clone(),
+        cpus,
+        memory_mib: run.memory,
+        devices,
+        input: Some(Box::new(std::io::stdin())),
+        output: Box::new(std::io::stdout()),
+    };
+    let engine = KvmEngine::start(config).map_err(|error| Problem::failed("launch-failed", error))?;
+    hand_over(&mut console, &end)?;
+    let mut updater = Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
+    let gone = |engine: &KvmEngine| end.load(Ordering::Relaxed) || engine.how_it_ended().is_some();
+    serve(&mut updater, socket, stop, gone).map_err(|error| Problem::failed("service", error))?;
+    let engine = updater.into_engine();
+    let how = engine.how_it_ended();
+    drop(engine);
+    drop(console);
+    match how {
+        // By a signal or a key.
+        None | Some(End::PowerOff) => Ok(ExitCode::SUCCESS),
+        Some(End::Reset) => {
+            eprintln!("lucos-hv: the guest has asked for a restart, and was ended");
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(End::TripleFault { cpu }) => {
+            Err(Problem::failed("guest-failed", format!("the guest crashed: a triple fault of processor {cpu}")))
+        }
+        Some(End::Failed(reason)) => Err(Problem::failed("guest-failed", reason)),
+    }
+}
+
+/// What the guest shall have beside processors, memory and console. Whatever the host lacks shows here.
+fn devices(run: &Run) -> Result<Vec<Box<dyn Device>>, Problem> {
+    let failed = |error: &dyn std::fmt::Display| Problem::failed("device-failed", error.to_string());
+    let mut devices: Vec<Box<dyn Device>> = vec![Box::new(Entropy::new())];
+    for disk in &run.disks {
+        devices.push(Box::new(Block::open(&disk.path, disk.read_only).map_err(|error| failed(&error))?));
+    }
+    for net in &run.nets {
+        devices.push(Box::new(Net::open(&net.tap, net.mac).map_err(|error| failed(&error))?));
+    }
+    if let Some(cid) = run.vsock {
+        let mut path = run.api.clone().into_os_string();
+        path.push(".vsock");
+        devices.push(Box::new(Vsock::open(cid, Path::new(&path)).map_err(|error| failed(&error))?));
+    }
+    Ok(devices)
+}
+
+/// The same for QEMU, which opens them itself and says what it lacks.
+fn qemu_devices(run: &Run) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["-device".into(), "virtio-rng-pci".into()];
+    for disk in &run.disks {
+        let read_only = if disk.read_only { "on" } else { "off" };
+        let path = disk.path.to_string_lossy().replace(',', ",,");
+        arguments.extend(["-drive".into(), format!("if=virtio,format=raw,readonly={read_only},file={path}").into()]);
+    }
+    for (number, net) in run.nets.iter().enumerate() {
+        let tap = &net.tap;
+        arguments.extend(["-netdev".into(), format!("tap,id=net{number},ifname={tap},script=no,downscript=no").into()]);
+        let mac = net.mac.map(|mac| format!(",mac={}", mac.map(|byte| format!("{byte:02x}")).join(":")));
+        let mac = mac.unwrap_or_default();
+        arguments.extend(["-device".into(), format!("virtio-net-pci,netdev=net{number}{mac}").into()]);
+    }
+    arguments
+}
+
+/// In a QEMU of our own.
+fn run_qemu(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal) -> Result<ExitCode, Problem> {
     let mut qmp = run.api.clone().into_os_string();
     qmp.push(".qmp");
     let qmp = PathBuf::from(qmp);
     let config = LaunchConfig {
         kernel: run.kernel.clone(),
-        initrd: Some(run.initrd.clone()),
+        initrd: run.initrd.clone(),
         append: run.append.clone(),
         cpus: run.cpus,
         memory_mib: run.memory,
         qmp_path: qmp.clone(),
         serial: Serial::Stdio,
-        extra_args: Vec::new(),
+        extra_args: qemu_devices(run),
     };
-    let mut console = Console::take().map_err(|error| Problem::failed("terminal", error))?;
+    let (mut console, end) = console()?;
     let mut guest = Guest(launch(&config).map_err(|error| Problem::failed("launch-failed", error))?);
-    let end = Arc::new(AtomicBool::new(false));
-    if let Some(console) = &mut console {
-        let end = Arc::clone(&end);
-        console
-            .hand_over(move || end.store(true, Ordering::Relaxed))
-            .map_err(|error| Problem::failed("terminal", error))?;
-    }
+    hand_over(&mut console, &end)?;
     let watchdog = Watchdog::start(&qmp, &run.api)?;
     let engine = QemuEngine::attach(&qmp, Earlier::Unknown).map_err(|error| Problem::failed("engine-failed", error))?;
     let mut updater = Updater::open(engine, journal.clone(), Patience::default()).map_err(|error| error.problem())?;
     let gone = |_: &QemuEngine| end.load(Ordering::Relaxed) || !matches!(guest.0.try_wait(), Ok(None));
-    let ended = serve(&mut updater, &socket, &stop, gone).map_err(|error| Problem::failed("service", error))?;
+    let ended = serve(&mut updater, socket, stop, gone).map_err(|error| Problem::failed("service", error))?;
     drop(watchdog);
     drop(updater);
     let by_us = ended == Ended::Asked || end.load(Ordering::Relaxed);
     let status = if by_us { guest.end() } else { guest.0.wait() };
     drop(console);
-    // Best effort: the guest is gone and with it the meaning of these files.
     let _ = std::fs::remove_file(&qmp);
-    let _ = journal.set_aside();
     match status {
         Ok(_) if by_us => Ok(ExitCode::SUCCESS),
         Ok(status) if status.success() => Ok(ExitCode::SUCCESS),

@@ -94,20 +94,25 @@ pub fn set_bin_dir(dir: &Path) {
     let _ = BIN_DIR.set(dir.to_owned());
 }
 
+/// The folder that has the project's programs.
+///
+/// # Errors
+/// [`CommandError::Io`] when the running program's path is not known.
+pub fn bin_dir() -> Result<PathBuf, CommandError> {
+    if let Some(dir) = BIN_DIR.get().cloned().or_else(|| std::env::var_os("LUCOS_BIN_DIR").map(PathBuf::from)) {
+        return Ok(dir);
+    }
+    let own = std::env::current_exe()?;
+    let dir = own.parent().unwrap_or(Path::new("."));
+    Ok(if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() })
+}
+
 /// Path of one of the project's programs.
 ///
 /// # Errors
 /// [`CommandError::Missing`] when it has not been built.
 pub fn program(name: &str) -> Result<PathBuf, CommandError> {
-    let dir = match BIN_DIR.get().cloned().or_else(|| std::env::var_os("LUCOS_BIN_DIR").map(PathBuf::from)) {
-        Some(dir) => dir,
-        None => {
-            let own = std::env::current_exe()?;
-            let dir = own.parent().unwrap_or(Path::new("."));
-            if dir.ends_with("deps") { dir.parent().unwrap_or(dir).to_owned() } else { dir.to_owned() }
-        }
-    };
-    let path = dir.join(name);
+    let path = bin_dir()?.join(name);
     if path.exists() { Ok(path) } else { Err(CommandError::Missing(path)) }
 }
 

@@ -5,12 +5,14 @@
 //! a lost machine apart from a wrong answer. Its serial log stays on disk.
 
 mod console;
+mod engine;
 mod load;
 mod memory;
 mod service;
 mod start;
 
 pub use console::Answer;
+pub use engine::{Engine, EngineError};
 pub use load::{Load, Progress};
 pub use service::Service;
 
@@ -75,6 +77,12 @@ pub enum GuestError {
     /// The commands of the project.
     #[error(transparent)]
     Commands(#[from] crate::commands::CommandError),
+    /// The hypervisor that the tests are to use.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The box.
+    #[error(transparent)]
+    Box(#[from] crate::boxed::BoxError),
     /// Work folder, log or lock.
     #[error("work folder of the guest: {0}")]
     Io(#[from] std::io::Error),
@@ -100,7 +108,7 @@ pub struct Config {
     pub memory_mib: u32,
     /// Processor model, under plain QEMU; its default when there is none.
     pub model: Option<String>,
-    /// More words for the kernel's command line, under plain QEMU.
+    /// More words for the kernel's command line.
     pub append: String,
     /// Files of this machine that the guest finds in `/files`.
     pub files: Vec<PathBuf>,

@@ -4,6 +4,7 @@
 //! the format the kernel unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
 
 use cpio::newc::{Builder, trailer};
+use std::collections::HashSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -45,49 +46,102 @@ pub fn write(path: &Path) -> Result<(), InitramfsError> {
 /// # Errors
 /// [`InitramfsError`] when busybox is missing or not static, a file cannot be read, or the archive cannot be written.
 pub fn write_with(path: &Path, files: &[PathBuf]) -> Result<(), InitramfsError> {
+    let program = std::fs::read(busybox()?)?;
+    std::fs::write(path, archive(&program, files)?)?;
+    Ok(())
+}
+
+/// The static busybox of this machine.
+pub(crate) fn busybox() -> Result<PathBuf, InitramfsError> {
     let program = ["/bin/busybox", "/usr/bin/busybox"].map(PathBuf::from);
     let program = program.iter().find(|path| path.exists()).unwrap_or(&program[0]);
-    let busybox = std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
-    if has_interpreter(&busybox) {
-        return Err(InitramfsError::Dynamic(program.clone()));
-    }
-    std::fs::write(path, archive(&busybox, files)?)?;
-    Ok(())
+    let bytes = std::fs::read(program).map_err(|source| InitramfsError::Busybox { path: program.clone(), source })?;
+    if has_interpreter(&bytes) { Err(InitramfsError::Dynamic(program.clone())) } else { Ok(program.clone()) }
 }
 
 fn archive(busybox: &[u8], files: &[PathBuf]) -> io::Result<Vec<u8>> {
-    let mut out = Vec::with_capacity(busybox.len() + 8192);
-    for name in ["bin", "dev", "proc", "sys", "tmp"] {
-        entry(&mut out, Builder::new(name).mode(DIRECTORY).nlink(2), &[])?;
-    }
-    // Init's input and output before devtmpfs is mounted: character device 5:1 (Documentation/admin-guide/devices.txt).
-    entry(&mut out, Builder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1), &[])?;
-    entry(&mut out, Builder::new("bin/busybox").mode(EXECUTABLE), busybox)?;
-    entry(&mut out, Builder::new("bin/sh").mode(SYMLINK), b"busybox")?;
-    entry(&mut out, Builder::new("init").mode(EXECUTABLE), INIT.as_bytes())?;
-    entry(&mut out, Builder::new("files").mode(DIRECTORY).nlink(2), &[])?;
+    let mut archive = Archive::new(Vec::with_capacity(busybox.len() + 8192));
+    archive.standard(busybox)?;
+    archive.file("init", INIT.as_bytes())?;
+    archive.folder("files")?;
     for file in files {
         let name = file.file_name().ok_or_else(|| io::Error::other("a file without a name"))?;
-        entry(
-            &mut out,
-            Builder::new(&format!("files/{}", name.to_string_lossy())).mode(EXECUTABLE),
-            &std::fs::read(file)?,
-        )?;
+        archive.copy(&format!("files/{}", name.to_string_lossy()), file)?;
     }
-    trailer(&mut out)?;
-    Ok(out)
+    archive.finish()
 }
 
-fn entry(out: &mut Vec<u8>, header: Builder, contents: &[u8]) -> io::Result<()> {
-    let len = u32::try_from(contents.len()).map_err(|_| io::Error::other("a file over 4 GiB"))?;
-    let mut writer = header.write(out, len);
-    writer.write_all(contents)?;
-    writer.finish()?;
-    Ok(())
+/// An archive that is being written.
+pub(crate) struct Archive<W> {
+    out: W,
+    folders: HashSet<PathBuf>,
+}
+
+impl<W: io::Write> Archive<W> {
+    pub(crate) fn new(out: W) -> Self {
+        Self { out, folders: HashSet::new() }
+    }
+
+    /// Folders for the usual file systems, the console, and a shell.
+    pub(crate) fn standard(&mut self, busybox: &[u8]) -> io::Result<()> {
+        for name in ["bin", "dev", "proc", "sys", "tmp"] {
+            self.folder(name)?;
+        }
+        // Init's input and output before devtmpfs is mounted: character device 5:1 (Documentation/admin-guide/devices.txt).
+        self.entry(Builder::new("dev/console").mode(CHARACTER_DEVICE).rdev_major(5).rdev_minor(1), &[])?;
+        self.file("bin/busybox", busybox)?;
+        self.link("bin/sh", "busybox")
+    }
+
+    /// A folder, with those that it is in; one that is there already is left alone.
+    pub(crate) fn folder(&mut self, name: &str) -> io::Result<()> {
+        for folder in Path::new(name).ancestors().collect::<Vec<_>>().into_iter().rev() {
+            if !folder.as_os_str().is_empty() && self.folders.insert(folder.to_owned()) {
+                self.entry(Builder::new(&folder.to_string_lossy()).mode(DIRECTORY).nlink(2), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// An executable file, and the folders that it is in.
+    pub(crate) fn file(&mut self, name: &str, contents: &[u8]) -> io::Result<()> {
+        self.parents(name)?;
+        self.entry(Builder::new(name).mode(EXECUTABLE), contents)
+    }
+
+    /// A file of this machine, executable.
+    pub(crate) fn copy(&mut self, name: &str, file: &Path) -> io::Result<()> {
+        self.file(name, &std::fs::read(file)?)
+    }
+
+    /// A symbolic link.
+    pub(crate) fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
+        self.parents(name)?;
+        self.entry(Builder::new(name).mode(SYMLINK), target.as_bytes())
+    }
+
+    /// Ends the archive.
+    pub(crate) fn finish(mut self) -> io::Result<W> {
+        trailer(&mut self.out)?;
+        self.out.flush()?;
+        Ok(self.out)
+    }
+
+    fn parents(&mut self, name: &str) -> io::Result<()> {
+        Path::new(name).parent().map_or(Ok(()), |folder| self.folder(&folder.to_string_lossy()))
+    }
+
+    fn entry(&mut self, header: Builder, contents: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(contents.len()).map_err(|_| io::Error::other("a file over 4 GiB"))?;
+        let mut writer = header.write(&mut self.out, len);
+        writer.write_all(contents)?;
+        writer.finish()?;
+        Ok(())
+    }
 }
 
 /// Whether an ELF program asks for a dynamic loader (`PT_INTERP`, gABI "Program Header").
-fn has_interpreter(elf: &[u8]) -> bool {
+pub(crate) fn has_interpreter(elf: &[u8]) -> bool {
     let field = |at: usize, len: usize| {
         elf.get(at..at + len).map_or(0, |bytes| bytes.iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte)))
     };

@@ -4,6 +4,7 @@
 //! Goes out: prepared kernels ([`kernels`], [`setup`]), running guests ([`guest`]), diffs made from scripted edits
 //! ([`patches`]), the two commands of the project as functions ([`commands`]), digests of guest memory ([`digest`]).
 
+pub mod boxed;
 pub mod browser;
 pub mod commands;
 pub mod digest;

@@ -3,6 +3,7 @@
 //! Comes in: `LUCOS_TEST_KERNEL` (the older kernel's `vmlinuz` in the cache), `LUCOS_TEST_NEWER` (the newer one's),
 //! `LUCOS_TEST_SERIES` (that of another series), `LUCOS_REQUIRE_ALL`. Decided: run, skip or fail. Goes out: the kernel, or nothing after the reason was printed.
 
+use crate::guest::Engine;
 use crate::kernels::{self, Kernel};
 use crate::selfbuilt::{RECIPES, SelfBuilt};
 use std::path::{Path, PathBuf};
@@ -57,4 +58,17 @@ pub fn selfbuilt(name: &str) -> Option<SelfBuilt> {
 /// The next release, for tests that need a wrong kernel.
 pub fn newer_kernel() -> Option<Kernel> {
     or_skip(kernel_from("LUCOS_TEST_NEWER"))
+}
+
+/// Whether the tests run on QEMU's emulation; a test that is about it is skipped on the other engine, with the reason. That is no
+/// missing piece, so it is never a failure.
+///
+/// # Panics
+/// When `LUCOS_TEST_ENGINE` names no engine.
+pub fn qemu(because: &str) -> bool {
+    let engine = Engine::wanted().unwrap_or_else(|error| panic!("{error}"));
+    if engine != Engine::Qemu {
+        eprintln!("SKIPPED on this engine: {because}");
+    }
+    engine == Engine::Qemu
 }

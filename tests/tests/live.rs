@@ -41,6 +41,9 @@ fn a_hundred_times_under_load() {
 
 #[test]
 fn attach_to_a_qemu_that_was_started_with_a_qmp_socket() {
+    if !require::qemu("it attaches to a QEMU") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = visible_bundle(work.path(), &kernel);
@@ -70,6 +73,9 @@ fn attach_to_a_qemu_that_was_started_with_a_qmp_socket() {
 
 #[test]
 fn an_applied_bundle_outlives_the_service() {
+    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = visible_bundle(work.path(), &kernel);
@@ -133,6 +139,9 @@ fn a_redirected_function_can_be_traced_and_probed() {
 /// Processor models and boot choices that change the page tables or the code that boot writes.
 #[test]
 fn on_other_processors_and_mitigations() {
+    if !require::qemu("it chooses QEMU's processor models") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let (bundle, citizen) = (visible_bundle(work.path(), &kernel), citizen_bundle(work.path(), &kernel));

@@ -356,6 +356,9 @@ fn many_rounds_while_other_modules_come_and_go() {
 /// behind.
 #[test]
 fn the_service_is_killed_at_random_moments() {
+    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = visible_bundle(work.path(), &kernel);
@@ -422,6 +425,9 @@ fn the_service_is_killed_at_random_moments() {
 /// A guest that cannot do its part is told from one that can, and a bundle without tables can do without.
 #[test]
 fn a_stopped_guest_is_not_asked_and_the_arena_does_without() {
+    if !require::qemu("it stops the guest by QEMU's monitor") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = visible_bundle(work.path(), &kernel);

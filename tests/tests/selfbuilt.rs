@@ -81,11 +81,10 @@ fn on(kernel: &SelfBuilt, modules: bool) {
     let (outcome, of_warning) = build(&folder("warning"), kernel, &[warning()], &[]);
     assert_eq!(outcome.text("/reasons/0/rule"), rule, "{what}: {}", outcome.describe());
     assert_eq!((of_header.exists(), of_warning.exists()), (modules, modules), "{what}");
-    let mut guest = Guest::under_plain_qemu(&Config::new(&format!("selfbuilt-{what}"), &kernel.image()))
+    let (mut guest, service) = Guest::served(&Config::new(&format!("selfbuilt-{what}"), &kernel.image()))
         .unwrap_or_else(|error| panic!("{what}: {error}"));
     let said_at_boot = guest.kernel_warnings().expect("answers");
     let load = guest.start_load(VISIBLE_FILE, &VISIBLE_WORDS).expect("starts");
-    let service = guest.attach().expect("attaches");
     let hv = Hv::new(guest.api());
     for _ in 0..5 {
         apply(&hv, &bundle);
@@ -103,7 +102,9 @@ fn on(kernel: &SelfBuilt, modules: bool) {
         guest.run_ok("cat /proc/self/status /proc/1/stat && ls -l /proc/self/fd").expect("the new code runs");
         undo(&hv, NAME);
     }
-    service.detach().expect("ends");
+    if let Some(service) = service {
+        service.detach().expect("ends");
+    }
     let progress = guest.load_progress(&load).expect("answers");
     assert!(progress.fewest > 0 && progress.wrong == 0, "{what}: {progress:?}");
     assert_eq!(guest.kernel_warnings().expect("answers"), said_at_boot, "{what}");

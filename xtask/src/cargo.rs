@@ -4,18 +4,44 @@
 //! cargo's own output and status.
 
 use crate::{JobError, root, say};
+use lucos_tests::guest::{Engine, GuestError};
 use lucos_tests::kernels::Pair;
-use lucos_tests::{commands, selfbuilt, setup};
+use lucos_tests::{boxed, commands, selfbuilt, setup};
 use std::path::PathBuf;
 use std::process::Command;
 
 /// The two programs, built in release mode; gives their folder.
 pub(crate) fn build() -> Result<PathBuf, JobError> {
     say("building lucos-build and lucos-hv");
-    run(&mut cargo(&["build", "--quiet", "--release", "--package", "lucos-build", "--package", "runtime-hv"]))?;
+    let packages = ["--package", "lucos-build", "--package", "runtime-hv", "--package", "lucos-tests"];
+    let programs = ["--bin", "lucos-build", "--bin", "lucos-hv", "--bin", "lucos-box"];
+    run(cargo(&["build", "--quiet", "--release"]).args(packages).args(programs))?;
     let dir = commands::target_dir()?.join("release");
     commands::set_bin_dir(&dir);
     Ok(dir)
+}
+
+/// Programs for the box, linked statically, in a target folder of their own.
+pub(crate) fn build_for_box(programs: &[(&str, &str)]) -> Result<(), JobError> {
+    let target = commands::target_dir()?;
+    commands::set_bin_dir(&target.join("release"));
+    let mut command = cargo(&["build", "--quiet", "--release", "--target", boxed::TARGET, "--target-dir"]);
+    command.arg(target.join("box")).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    for (package, program) in programs {
+        command.args(["--package", package, "--bin", program]);
+    }
+    run(&mut command)
+}
+
+/// A command in the box; its exit status.
+pub(crate) fn run_in_box(options: &boxed::Options, with_lucos_hv: bool) -> Result<u8, JobError> {
+    let mut options = options.clone();
+    build_for_box(&[("lucos-tests", boxed::AGENT)])?;
+    if with_lucos_hv {
+        build_for_box(&[("runtime-hv", "lucos-hv")])?;
+        options.files.push(boxed::Pair { from: boxed::static_program("lucos-hv")?, to: None });
+    }
+    Ok(boxed::run(&options)?)
 }
 
 /// All tests.
@@ -93,6 +119,10 @@ pub(crate) fn bless() -> Result<(), JobError> {
 /// `cargo test` with everything that guest tests look for.
 fn test_command(pair: &Pair) -> Result<Command, JobError> {
     let dir = build()?;
+    build_for_box(&[("lucos-tests", boxed::AGENT)])?;
+    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
+        build_for_box(&[("runtime-hv", "lucos-hv")])?;
+    }
     let mut command = cargo(&["test"]);
     command
         .env("LUCOS_BIN_DIR", dir)

@@ -1,7 +1,7 @@
 //! Every job of the project: `cargo xtask JOB`.
 //!
 //! Comes in: a job. Decided: its steps, each in its own module. Goes out: exit status 0 when the job was really done, 1
-//! when the machine or a program failed, 2 for wrong usage, 3 when the tools refused what they should have done.
+//! when the machine or a program failed, 2 for wrong usage, 3 when the tools refused what they should have done; of `box`, the command's own.
 
 mod bench;
 mod cargo;
@@ -10,6 +10,7 @@ mod demo;
 mod live;
 
 use clap::{Parser, Subcommand};
+use lucos_tests::boxed::{self, BoxError};
 use lucos_tests::selfbuilt;
 use lucos_tests::setup::{self, SetupError};
 use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
@@ -64,6 +65,14 @@ enum Job {
         /// The file to write
         file: PathBuf,
     },
+    /// Runs a command in the box, a machine with a real KVM on any machine; its exit status, or 75 when the box was lost
+    Box {
+        /// Build `lucos-hv` for the box and put it into its PATH
+        #[arg(long)]
+        with_lucos_hv: bool,
+        #[command(flatten)]
+        options: boxed::Options,
+    },
     /// Rewrites the expected results in testdata; look at the difference before you keep it
     Bless,
 }
@@ -85,6 +94,8 @@ enum JobError {
     Official(#[from] OfficialError),
     #[error(transparent)]
     Kernel(#[from] lucos_tests::kernels::KernelError),
+    #[error(transparent)]
+    Box(#[from] BoxError),
     #[error("`{command}` failed with {status}")]
     Cargo { command: String, status: String },
     #[error("{what}:\n{outcome}")]
@@ -100,10 +111,11 @@ enum JobError {
 }
 
 impl JobError {
-    /// Refused is 3, everything else 1.
+    /// Refused is 3, a lost box 75, everything else 1.
     fn status(&self) -> u8 {
         match self {
             Self::Tool { status: 3, .. } => 3,
+            Self::Box(error) => error.status(),
             _ => 1,
         }
     }
@@ -133,6 +145,10 @@ fn main() -> ExitCode {
         Job::Series { series } => cargo::series(series.as_deref()),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
         Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
+        Job::Box { with_lucos_hv, options } => match cargo::run_in_box(&options, with_lucos_hv) {
+            Ok(status) => return ExitCode::from(status),
+            Err(error) => Err(error),
+        },
         Job::Bless => cargo::bless(),
     };
     match result {

@@ -1,10 +1,10 @@
-//! Starting a guest in two ways: under `lucos-hv run`, or as a QEMU that knows nothing of the project.
+//! Starting a guest in two ways: under `lucos-hv run`, on either engine, or as a QEMU that knows nothing of the project.
 //!
 //! Comes in: [`Config`]. Decided: the command lines; address randomisation stays on. Goes out: a [`Guest`] whose shell
 //! has answered.
 
-use super::{BOOT_TIMEOUT, Config, Console, Guest, GuestError};
-use crate::{commands, initramfs};
+use super::{BOOT_TIMEOUT, Config, Console, Engine, Guest, GuestError, Service};
+use crate::{boxed, commands, initramfs};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,6 +17,11 @@ use std::time::{Duration, Instant};
 /// instead of a shell for a person (testdata/guest/init).
 const APPEND: &str = "console=ttyS0 panic=-1 LUCOS_REQUESTS=1";
 
+/// A box whose test hangs ends at last; one whose test has ended, ends with it.
+const BOX_LIMIT: Duration = Duration::from_secs(3600);
+/// Memory of the box beside that of its guest, in MiB.
+const BOX_MEMORY_MIB: u32 = 768;
+
 impl Guest {
     /// Starts a guest through `lucos-hv run`; its standard input and output are the serial console.
     ///
@@ -24,20 +29,30 @@ impl Guest {
     /// [`GuestError`] when it does not reach its shell.
     pub fn under_lucos_hv(config: &Config) -> Result<Self, GuestError> {
         let prepared = Prepared::new(config)?;
-        let mut command = Command::new(commands::program("lucos-hv")?);
-        command
-            .arg("run")
-            .arg("--kernel")
-            .arg(&config.kernel)
-            .arg("--initrd")
-            .arg(&prepared.initrd)
-            .args(["--append", APPEND, "--engine", "qemu"])
-            .args(["--cpus", &config.cpus.to_string(), "--memory", &config.memory_mib.to_string()])
-            .arg("--api")
-            .arg(prepared.dir.path().join("api"));
+        let api = prepared.dir.path().join("api");
+        let command = match Engine::wanted()? {
+            Engine::Qemu => on_this_machine("qemu", config, &prepared.initrd, &api)?,
+            Engine::Kvm => on_this_machine("kvm", config, &prepared.initrd, &api)?,
+            Engine::KvmInBox => in_box(config, &prepared.initrd, &api)?,
+        };
         let guest = prepared.start(command, "lucos-hv", "build it first: `cargo build --release`", config)?;
         super::service::wait_for_socket(guest.api(), &guest.log.with_extension("stderr"), || true)?;
         Ok(guest)
+    }
+
+    /// Starts a guest that is served, on the engine that the tests are to use: a QEMU that the service attaches to, for
+    /// the sake of [`Config::model`]; or through `lucos-hv run`, which serves by itself.
+    ///
+    /// # Errors
+    /// [`GuestError`] when it does not reach its shell, or is not served.
+    pub fn served(config: &Config) -> Result<(Self, Option<Service>), GuestError> {
+        if Engine::wanted()? == Engine::Qemu {
+            let guest = Self::under_plain_qemu(config)?;
+            let service = guest.attach()?;
+            Ok((guest, Some(service)))
+        } else {
+            Ok((Self::under_lucos_hv(config)?, None))
+        }
     }
 
     /// Starts a QEMU with a QMP socket and nothing else that could help; a second QMP socket is the test's own.
@@ -66,6 +81,53 @@ impl Guest {
         (guest.qmp, guest.monitor) = (Some(qmp), Some(monitor));
         Ok(guest)
     }
+}
+
+/// `lucos-hv run` as it is called on the machine where it runs.
+fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str) -> Vec<String> {
+    let append = format!("{APPEND} {}", config.append);
+    let (cpus, memory) = (config.cpus.to_string(), config.memory_mib.to_string());
+    let words = [
+        "lucos-hv",
+        "run",
+        "--engine",
+        engine,
+        "--kernel",
+        kernel,
+        "--initrd",
+        initrd,
+        "--append",
+        append.trim(),
+        "--cpus",
+        &cpus,
+        "--memory",
+        &memory,
+        "--api",
+        api,
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+fn on_this_machine(engine: &str, config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
+    let text = |path: &Path| path.display().to_string();
+    let mut command = Command::new(commands::program("lucos-hv")?);
+    command.args(&words(engine, config, &text(&config.kernel), &text(initrd), &text(api))[1..]);
+    Ok(command)
+}
+
+/// The same in the box, which has one processor: a hypervisor bound to it is what the emulated virtualisation bears.
+fn in_box(config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
+    let (kernel_inside, initrd_inside, api_inside) = ("/files/guest-kernel", "/files/guest-initrd", "/api");
+    let pair = |from: &Path, to: &str| format!("{}:{to}", from.display());
+    let mut command = Command::new(commands::program("lucos-box")?);
+    command
+        .args(["--name", &config.name, "--limit", &BOX_LIMIT.as_secs().to_string()])
+        .args(["--memory", &(config.memory_mib + BOX_MEMORY_MIB).to_string()])
+        .args(["--file", &pair(&boxed::static_program("lucos-hv")?, "/files/lucos-hv")])
+        .args(["--file", &pair(&config.kernel, kernel_inside), "--file", &pair(initrd, initrd_inside)])
+        .args(["--forward", &pair(api, api_inside), "--"])
+        .args(words("kvm", config, kernel_inside, initrd_inside, api_inside));
+    Ok(command)
 }
 
 /// What both ways need before the machine starts.
