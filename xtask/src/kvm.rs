@@ -1,13 +1,13 @@
 //! `cargo xtask kvm`: the bundled hypervisor's tests, where KVM works.
 //!
 //! Comes in: the set-up machine. Decided: whether this machine's own KVM is used (LUCOS_TEST_BOX=0) or that of the box. Goes
-//! out: three things, each with cargo's or the box's status: the engine's tests on a guest of a few instructions, what its
-//! operations cost, and the tests of live updates on a stock kernel.
+//! out: four things, each with cargo's or the box's status: the engine's tests on a guest of a few instructions, what its
+//! operations cost, its calls and traps on a stock kernel, and the tests of live updates.
 
 use crate::{JobError, cargo, say};
 use lucos_tests::guest::{Engine, GuestError};
-use lucos_tests::{boxed, setup};
-use std::path::PathBuf;
+use lucos_tests::{boxed, initramfs, setup};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The emulated virtualisation is unreliable when one hypervisor runs on two processors of the box.
@@ -31,20 +31,31 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
         cargo::build()?.join("lucos-hv")
     };
     say("the engine on a guest of a few instructions");
-    let tests = unit_tests(in_box)?;
-    execute(in_box, &tests, &["engine::kvm", "--test-threads=1"])?;
+    let tests = tests(in_box, &["--lib"])?;
+    execute(in_box, &tests, &["engine::kvm", "--test-threads=1"], &[])?;
     say("what its operations cost");
-    execute(in_box, &hv, &["probe", "--measure"])?;
+    execute(in_box, &hv, &["probe", "--measure"], &[])?;
+    say("calls and traps on a stock kernel");
+    let work = tempfile::tempdir()?;
+    let initrd = work.path().join("initrd");
+    initramfs::write(&initrd)?;
+    let tests = self::tests(in_box, &["--test", "kvm_engine"])?;
+    let files = [
+        ("LUCOS_KVM_KERNEL", pair.older.vmlinuz()),
+        ("LUCOS_KVM_INITRD", initrd),
+        ("LUCOS_KVM_SYMBOLS", pair.older.system_map()),
+    ];
+    execute(in_box, &tests, &["--test-threads=1", "--nocapture"], &files)?;
     say("live updates of a stock kernel");
     let mut live = cargo::test_command(&pair)?;
     live.args(["--package", "lucos-tests", "--test"]).arg(if all { "live*" } else { "live" });
     cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
 }
 
-/// The library's tests as a program; for the box, a static one.
-fn unit_tests(in_box: bool) -> Result<PathBuf, JobError> {
-    let mut command = cargo::cargo(&["test", "--quiet", "--release", "--no-run", "--package", "runtime-hv", "--lib"]);
-    command.args(["--message-format", "json"]).stderr(Stdio::inherit());
+/// A program of tests; for the box, a static one.
+fn tests(in_box: bool, which: &[&str]) -> Result<PathBuf, JobError> {
+    let mut command = cargo::cargo(&["test", "--quiet", "--release", "--no-run", "--package", "runtime-hv"]);
+    command.args(which).args(["--message-format", "json"]).stderr(Stdio::inherit());
     if in_box {
         cargo::for_box(&mut command)?;
     }
@@ -60,31 +71,35 @@ fn unit_tests(in_box: bool) -> Result<PathBuf, JobError> {
         .ok_or_else(|| JobError::Cargo { command: format!("{command:?}").replace('"', ""), status: status.to_string() })
 }
 
-/// Runs a program where KVM works.
-fn execute(in_box: bool, program: &PathBuf, arguments: &[&str]) -> Result<(), JobError> {
+/// Runs a program where KVM works; it finds the files by their variables.
+fn execute(in_box: bool, program: &Path, arguments: &[&str], files: &[(&str, PathBuf)]) -> Result<(), JobError> {
     if !in_box {
-        return cargo::run(Command::new(program).args(arguments).env("LUCOS_REQUIRE_KVM", "1"));
+        let files = files.iter().map(|(variable, path)| (variable, path));
+        return cargo::run(Command::new(program).args(arguments).env("LUCOS_REQUIRE_KVM", "1").envs(files));
     }
-    let name = program.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let inside = ["env", "LUCOS_REQUIRE_KVM=1"].into_iter().chain(BIND).map(str::to_owned);
+    let inside = |path: &Path| format!("/files/{}", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut command = vec!["env".to_owned(), "LUCOS_REQUIRE_KVM=1".to_owned()];
+    command.extend(files.iter().map(|(variable, path)| format!("{variable}={}", inside(path))));
+    command.extend(BIND.map(str::to_owned));
+    command.push(inside(program));
+    command.extend(arguments.iter().map(|&word| word.to_owned()));
+    let all = std::iter::once(program).chain(files.iter().map(|(_, path)| path.as_path()));
     let options = boxed::Options {
-        files: vec![boxed::Pair { from: program.clone(), to: None }],
+        files: all.map(|path| boxed::Pair { from: path.to_owned(), to: None }).collect(),
         out: Vec::new(),
         forward: Vec::new(),
         limit: LIMIT_S,
         cpus: 1,
-        memory: 1024,
+        memory: 1536,
         kernel: None,
         name: "kvm".to_owned(),
-        command: inside
-            .chain([format!("/files/{name}")])
-            .chain(arguments.iter().map(|&word| word.to_owned()))
-            .collect(),
+        command,
     };
     match boxed::run(&options)? {
         0 => Ok(()),
-        status => {
-            Err(JobError::Cargo { command: format!("{name} in the box"), status: format!("exit status: {status}") })
-        }
+        status => Err(JobError::Cargo {
+            command: format!("{} in the box", program.display()),
+            status: format!("exit status: {status}"),
+        }),
     }
 }
