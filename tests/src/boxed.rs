@@ -10,7 +10,7 @@
 pub mod agent;
 mod client;
 mod machine;
-mod modules;
+pub mod modules;
 mod mux;
 mod terminal;
 mod wire;
@@ -111,7 +111,7 @@ pub enum BoxError {
     #[error("no kernel in {0} has kvm-amd.ko; `cargo xtask setup` fetches one that has")]
     NoKernel(PathBuf),
     /// A module that the kernel does not have.
-    #[error("{kernel} has no module {module}; name another kernel by --kernel or LUCOS_BOX_KERNEL")]
+    #[error("{kernel} has no module {module}; name another kernel (that of the box by --kernel or LUCOS_BOX_KERNEL)")]
     NoModule {
         /// The kernel's folder.
         kernel: PathBuf,

@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 const INIT: &str = include_str!("../../testdata/guest/init");
+const ROOT_INIT: &str = include_str!("../../testdata/guest/root-init");
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 const CHARACTER_DEVICE: u32 = 0o020_600;
@@ -48,6 +49,20 @@ pub fn write(path: &Path) -> Result<(), InitramfsError> {
 pub fn write_with(path: &Path, files: &[PathBuf]) -> Result<(), InitramfsError> {
     let program = std::fs::read(busybox()?)?;
     std::fs::write(path, archive(&program, files)?)?;
+    Ok(())
+}
+
+/// Writes an archive to `path` that loads modules, in their order, and goes on with the root file system that `root=` names.
+///
+/// # Errors
+/// [`InitramfsError`] when busybox is missing or not static, a module cannot be read, or the archive cannot be written.
+pub fn write_for_root(path: &Path, modules: &[PathBuf]) -> Result<(), InitramfsError> {
+    let mut archive = Archive::new(Vec::new());
+    archive.standard(&std::fs::read(busybox()?)?)?;
+    archive.file("init", ROOT_INIT.as_bytes())?;
+    archive.folder("root")?;
+    archive.modules(modules)?;
+    std::fs::write(path, archive.finish()?)?;
     Ok(())
 }
 
@@ -112,6 +127,18 @@ impl<W: io::Write> Archive<W> {
     /// A file of this machine, executable.
     pub(crate) fn copy(&mut self, name: &str, file: &Path) -> io::Result<()> {
         self.file(name, &std::fs::read(file)?)
+    }
+
+    /// Modules of a kernel, and a list of them in the order in which they are to be loaded.
+    pub(crate) fn modules(&mut self, modules: &[PathBuf]) -> io::Result<()> {
+        let mut order = String::new();
+        for module in modules {
+            let name = module.file_name().unwrap_or_default().to_string_lossy();
+            order += &format!("{name}\n");
+            let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", module.display()));
+            self.copy(&format!("modules/{name}"), module).map_err(named)?;
+        }
+        self.file("modules/order", order.as_bytes())
     }
 
     /// A symbolic link.

@@ -72,3 +72,16 @@ pub fn qemu(because: &str) -> bool {
     }
     engine == Engine::Qemu
 }
+
+/// Whether the tests run on the bundled hypervisor in the box; a test that is about it there is skipped elsewhere, with the reason.
+/// That is no missing piece, so it is never a failure.
+///
+/// # Panics
+/// When `LUCOS_TEST_ENGINE` names no engine.
+pub fn kvm_in_box(because: &str) -> bool {
+    let engine = Engine::wanted().unwrap_or_else(|error| panic!("{error}"));
+    if engine != Engine::KvmInBox {
+        eprintln!("SKIPPED unless LUCOS_TEST_ENGINE=kvm: {because}");
+    }
+    engine == Engine::KvmInBox
+}

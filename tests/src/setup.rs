@@ -3,13 +3,15 @@
 //! Comes in: apt, dpkg, the cache folder. Decided: what to install, which two releases to use (never a fixed one). Goes
 //! out: [`Pair`]. Everything done is said; a set-up that was cut is repeated, never half used.
 //!
-//! The phases: [`packages`] (programs), [`discover`] (releases in the archive), [`fetch`] (into the cache).
+//! The phases: [`packages`] (programs), [`discover`] (releases in the archive), [`fetch`] (into the cache); [`root`] makes a root file system.
 
 pub mod apt;
 pub mod discover;
 pub mod fetch;
 pub mod packages;
+pub mod root;
 
+use crate::guest::{Engine, EngineError};
 use crate::kernels::{self, Kernel, KernelError, Pair, cache_dir};
 use std::path::{Path, PathBuf};
 
@@ -66,6 +68,9 @@ pub enum SetupError {
     /// The cache.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// The hypervisor that is to be tested.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
     /// Files.
     #[error("{path}: {source}")]
     Io {
@@ -111,12 +116,16 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
     Ok(pair)
 }
 
-/// Installs what only tests need.
+/// Installs and makes what only tests need; a root file system, if the bundled hypervisor is to be tested.
 ///
 /// # Errors
 /// [`SetupError`] with what to do next.
 pub fn for_tests(say: &dyn Fn(&str)) -> Result<(), SetupError> {
-    packages::install_missing(packages::TESTS, &mut apt::Apt::new(&cache_dir()?), say)
+    packages::install_missing(packages::TESTS, &mut apt::Apt::new(&cache_dir()?), say)?;
+    if Engine::wanted()? == Engine::KvmInBox {
+        root::prepare(say)?;
+    }
+    Ok(())
 }
 
 /// Which two versions to compare; what is not said is the newest that the archive has.

@@ -47,7 +47,7 @@ impl Machine {
         let kernel = options.kernel()?;
         let dir = tempfile::Builder::new().prefix("lucos-box-").tempdir().map_err(BoxError::io(Path::new("/tmp")))?;
         let initrd = dir.path().join("initrd");
-        write_initramfs(&initrd, options, &modules::in_order(&kernel)?)?;
+        write_initramfs(&initrd, options, &modules::in_order(&kernel, modules::OF_THE_BOX)?)?;
         let logs = commands::target_dir()?.join("guest-logs");
         std::fs::create_dir_all(&logs).map_err(BoxError::io(&logs))?;
         let log = logs.join(format!("{}.box", options.name));
@@ -139,13 +139,7 @@ fn write_initramfs(path: &Path, options: &Options, modules: &[PathBuf]) -> Resul
     for name in applets(&program)? {
         archive.link(&format!("bin/{name}"), "busybox").map_err(io)?;
     }
-    let mut order = String::new();
-    for module in modules {
-        let name = module.file_name().unwrap_or_default().to_string_lossy();
-        order += &format!("{name}\n");
-        archive.copy(&format!("modules/{name}"), module).map_err(BoxError::io(module))?;
-    }
-    archive.file("modules/order", order.as_bytes()).map_err(io)?;
+    archive.modules(modules).map_err(io)?;
     let agent = static_program(AGENT)?;
     archive.copy(&format!("bin/{AGENT}"), &agent).map_err(BoxError::io(&agent))?;
     archive.folder("files").map_err(io)?;

@@ -1,26 +1,42 @@
-//! Which modules the kernel of the box loads, and in which order.
+//! Which modules a kernel loads, and in which order.
 //!
-//! Comes in: a kernel of the cache. Decided: what a module needs comes before it, as each says itself (`depends=` in
-//! its `.modinfo`, include/linux/module.h). Goes out: files, in the order in which they can be loaded.
+//! Comes in: a kernel of the cache, names of modules. Decided: what a module needs comes before it, as each says itself
+//! (`depends=` in its `.modinfo`, include/linux/module.h). Goes out: files, in the order in which they can be loaded.
 
 use super::BoxError;
 use crate::kernels::Kernel;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// The serial port to the host, and KVM. Those that other modules need come by themselves.
-const WANTED: &[&str] = &["virtio_pci", "virtio_console", "kvm_amd"];
+/// Those of the box: the serial port to the host, KVM, network interfaces for a guest. What they need comes by itself.
+pub(super) const OF_THE_BOX: &[&str] = &["virtio_pci", "virtio_console", "kvm_amd", "tun"];
+/// Those of a guest of the bundled hypervisor: all of its devices.
+pub const OF_A_GUEST: &[&str] =
+    &["virtio_mmio", "virtio_rng", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"];
 /// Folders of a kernel's modules that are looked at.
-const FOLDERS: &[&str] = &["arch/x86", "drivers/virtio", "drivers/char", "drivers/crypto/ccp", "virt"];
+const FOLDERS: &[&str] = &[
+    "arch/x86",
+    "drivers/block",
+    "drivers/char",
+    "drivers/crypto/ccp",
+    "drivers/net",
+    "drivers/virtio",
+    "net/core",
+    "net/vmw_vsock",
+    "virt",
+];
 
-/// The modules' files, in the order in which they can be loaded.
-pub(super) fn in_order(kernel: &Kernel) -> Result<Vec<PathBuf>, BoxError> {
+/// The files of the `wanted` modules and of those that they need, in the order in which they can be loaded.
+///
+/// # Errors
+/// [`BoxError::NoModule`] when the kernel lacks one, [`BoxError::Module`] when one cannot be read.
+pub fn in_order(kernel: &Kernel, wanted: &[&str]) -> Result<Vec<PathBuf>, BoxError> {
     let mut files = BTreeMap::new();
     for folder in FOLDERS {
         collect(&kernel.module("kernel").join(folder), &mut files);
     }
     let mut order = Vec::new();
-    for module in WANTED {
+    for module in wanted {
         add(module, kernel, &files, &mut Vec::new(), &mut order)?;
     }
     Ok(order)

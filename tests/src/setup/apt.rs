@@ -88,7 +88,7 @@ impl Apt {
     }
 
     /// Runs `apt-get`, with the limits for a dead network, as root.
-    fn privileged(&self, args: &[&str]) -> Result<String, SetupError> {
+    pub(super) fn privileged(&self, args: &[&str]) -> Result<String, SetupError> {
         let mut all = if self.root == Root::Sudo { vec!["sudo", "-n"] } else { Vec::new() };
         all.extend(args);
         if let Some(at) = all.iter().position(|word| *word == "apt-get") {
