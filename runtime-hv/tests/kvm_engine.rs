@@ -111,7 +111,7 @@ impl Guest {
     /// Types a command and waits until it has ended.
     fn run(&mut self, command: &str, mark: u32) {
         // What is typed comes back as an echo; only the shell knows the sum.
-        writeln!(self.keys, "{command}; echo done-$(({mark} + 1000))").expect("typed");
+        writeln!(self.keys, "{command}\necho done-$(({mark} + 1000))").expect("typed");
         self.wait_for(&format!("done-{}", mark + 1000));
     }
 
