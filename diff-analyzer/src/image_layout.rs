@@ -20,6 +20,7 @@ mod reader;
 mod scan;
 mod shape;
 mod source;
+mod spelled;
 mod starts;
 mod unit;
 mod variables;
@@ -79,20 +80,20 @@ impl Wanted {
     /// Wanted names that no definition of some images has.
     fn missing(&self, indexes: &[&Index<'_>]) -> Vec<String> {
         let mut missing = self.0.clone();
-        for definition in indexes.iter().flat_map(|index| &index.types) {
-            if missing.is_empty() {
-                break;
-            }
-            if self.has(definition) {
-                missing.remove(&definition.name.bare);
-                missing.remove(&definition.name.to_string());
+        for index in indexes {
+            for Definition { name, .. } in &index.types {
+                if missing.is_empty() {
+                    return Vec::new();
+                }
+                missing.remove(&name.bare(index.texts));
+                missing.remove(&name.text(index.texts));
             }
         }
         missing.into_iter().collect()
     }
 
-    fn has(&self, definition: &Definition) -> bool {
-        self.is_all() || self.0.contains(&definition.name.bare) || self.0.contains(&definition.name.to_string())
+    fn has(&self, Definition { name, .. }: &Definition, index: &Index<'_>) -> bool {
+        self.is_all() || self.0.contains(&name.bare(index.texts)) || self.0.contains(&name.text(index.texts))
     }
 }
 
@@ -153,7 +154,8 @@ pub struct ImageTypes {
 /// [`IndexError`] when the DWARF cannot be used.
 pub fn types(image: &Image, wanted: &Wanted) -> Result<ImageTypes, IndexError> {
     let index = Index::read(image, Digest::start())?;
-    let definitions: Vec<&Definition> = index.types.iter().filter(|definition| wanted.has(definition)).collect();
+    let definitions: Vec<&Definition> =
+        index.types.iter().filter(|definition| wanted.has(definition, &index)).collect();
     let positions: Vec<_> = definitions.iter().map(|definition| definition.first).collect();
     let mut full = Full::read(&index, &positions, &[])?;
     let mut types: Vec<ImageType> = definitions

@@ -39,6 +39,7 @@ fn read(args: &LayoutArgs) -> Result<LayoutReport, Stop> {
         let path = if error.side == Side::Old { &args.old } else { path };
         unusable(path, &error.source)
     })?;
+    Image::close(old, new);
     unknown(&difference.missing, "neither image has")?;
     Ok(LayoutReport::of_images(difference))
 }

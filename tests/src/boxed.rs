@@ -4,8 +4,8 @@
 //! cache loads its own `kvm-amd`, and an agent of ours runs the command there. Goes out: what the command wrote and its
 //! exit status, files, connections to its sockets; or [`LOST`], when it was the box that failed and not the command.
 //!
-//! The phases: [`modules`] (what the kernel has to load), [`machine`] (the box starts), [`client`] (the command runs),
-//! with [`agent`] as the other side of it. They talk in [`wire`]'s frames, as many streams on one ([`mux`]).
+//! The phases: `modules` (what the kernel has to load), `machine` (the box starts), `client` (the command runs),
+//! with [`agent`] as the other side of it. They talk in the frames of `wire`, as many streams on one (`mux`).
 
 pub mod agent;
 mod client;

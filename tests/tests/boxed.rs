@@ -103,10 +103,10 @@ fn a_lost_box_is_no_failed_command() {
     assert!(said.contains("Kernel panic - not syncing: sysrq triggered crash"), "{said}");
 
     let Some(mut command) = lucos_box("limit") else { return };
-    let output = with_input(command.args(["--limit", "8", "--", "sleep", "1000"]), b"");
+    let output = with_input(command.args(["--limit", "25", "--", "sleep", "1000"]), b"");
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(i32::from(boxed::LOST)), "{said}");
-    assert!(said.contains("the limit of 8 s was reached"), "{said}");
+    assert!(said.contains("the limit of 25 s was reached"), "{said}");
 }
 
 /// The client dies as it would by a crash: QEMU does not stay behind.

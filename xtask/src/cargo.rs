@@ -23,14 +23,20 @@ pub(crate) fn build() -> Result<PathBuf, JobError> {
 
 /// Programs for the box, linked statically, in a target folder of their own.
 pub(crate) fn build_for_box(programs: &[(&str, &str)]) -> Result<(), JobError> {
-    let target = commands::target_dir()?;
-    commands::set_bin_dir(&target.join("release"));
-    let mut command = cargo(&["build", "--quiet", "--release", "--target", boxed::TARGET, "--target-dir"]);
-    command.arg(target.join("box")).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    commands::set_bin_dir(&commands::target_dir()?.join("release"));
+    let mut command = cargo(&["build", "--quiet", "--release"]);
+    for_box(&mut command)?;
     for (package, program) in programs {
         command.args(["--package", package, "--bin", program]);
     }
     run(&mut command)
+}
+
+/// Makes a cargo command build static programs.
+pub(crate) fn for_box(command: &mut Command) -> Result<(), JobError> {
+    command.args(["--target", boxed::TARGET, "--target-dir"]).arg(commands::target_dir()?.join("box"));
+    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    Ok(())
 }
 
 /// A command in the box; its exit status.
@@ -83,7 +89,8 @@ pub(crate) fn ci() -> Result<(), JobError> {
     run(cargo(&["doc", "--workspace", "--no-deps", "--quiet"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
     crate::demo::run()?;
     crate::corpus::run(&crate::corpus::CorpusArgs::small())?;
-    test(&[], true)
+    test(&[], true)?;
+    crate::kvm::run(false)
 }
 
 /// Live updates of a kernel of another series, given or the newest.
@@ -132,7 +139,7 @@ pub(crate) fn bless() -> Result<(), JobError> {
 }
 
 /// `cargo test` with everything that guest tests look for.
-fn test_command(pair: &Pair) -> Result<Command, JobError> {
+pub(crate) fn test_command(pair: &Pair) -> Result<Command, JobError> {
     let dir = build()?;
     build_for_box(&[("lucos-tests", boxed::AGENT)])?;
     if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
@@ -147,13 +154,13 @@ fn test_command(pair: &Pair) -> Result<Command, JobError> {
     Ok(command)
 }
 
-fn cargo(args: &[&str]) -> Command {
+pub(crate) fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     command
 }
 
-fn run(command: &mut Command) -> Result<(), JobError> {
+pub(crate) fn run(command: &mut Command) -> Result<(), JobError> {
     let status = command.status()?;
     if status.success() {
         Ok(())

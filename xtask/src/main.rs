@@ -7,6 +7,7 @@ mod bench;
 mod cargo;
 mod corpus;
 mod demo;
+mod kvm;
 mod live;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,12 @@ enum Job {
         /// Hypervisor under the guest: `qemu`, or `kvm`, the bundled one: in the box, unless LUCOS_TEST_BOX=0
         #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm"], default_value = "qemu")]
         engine: String,
+    },
+    /// Runs the tests of the bundled hypervisor where KVM works: in the box, unless LUCOS_TEST_BOX=0
+    Kvm {
+        /// Run all tests of live updates on it, too, and not only those of one file
+        #[arg(long)]
+        all: bool,
     },
     /// Runs all tests, with set-up
     Test {
@@ -142,6 +149,7 @@ fn main() -> ExitCode {
             .and_then(|()| setup::for_tests(&say))
             .map_err(JobError::from),
         Job::Demo { engine } => cargo::demo(&engine),
+        Job::Kvm { all } => kvm::run(all),
         Job::Test { args } => cargo::test(&args, false),
         Job::Ci => cargo::ci(),
         Job::Bench { applies, only_layouts } => bench::run(applies, only_layouts),

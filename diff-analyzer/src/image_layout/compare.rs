@@ -74,7 +74,7 @@ pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, 
     let indexes = Index::read_all([old, new], start)
         .map_err(|(image, source)| CompareError { side: if image == 0 { Side::Old } else { Side::New }, source })?;
     let mut pairs = Pairs::find(&indexes, wanted);
-    let variables = VariablePairs::find(&indexes, [old, new], wanted);
+    let variables = VariablePairs::find(&indexes, [old, new], wanted, start);
     let read = |side: usize| Full::read(&indexes[side], &pairs.positions(side), &variables.positions(side));
     let (full_old, full_new) = rayon::join(|| read(0), || read(1));
     let full = [full_old.map_err(at(Side::Old))?, full_new.map_err(at(Side::New))?];
@@ -83,7 +83,7 @@ pub fn compare(old: &Image, new: &Image, wanted: &Wanted) -> Result<Difference, 
         images: [ImageFacts::of(&indexes[0], old), ImageFacts::of(&indexes[1], new)],
         types: pairs.differences(&full),
         variables: variables.differences(&full),
-        only_types: [names(&pairs.removed), names(&pairs.added)],
+        only_types: [names(&pairs.removed, &indexes[0]), names(&pairs.added, &indexes[1])],
         only_variables: variables.only,
         missing: wanted.missing(&[&indexes[0], &indexes[1]]),
     })
@@ -109,7 +109,7 @@ impl Pairs {
     fn find(indexes: &[Index<'_>; 2], wanted: &Wanted) -> Self {
         let [old, new] = indexes.each_ref().map(|index| {
             let groups = index.types.chunk_by(|a, b| a.key == b.key);
-            let wanted = groups.filter(|group| wanted.has(&group[0]));
+            let wanted = groups.filter(|group| wanted.has(&group[0], index));
             wanted.map(|group| (group[0].key, group)).collect::<BTreeMap<_, _>>()
         });
         let mut pairs = Self::default();
@@ -232,7 +232,7 @@ impl Pairs {
     }
 }
 
-fn names(definitions: &[Definition]) -> Vec<String> {
-    let names: BTreeSet<String> = definitions.iter().map(|definition| definition.name.to_string()).collect();
+fn names(definitions: &[Definition], index: &Index<'_>) -> Vec<String> {
+    let names: BTreeSet<String> = definitions.iter().map(|definition| definition.name.text(index.texts)).collect();
     names.into_iter().collect()
 }

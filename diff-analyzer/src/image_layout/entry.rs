@@ -69,7 +69,7 @@ impl Small {
     }
 }
 
-/// What an entry says. There are millions: what no kind of entry has together shares a field.
+/// What an entry says; what no kind of entry has together shares a field.
 #[derive(Debug, Clone)]
 pub(super) struct Attributes {
     pub(super) name: Name,
@@ -93,25 +93,33 @@ pub(super) struct Attributes {
     pub(super) prototyped: bool,
 }
 
-/// A type, a function or a variable.
+/// A type, a function or a variable: as little as layouts need, so that those of a unit stay in the caches.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) says: Attributes,
+    pub(super) name: Name,
+    /// `DW_AT_byte_size`.
+    pub(super) size: Number,
     /// Offset in the unit.
     pub(super) offset: u32,
     /// Place behind its attributes, where its parts are; 0 for none.
     pub(super) parts: u32,
     /// Place of the next entry that is not below it, when its parts were jumped over; else 0.
     pub(super) sibling: u32,
-    /// Its type.
+    /// Its type; an offset in the unit until all entries are known.
     pub(super) ty: Index,
-    /// What it completes or copies.
+    /// What it completes or copies; likewise.
     pub(super) origin: Index,
     /// Function that it is local to.
     pub(super) owner: Index,
     /// The typedef that names an anonymous struct, union or enum.
     pub(super) named_by: Index,
+    pub(super) alignment: Small,
     pub(super) tag: DwTag,
+    pub(super) declaration: bool,
+    pub(super) external: bool,
+    pub(super) prototyped: bool,
+    /// Whether its place is stated, of a variable its address.
+    pub(super) has_address: bool,
 }
 
 /// A member, enumerator, bound or parameter.
@@ -121,6 +129,27 @@ pub(super) struct Part {
     /// Offset in the unit.
     pub(super) offset: u32,
     pub(super) tag: DwTag,
+}
+
+/// A member or parameter, when it says no more than this.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PlainPart {
+    pub(super) tag: DwTag,
+    pub(super) name: Name,
+    /// Its type: an offset in the unit.
+    pub(super) ty: u32,
+    /// `DW_AT_data_member_location`, in bytes.
+    pub(super) location: Number,
+}
+
+/// A type that says no more than this, and what its abbreviation does.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SimpleType {
+    pub(super) name: Name,
+    /// Its type: an offset in the unit.
+    pub(super) ty: u32,
+    /// `DW_AT_byte_size`.
+    pub(super) size: Number,
 }
 
 /// The offset in the unit that a reference leads to.
@@ -134,15 +163,64 @@ fn reference<'a>(unit: &Unit<'a>, value: &AttributeValue<Slice<'a>>, offset: usi
 }
 
 impl Entry {
-    pub(super) fn new(offset: u32, tag: DwTag) -> Self {
-        let says = Attributes::default();
-        Self { says, offset, parts: 0, sibling: 0, ty: 0, origin: 0, owner: 0, named_by: 0, tag }
+    /// A type with a simple plan; what is above and below it comes later.
+    #[inline(always)] // for each type: it is then made where it stays
+    pub(super) fn simple(offset: u32, says: SimpleType, plan: &Plan) -> Self {
+        Self {
+            name: says.name,
+            size: says.size,
+            offset,
+            parts: 0,
+            sibling: 0,
+            ty: says.ty,
+            origin: 0,
+            owner: 0,
+            named_by: 0,
+            alignment: Small::NONE,
+            tag: plan.tag,
+            declaration: plan.declaration,
+            external: plan.external,
+            prototyped: plan.prototyped,
+            has_address: false,
+        }
+    }
+
+    pub(super) fn new(offset: u32, tag: DwTag, says: &Attributes) -> Self {
+        Self {
+            name: says.name,
+            size: says.amount,
+            offset,
+            parts: 0,
+            sibling: 0,
+            ty: says.ty,
+            origin: says.origin,
+            owner: 0,
+            named_by: 0,
+            alignment: says.alignment,
+            tag,
+            declaration: says.declaration,
+            external: says.external,
+            prototyped: says.prototyped,
+            has_address: says.location.get().is_some(),
+        }
+    }
+
+    /// `DW_AT_byte_size`.
+    #[inline]
+    pub(super) fn byte_size(&self) -> Option<u64> {
+        self.size.get()
     }
 
     /// Whether the entry is a struct, union or enum.
     pub(super) fn is_aggregate(&self) -> bool {
-        matches!(self.tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type | dw::DW_TAG_enumeration_type)
+        is_aggregate(self.tag)
     }
+}
+
+/// Whether a tag is that of a struct, union or enum.
+#[inline]
+pub(super) fn is_aggregate(tag: DwTag) -> bool {
+    matches!(tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type | dw::DW_TAG_enumeration_type)
 }
 
 impl Part {
@@ -173,7 +251,7 @@ impl Default for Attributes {
 }
 
 impl Attributes {
-    /// `DW_AT_byte_size` of a type or member.
+    /// `DW_AT_byte_size` of a member.
     pub(super) fn byte_size(&self) -> Option<u64> {
         self.amount.get()
     }
@@ -240,9 +318,9 @@ impl Attributes {
     }
 
     /// The attributes of a simple plan.
-    #[inline(always)] // for each member of each type: a call takes as long as this
-    pub(super) fn simple(&mut self, window: &Window, plan: &Plan) {
-        self.name = Name(plan.name.within(window));
+    #[inline(always)]
+    pub(super) fn simple(&mut self, name: Name, window: &Window, plan: &Plan) {
+        self.name = name;
         self.ty = plan.ty.within(window) as u32;
         self.amount = Number(plan.amount.within(window));
         self.location = Number(plan.location.within(window));

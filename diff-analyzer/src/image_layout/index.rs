@@ -5,17 +5,17 @@
 //! all variables of file scope. Names stay where they lie in the file.
 
 use super::digest::{Digest, OfNumber};
-use super::name::Name;
-use super::scan::{self, Entries, Memory};
-use super::shape::{ByPlace, ByText, Known, NameDigests, Shapes};
+use super::name::{Name, Texts};
+use super::scan::{Entries, Memory};
+use super::shape::{ByPlace, ByText, Known, NameDigests, Names as _, Shapes};
 use super::source::Image;
+use super::spelled::Spelled;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::{Slice, dwarf_of};
 use gimli::{Dwarf, UnitHeader, constants as dw};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as MapEntry;
-use std::fmt::{self, Display, Formatter};
 use std::hash::BuildHasherDefault;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -63,23 +63,12 @@ pub(super) struct Definition {
     pub(super) name: Spelled,
 }
 
-/// The name of a type, as it lies in the file.
-#[derive(Debug, Clone)]
-pub(super) struct Spelled {
-    /// What stands before the name: `struct`, or nothing.
-    keyword: &'static str,
-    /// Name without keyword; of an enum without a name its first enumerator.
-    pub(super) bare: String,
-    /// Whether it is an enum without a name.
-    pub(super) is_enumerator: bool,
-    /// Function that it is local to.
-    function: String,
-}
-
 /// A variable of file scope.
 #[derive(Debug, Clone)]
 pub(super) struct VariableEntry {
-    pub(super) name: String,
+    pub(super) name: Name,
+    /// Stands for the name in all images.
+    pub(super) name_digest: u64,
     pub(super) unit: u32,
     pub(super) external: bool,
     pub(super) text: Digest,
@@ -95,10 +84,13 @@ pub(super) struct VariableEntry {
 pub(super) struct Index<'a> {
     pub(super) dwarf: Dwarf<Slice<'a>>,
     pub(super) headers: Vec<UnitHeader<Slice<'a>>>,
+    /// Where the names of types and variables are.
+    pub(super) texts: Texts<'a>,
     /// Names of the units, as recorded.
     pub(super) names: Vec<&'a [u8]>,
     /// Sorted by key, then by position.
     pub(super) types: Vec<Definition>,
+    /// In no order.
     pub(super) variables: Vec<VariableEntry>,
     /// Units in Rust, which are left alone.
     pub(super) rust_units: usize,
@@ -106,7 +98,8 @@ pub(super) struct Index<'a> {
     pub(super) definitions: u64,
 }
 
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<OfNumber>>;
+/// A map by digests.
+pub(super) type Map<K, V> = HashMap<K, V, BuildHasherDefault<OfNumber>>;
 
 /// What one processor has found.
 struct Part<'a> {
@@ -141,23 +134,20 @@ impl<'a> Index<'a> {
         images: [&'a Image; N],
         start: Digest,
     ) -> Result<[Self; N], (usize, IndexError)> {
-        let mut indexes = images.map(|image| Self {
-            dwarf: dwarf_of(image),
-            headers: Vec::new(),
-            names: Vec::new(),
-            types: Vec::new(),
-            variables: Vec::new(),
-            rust_units: 0,
-            definitions: 0,
+        let mut indexes = images.map(|image| {
+            let dwarf = dwarf_of(image);
+            Self {
+                headers: Vec::new(),
+                texts: Texts::new(&dwarf, start),
+                dwarf,
+                names: Vec::new(),
+                types: Vec::new(),
+                variables: Vec::new(),
+                rust_units: 0,
+                definitions: 0,
+            }
         });
-        let headers: Vec<_> = indexes
-            .par_iter_mut()
-            .zip(images)
-            .map(|(index, image)| {
-                image.expect_entries();
-                index.read_headers()
-            })
-            .collect();
+        let headers: Vec<_> = indexes.par_iter_mut().map(Self::read_headers).collect();
         for (number, result) in headers.into_iter().enumerate() {
             result.map_err(|error| (number, error))?;
         }
@@ -196,7 +186,6 @@ impl<'a> Index<'a> {
         }
         self.types = found.into_values().collect();
         self.types.sort_unstable_by_key(|definition| (definition.key, definition.first));
-        self.variables.sort_unstable_by_key(|variable| (variable.unit, variable.offset));
     }
 }
 
@@ -298,7 +287,7 @@ impl<'a> Part<'a> {
                 | dw::DW_TAG_union_type
                 | dw::DW_TAG_enumeration_type
                 | dw::DW_TAG_typedef
-                    if !entry.says.declaration =>
+                    if !entry.declaration =>
                 {
                     let Some(key) = local.key(index)? else {
                         entries.check_parts(index)?;
@@ -319,12 +308,12 @@ impl<'a> Part<'a> {
                     }
                 }
                 dw::DW_TAG_variable => {
-                    if entry.says.location.get().is_none() {
+                    if !entry.has_address {
                         continue;
                     }
                     let origin = entries.get(entries.origin(index)?);
                     let ty = if entry.ty == 0 { origin.ty } else { entry.ty };
-                    if origin.says.name.is_none() {
+                    if origin.name.is_none() {
                         continue;
                     }
                     let (text, size, contents) = local.variable(ty)?;
@@ -336,9 +325,10 @@ impl<'a> Part<'a> {
                         }
                     };
                     self.variables.push(VariableEntry {
-                        name: spelled(&entries, origin.says.name),
+                        name: origin.name,
+                        name_digest: global.names.number(origin.name),
                         unit: number,
-                        external: entry.says.external || origin.says.external,
+                        external: entry.external || origin.external,
                         text,
                         size,
                         contents,
@@ -346,54 +336,10 @@ impl<'a> Part<'a> {
                         offset: entry.offset,
                     });
                 }
-                _ => entries.check_parts(index)?,
+                _ if entry.sibling != 0 => entries.check_parts(index)?,
+                _ => {}
             }
         }
         Ok(())
-    }
-}
-
-impl Spelled {
-    /// The name of a struct, union, enum or typedef.
-    fn of(entries: &Entries<'_, '_>, index: scan::Index) -> Result<Self, LayoutError> {
-        let entry = entries.get(index);
-        let name = entry.says.name;
-        let (keyword, name) = match entry.tag {
-            _ if name.is_none() && entry.named_by != 0 => ("", entries.get(entry.named_by).says.name),
-            _ if name.is_none() => ("enum", entries.first_name(index)?.unwrap_or(Name::NONE)),
-            dw::DW_TAG_structure_type => ("struct", name),
-            dw::DW_TAG_union_type => ("union", name),
-            dw::DW_TAG_enumeration_type => ("enum", name),
-            _ => ("", name),
-        };
-        Ok(Self {
-            keyword,
-            bare: spelled(entries, name),
-            is_enumerator: entry.says.name.is_none() && entry.named_by == 0,
-            function: match entry.owner {
-                0 => String::new(),
-                function => spelled(entries, entries.get(entries.origin(function)?).says.name),
-            },
-        })
-    }
-}
-
-fn spelled(entries: &Entries<'_, '_>, name: Name) -> String {
-    String::from_utf8_lossy(&entries.texts.text(name)).into_owned()
-}
-
-/// As [`crate::dwarf_layout::Layouts::types`] has it.
-impl Display for Spelled {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let bare = &self.bare;
-        match self.keyword {
-            _ if self.is_enumerator => write!(f, "enum {{ {bare} }}")?,
-            "" => write!(f, "{bare}")?,
-            keyword => write!(f, "{keyword} {bare}")?,
-        }
-        if self.function.is_empty() {
-            return Ok(());
-        }
-        write!(f, " in {}()", self.function)
     }
 }

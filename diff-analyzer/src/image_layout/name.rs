@@ -85,6 +85,11 @@ impl<'a> Texts<'a> {
         Cow::Borrowed(&rest[..text_length(rest, 0).unwrap_or(rest.len())])
     }
 
+    /// The text of a name, for people.
+    pub(super) fn string(&self, name: Name) -> String {
+        String::from_utf8_lossy(&self.text(name)).into_owned()
+    }
+
     /// A digest that stands for the text in all images.
     pub(super) fn digest(&self, name: Name) -> u64 {
         self.start.with_bytes(&self.text(name)).0

@@ -52,7 +52,7 @@ pub(super) fn needed(entries: Entries<'_, '_>, offsets: &[usize]) -> Result<Opti
         let only_named = matches!(entry.tag, dw::DW_TAG_pointer_type | dw::DW_TAG_subroutine_type);
         let inside = if only_named { Depth::Name } else { depth };
         left.push((entry.ty, inside));
-        let is_named = !entry.says.name.is_none() || entry.named_by != 0;
+        let is_named = !entry.name.is_none() || entry.named_by != 0;
         let (mut parts, mut part) = (entries.parts(index), Part::new());
         while parts.next(&mut part)? {
             if before == Depth::Nothing {

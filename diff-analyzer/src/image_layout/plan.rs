@@ -57,8 +57,17 @@ enum Fixed {
     Constant(i64),
 }
 
+/// The forms of DWARF 5 are below this (section 7.5.6); others are rare.
+const FORMS: u16 = 0x2d;
+
 impl Fixed {
-    fn of(form: DwForm, constant: Option<i64>, format: Format) -> Option<Self> {
+    /// Bytes of the values of a form, when they are the same for all, and what it is.
+    fn of_all(form: DwForm, header: &UnitHeader<Slice<'_>>) -> (Option<usize>, Option<Self>) {
+        let constant = (form == dw::DW_FORM_implicit_const).then_some(0);
+        (AttributeSpecification::new(dw::DW_AT_null, form, constant).size(header), Self::of(form, header.format()))
+    }
+
+    fn of(form: DwForm, format: Format) -> Option<Self> {
         Some(match form {
             dw::DW_FORM_data1 | dw::DW_FORM_flag => Self::Number(0xff),
             dw::DW_FORM_data2 => Self::Number(0xffff),
@@ -67,7 +76,6 @@ impl Fixed {
             dw::DW_FORM_ref4 => Self::Reference,
             dw::DW_FORM_strp if format == Format::Dwarf32 => Self::Text,
             dw::DW_FORM_flag_present => Self::Constant(1),
-            dw::DW_FORM_implicit_const => Self::Constant(constant?),
             _ => return None,
         })
     }
@@ -142,7 +150,7 @@ pub(super) struct Plan {
     pub(super) regular: bool,
     /// Whether the fields have all attributes that matter, and a [`Window`] all attributes.
     pub(super) is_simple: bool,
-    /// Whether it is such a plan, for parts of types with nothing below them, and under its code in [`Plans`].
+    /// Whether it is such a plan, for parts of types with nothing below them, and under its code of one byte in [`Plans`].
     is_simple_part: bool,
     /// `DW_AT_declaration`, as the abbreviation states it.
     pub(super) declaration: bool,
@@ -179,6 +187,8 @@ pub(super) struct Plans {
     /// Places in `plans` of all other codes.
     others: HashMap<u64, usize>,
     rare: Vec<Rare>,
+    /// By form: bytes of its values, when they are the same for all, and what it is.
+    forms: Vec<(Option<usize>, Option<Fixed>)>,
     specs: Vec<AttributeSpecification>,
     /// gimli wants a table where it is told each attribute.
     pub(super) no_abbreviations: Abbreviations,
@@ -194,6 +204,9 @@ impl Plans {
         let of = Some((section.as_ptr().addr(), start, header.encoding()));
         if self.of == of {
             return Ok(());
+        }
+        if self.of.is_none_or(|(.., encoding)| encoding != header.encoding()) {
+            self.forms = (0..FORMS).map(|form| Fixed::of_all(DwForm(form), header)).collect();
         }
         self.of = None;
         self.plans.clear();
@@ -215,8 +228,17 @@ impl Plans {
             at += 1;
             let from = self.specs.len();
             loop {
-                let name = small(uleb(section, &mut at).ok_or(end)?)?;
-                let form = DwForm(small(uleb(section, &mut at).ok_or(end)?)?);
+                let (name, form) = match section.get(at..).and_then(|rest| rest.first_chunk()) {
+                    // Nearly all are of one byte each.
+                    Some(&[name @ 0..0x80, form @ 0..0x80]) => {
+                        at += 2;
+                        (u16::from(name), DwForm(u16::from(form)))
+                    }
+                    _ => {
+                        let name = small(uleb(section, &mut at).ok_or(end)?)?;
+                        (name, DwForm(small(uleb(section, &mut at).ok_or(end)?)?))
+                    }
+                };
                 if (name, form.0) == (0, 0) {
                     break;
                 }
@@ -275,9 +297,13 @@ impl Plans {
                 plan.regular &= plan.has_location || !wanted(spec.name());
                 continue;
             }
-            let size = spec.size(header).and_then(|size| u32::try_from(size).ok());
+            let (size, form) = match self.forms.get(usize::from(spec.form().0)) {
+                Some(&known) => known,
+                None => (spec.size(header), None),
+            };
+            let size = size.and_then(|size| u32::try_from(size).ok());
             plan.length = at.zip(size).and_then(|(length, size)| length.checked_add(size));
-            let form = Fixed::of(spec.form(), spec.implicit_const_value(), header.format());
+            let form = spec.implicit_const_value().map_or(form, |value| Some(Fixed::Constant(value)));
             if spec.name() == dw::DW_AT_sibling && form == Some(Fixed::Reference) {
                 plan.sibling = at;
             }
@@ -303,7 +329,7 @@ impl Plans {
         }
         let place = self.plans.len();
         let is_dense = self.others.is_empty() && code == place as u64 + 1;
-        plan.is_simple_part = plan.is_simple && plan.is_plain_part() && is_dense;
+        plan.is_simple_part = plan.is_simple && plan.is_plain_part() && is_dense && code < 0x80;
         self.plans.push(plan);
         if is_dense {
             self.dense += 1;
@@ -335,7 +361,7 @@ impl Plans {
     #[inline(always)]
     pub(super) fn simple_part(&self, code: u8) -> Option<&Plan> {
         match self.plans.get(usize::from(code).wrapping_sub(1)) {
-            Some(plan) if plan.is_simple_part && code < 0x80 => Some(plan),
+            Some(plan) if plan.is_simple_part => Some(plan),
             _ => None,
         }
     }

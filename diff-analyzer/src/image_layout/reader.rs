@@ -4,9 +4,9 @@
 //! otherwise. Goes out: [`Attributes`], or nothing when the entry is only passed over.
 
 use super::bytes::{load, text_length, uleb};
-use super::entry::{Attributes, Number, Part};
+use super::entry::{Attributes, Number, Part, PlainPart, SimpleType};
 use super::name::Name;
-use super::plan::{Plan, Plans};
+use super::plan::{Plan, Plans, Role, Window};
 use super::unit::Unit;
 use crate::dwarf_layout::LayoutError;
 use crate::dwarf_layout::sections::Slice;
@@ -125,18 +125,51 @@ impl<'u, 'a> Reader<'u, 'a> {
     }
 
     /// The attributes of a simple plan, and the place behind them; none at the end of the unit.
-    #[inline(always)] // for each member of each type: a call takes as long as this
+    #[inline(always)]
     fn simple(&self, at: usize, plan: &Plan, attributes: &mut Attributes) -> Option<usize> {
-        let mut at = at;
-        let mut name = None;
+        let (name, window, end) = self.window(at, plan)?;
+        attributes.simple(name, window, plan);
+        Some(end)
+    }
+
+    /// What most members and parameters say, and the place behind one; none when it says more, or is anything else.
+    #[inline(always)]
+    pub(super) fn plain_part(&self, at: usize) -> Option<(PlainPart, usize)> {
+        let plan = self.plans.simple_part(*self.bytes.get(at)?)?;
+        let (name, window, end) = self.window(at + 1, plan)?;
+        let location = Number::of(plan.location.within(window));
+        Some((PlainPart { tag: plan.tag, name, ty: plan.ty.within(window) as u32, location }, end))
+    }
+
+    /// What a type with a simple plan says, its attributes starting at `at`, and the place behind it; none when it is anything
+    /// else.
+    #[inline(always)]
+    pub(super) fn simple_type(&self, at: usize, plan: &Plan) -> Option<(SimpleType, usize)> {
+        if !plan.is_simple || plan.role != Role::Type {
+            return None;
+        }
+        let (name, window, end) = self.window(at, plan)?;
+        let size = Number::of(plan.amount.within(window));
+        Some((SimpleType { name, ty: plan.ty.within(window) as u32, size }, end))
+    }
+
+    /// The name in an entry with a simple plan whose attributes start at `at`, the attributes behind a name in place, and the
+    /// place behind them; none at the end of the unit.
+    #[inline(always)] // for each type and each member of each type: a call takes as long as this
+    fn window(&self, at: usize, plan: &Plan) -> Option<(Name, &'a Window, usize)> {
+        let length = plan.length? as usize;
         if plan.text_first {
-            let text = self.text(at).ok()?;
-            (name, at) = (Some(text.0), text.1);
+            let (name, at) = self.text(at).ok()?;
+            return Some((name, self.bytes.get(at..)?.first_chunk()?, at + length));
         }
         let window = self.bytes.get(at..)?.first_chunk()?;
-        attributes.simple(window, plan);
-        attributes.name = name.unwrap_or(attributes.name);
-        Some(at + plan.length? as usize)
+        Some((Name(plan.name.within(window)), window, at + length))
+    }
+
+    /// Whether the list of entries ends at a place.
+    #[inline(always)]
+    pub(super) fn is_end(&self, at: usize) -> bool {
+        self.bytes.get(at) == Some(&0)
     }
 
     /// Reads a part of a type that has a simple plan and nothing below it; none when it is anything else.

@@ -6,7 +6,7 @@
 //! at a time; this is for thousands of units of which all but a few are the same.
 
 use super::digest::Digest;
-use super::entry::{Attributes, Entry, Part};
+use super::entry::{Attributes, Entry, Part, PlainPart, is_aggregate};
 use super::name::{Name, Texts};
 use super::plan::{Plan, Plans, Role};
 use super::reader::Reader;
@@ -98,7 +98,6 @@ impl Memory {
         if list.is_empty() {
             return Err(LayoutError::Structure { offset: 0 });
         }
-        starts.count();
         link(list, starts)?;
         Ok(Entries { list, starts, reader, texts: Texts::new(dwarf, start) })
     }
@@ -123,8 +122,8 @@ fn scan(
                 return Err(LayoutError::Structure { offset });
             }
             at = reader.skip(at, plan)?;
-            list.push(Entry::new(offset as u32, plan.tag));
-            starts.add(offset);
+            list.push(Entry::new(offset as u32, plan.tag, &Attributes::default()));
+            starts.add(offset, 0);
             if plan.has_children {
                 open.push(Open { what: What::Unit, scope: 0 });
             }
@@ -157,26 +156,33 @@ fn scan(
                 continue;
             }
         }
-        list.push(Entry::new(offset as u32, plan.tag));
-        starts.add(offset);
-        let entry = &mut list[index as usize];
-        at = reader.attributes(at, plan, &mut entry.says)?;
-        entry.owner = parent.scope;
+        starts.add(offset, index);
+        let simple = reader.simple_type(at, plan);
+        let mut says = Attributes::default();
+        at = match simple {
+            Some((_, end)) => end,
+            None => reader.attributes(at, plan, &mut says)?,
+        };
+        let (mut parts, mut sibling) = (0, 0);
         if plan.has_children {
-            entry.parts = at as u32;
-            if jumps
-                && parent.what == What::Unit
-                && entry.is_aggregate()
-                && let Some(sibling) = reader.sibling(at, plan)?
-            {
-                entry.sibling = sibling as u32;
-                at = sibling;
-                continue;
+            parts = at as u32;
+            let next = match jumps && parent.what == What::Unit && is_aggregate(plan.tag) {
+                true => reader.sibling(at, plan)?,
+                false => None,
+            };
+            if let Some(next) = next {
+                (at, sibling) = (next, next as u32);
+            } else {
+                open.push(inside);
+                if plan.role == Role::Type {
+                    at = reader.pass_parts(at)?;
+                }
             }
-            open.push(inside);
-            if plan.role == Role::Type {
-                at = reader.pass_parts(at)?;
-            }
+        }
+        let owner = parent.scope;
+        match simple {
+            Some((says, _)) => list.push(Entry { owner, parts, sibling, ..Entry::simple(offset as u32, says, plan) }),
+            None => list.push(Entry { owner, parts, sibling, ..Entry::new(offset as u32, plan.tag, &says) }),
         }
     }
     Ok(())
@@ -205,14 +211,14 @@ fn pass(reader: Reader<'_, '_>, at: usize, plan: &Plan) -> Result<usize, LayoutE
 fn link(list: &mut [Entry], starts: &Starts) -> Result<(), LayoutError> {
     for index in 1..list.len() {
         let entry = &mut list[index];
-        let ty = index_at(starts, entry.says.ty)?;
+        let ty = index_at(starts, entry.ty)?;
         entry.ty = ty;
-        if entry.says.origin != 0 {
-            entry.origin = index_at(starts, entry.says.origin)?;
+        if entry.origin != 0 {
+            entry.origin = index_at(starts, entry.origin)?;
         }
-        if entry.tag == dw::DW_TAG_typedef && ty != 0 && !entry.says.name.is_none() {
+        if entry.tag == dw::DW_TAG_typedef && ty != 0 && !entry.name.is_none() {
             let target = &mut list[ty as usize];
-            if target.is_aggregate() && target.says.name.is_none() && target.named_by == 0 {
+            if target.is_aggregate() && target.name.is_none() && target.named_by == 0 {
                 target.named_by = index as Index;
             }
         }
@@ -223,10 +229,12 @@ fn link(list: &mut [Entry], starts: &Starts) -> Result<(), LayoutError> {
 /// The entry at an offset of the unit; 0 for 0.
 #[inline]
 fn index_at(starts: &Starts, offset: u32) -> Result<Index, LayoutError> {
+    if offset == 0 {
+        return Ok(0);
+    }
     match starts.number(offset) {
         // The unit itself is no type.
         Some(index) if index != 0 => Ok(index),
-        _ if offset == 0 => Ok(0),
         _ => Err(LayoutError::Reference { offset: offset as usize }),
     }
 }
@@ -295,7 +303,16 @@ impl<'e, 'a> Entries<'e, 'a> {
         if part.says.origin != 0 {
             return Err(LayoutError::Reference { offset: part.says.origin as usize });
         }
-        index_at(self.starts, part.says.ty)
+        self.type_at(part.says.ty)
+    }
+
+    /// The type at an offset of the unit; 0 for 0.
+    ///
+    /// # Errors
+    /// [`LayoutError`] when there is none.
+    #[inline]
+    pub(super) fn type_at(&self, offset: u32) -> Result<Index, LayoutError> {
+        index_at(self.starts, offset)
     }
 
     /// The entry that states name and type: itself, or what it completes or copies.
@@ -340,7 +357,27 @@ impl Parts<'_, '_> {
             self.at = end;
             return Ok(true);
         }
+        if self.is_done() {
+            return Ok(false);
+        }
         self.next_of_any_form(part)
+    }
+
+    /// Reads the next part, when it says no more than most members and parameters do.
+    #[inline(always)]
+    pub(super) fn next_plain(&mut self) -> Option<PlainPart> {
+        if self.depth != 0 {
+            return None;
+        }
+        let (part, end) = self.reader.plain_part(self.at)?;
+        self.at = end;
+        Some(part)
+    }
+
+    /// Whether the next entry is the end of the parts, as expected.
+    #[inline(always)]
+    fn is_done(&self) -> bool {
+        self.depth == 0 && self.reader.is_end(self.at) && self.jumped_to.is_none_or(|end| end == self.at + 1)
     }
 
     #[inline(never)]

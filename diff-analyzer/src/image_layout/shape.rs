@@ -5,7 +5,7 @@
 //! one without a name by its contents; what is behind a pointer counts by its name alone.
 
 use super::digest::{Digest, OfNumber};
-use super::entry::Part;
+use super::entry::{Number, Part};
 use super::name::{Name, Texts};
 use super::scan::{Entries, Index};
 use crate::dwarf_layout::LayoutError;
@@ -16,9 +16,6 @@ use std::hash::BuildHasherDefault;
 /// Nesting beyond this is taken for a circle. Of a circle no part is ever known, so that its depth has no end.
 const MAX_DEPTH: u32 = 100;
 
-/// Members that the types of a unit may have, those of anonymous ones counted wherever these are contained.
-const MAX_MEMBERS: u32 = 20_000_000;
-
 /// What a type is to a member of it.
 #[derive(Debug, Clone, Copy, Default)]
 struct Facts {
@@ -26,15 +23,36 @@ struct Facts {
     text: u64,
     /// Size in bytes; `u64::MAX` for an incomplete type.
     size: u64,
-    /// Alignment in bytes.
+    /// Alignment in bytes, less than [`ANONYMOUS`]; and that bit for an anonymous struct or union, perhaps with qualifiers.
     align: u32,
-    /// The unit that the text is known for, as [`Known`] counts them.
-    text_of: u32,
-    /// The unit that all of this is known for.
-    all_of: u32,
-    /// Whether it is an anonymous struct or union, perhaps with qualifiers.
-    is_anonymous: bool,
+    /// What is known: [`Known::all`], perhaps without [`TEXT`] or [`REST`].
+    known: u32,
 }
+
+impl Facts {
+    /// Size in bytes; 0 for an incomplete type.
+    #[inline]
+    fn size(self) -> u64 {
+        if self.size == u64::MAX { 0 } else { self.size }
+    }
+
+    fn align(self) -> u32 {
+        self.align & !ANONYMOUS
+    }
+
+    fn is_anonymous(self) -> bool {
+        self.align & ANONYMOUS != 0
+    }
+}
+
+/// Not an alignment.
+const ANONYMOUS: u32 = 1 << 31;
+
+/// The text of a type is known.
+const TEXT: u32 = 1;
+
+/// All but the text of a type is known.
+const REST: u32 = 2;
 
 /// What is known of a struct, union or enum besides.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,6 +81,12 @@ impl Known {
             self.facts.resize(entries, Facts::default());
             self.deep.resize(entries, Deep::default());
         }
+    }
+
+    /// Marks facts of this unit of which all is known.
+    #[inline]
+    fn all(&self) -> u32 {
+        self.unit << 2 | TEXT | REST
     }
 
     #[inline]
@@ -110,33 +134,32 @@ impl Names for ByText<'_, '_> {
 pub(super) struct Shapes<'e, 'a, N> {
     entries: Entries<'e, 'a>,
     start: Digest,
-    names: N,
+    pub(super) names: N,
     known: &'e mut Known,
-    members_left: u32,
 }
 
 impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     pub(super) fn new(entries: Entries<'e, 'a>, start: Digest, names: N, known: &'e mut Known) -> Self {
         known.clear(entries.len());
-        Self { entries, start, names, known, members_left: MAX_MEMBERS }
+        Self { entries, start, names, known }
     }
 
     /// Under which name a definition is found, as [`crate::dwarf_layout::Layouts::types`] has it; none for an anonymous
     /// struct or union, which is a part of what contains it, and for a typedef that only names one.
     pub(super) fn key(&mut self, index: Index) -> Result<Option<Digest>, LayoutError> {
         let entry = self.entries.get(index);
-        let name = entry.says.name;
+        let name = entry.name;
         let (tag, name) = match entry.tag {
             dw::DW_TAG_typedef => {
                 let named_by = self.entries.get(entry.ty).named_by;
-                let only_names = named_by != 0 && self.entries.get(named_by).says.name == name;
+                let only_names = named_by != 0 && self.entries.get(named_by).name == name;
                 if only_names || name.is_none() {
                     return Ok(None);
                 }
                 (dw::DW_TAG_typedef, name)
             }
             tag if !name.is_none() => (tag, name),
-            _ if entry.named_by != 0 => (dw::DW_TAG_typedef, self.entries.get(entry.named_by).says.name),
+            _ if entry.named_by != 0 => (dw::DW_TAG_typedef, self.entries.get(entry.named_by).name),
             dw::DW_TAG_enumeration_type => match self.entries.first_name(index)? {
                 Some(first) => (dw::DW_TAG_enumerator, first),
                 None => return Ok(None),
@@ -146,7 +169,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         let key = self.start.with_two(u64::from(tag.0), self.names.number(name));
         Ok(Some(match entry.owner {
             0 => key,
-            scope => key.with(self.names.number(self.entries.get(self.entries.origin(scope)?).says.name)),
+            scope => key.with(self.names.number(self.entries.get(self.entries.origin(scope)?).name)),
         }))
     }
 
@@ -162,66 +185,71 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
             return Ok(Digest(known));
         }
         let entry = self.entries.get(index);
-        let size = entry.says.byte_size().unwrap_or(0);
+        let size = entry.byte_size().unwrap_or(0);
         let mut shape = self.start.with_two(u64::from(entry.tag.0), size);
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
                 let mut align = 1;
-                shape = self.members(shape, index, 0, depth, &mut align)?;
-                let align = entry.says.alignment.get().map_or(align, |stated| stated as u32);
+                shape = self.members(shape, index, depth, &mut align)?;
+                let align = entry.alignment.get().map_or(align, |stated| stated as u32);
                 shape = shape.with(u64::from(align));
                 self.known.deep(index).align = align.max(1);
             }
             dw::DW_TAG_enumeration_type => shape = self.enumerators(shape, index)?,
             _ => {
                 let facts = self.facts(entry.ty, depth)?;
-                shape = shape.with_two(facts.size, u64::from(facts.align)).with(facts.text);
+                let Digest(text) = self.text(entry.ty, depth)?;
+                shape = shape.with_two(facts.size, u64::from(facts.align())).with(text);
             }
         }
         self.known.deep(index).shape = shape.0.max(1);
         Ok(Digest(shape.0.max(1)))
     }
 
-    /// Members of a struct or union, those of anonymous ones in their place. Widens `align` to that of the members.
-    fn members(
-        &mut self,
-        digest: Digest,
-        index: Index,
-        base: u64,
-        depth: u32,
-        align: &mut u32,
-    ) -> Result<Digest, LayoutError> {
+    /// Members of a struct or union. Widens `align` to that of the members.
+    fn members(&mut self, digest: Digest, index: Index, depth: u32, align: &mut u32) -> Result<Digest, LayoutError> {
         let entries = self.entries;
         let entry = entries.get(index);
         if depth > MAX_DEPTH {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
-        let whole = entry.says.byte_size().unwrap_or(0);
+        let whole = entry.byte_size().unwrap_or(0);
         let mut digest = digest;
         let (mut parts, mut member) = (entries.parts(index), Part::new());
-        while parts.next(&mut member)? {
-            if member.tag != dw::DW_TAG_member {
+        loop {
+            let (name, ty, facts, bit_offset, bit_size);
+            // Few are bit-fields or aligned.
+            if let Some(member) = parts.next_plain() {
+                if member.tag != dw::DW_TAG_member {
+                    continue;
+                }
+                (name, ty) = (member.name, entries.type_at(member.ty)?);
+                facts = self.facts(ty, depth + 1)?;
+                widen(align, None, member.location, facts.align(), whole);
+                bit_offset = member.location.get().unwrap_or(0).wrapping_mul(8);
+                bit_size = facts.size().saturating_mul(8);
+            } else if !parts.next(&mut member)? {
+                return Ok(digest);
+            } else if member.tag == dw::DW_TAG_member {
+                let says = &member.says;
+                (name, ty) = (says.name, entries.type_of(&member)?);
+                facts = self.facts(ty, depth + 1)?;
+                widen(align, says.alignment.get(), says.location, facts.align(), whole);
+                bit_offset = offset_in_bits(&member, facts.size());
+                bit_size = says.bit_size.get().unwrap_or(facts.size().saturating_mul(8));
+            } else {
                 continue;
             }
-            self.members_left =
-                self.members_left.checked_sub(1).ok_or(LayoutError::TooDeep { offset: member.offset as usize })?;
-            let ty = entries.type_of(&member)?;
-            let facts = self.facts(ty, depth + 1)?;
-            widen(align, &member, facts.align, whole);
-            let size = if facts.size == u64::MAX { 0 } else { facts.size };
-            let bit_offset = base.wrapping_add(offset_in_bits(&member, size));
-            let bit_size = member.says.bit_size.get().unwrap_or(size.saturating_mul(8));
-            digest = digest.with_two(self.names.number(member.says.name), bit_offset);
-            digest = match if facts.is_anonymous { self.anonymous(ty)? } else { None } {
+            digest = digest.with_two(self.names.number(name), bit_offset);
+            digest = match if facts.is_anonymous() { self.anonymous(ty)? } else { None } {
                 Some((inner, qualifiers)) => {
-                    let tag = entries.get(inner).tag;
-                    let start = digest.with(bit_size).with_two(u64::from(tag.0), qualifiers);
-                    self.members(start, inner, bit_offset, depth + 1, &mut 1)?.with(END)
+                    let Digest(shape) = self.shape_of(inner, depth + 1)?;
+                    digest.with_two(bit_size, qualifiers).with(shape)
                 }
+                None if facts.is_anonymous() => digest.with_two(bit_size, self.text(ty, depth + 1)?.0),
                 None => digest.with_two(bit_size, facts.text),
             };
         }
-        Ok(digest)
     }
 
     /// The anonymous struct or union that a member's type is, seen through qualifiers, and these.
@@ -234,7 +262,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
                     qualifiers = qualifiers * 2 + 1 + u64::from(entry.tag == dw::DW_TAG_const_type);
                 }
                 dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
-                    let unnamed = entry.says.name.is_none() && entry.named_by == 0;
+                    let unnamed = entry.name.is_none() && entry.named_by == 0;
                     return Ok(unnamed.then_some((index, qualifiers)));
                 }
                 _ => return Ok(None),
@@ -244,10 +272,10 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         Err(LayoutError::TooDeep { offset: self.entries.get(ty).offset as usize })
     }
 
-    /// What a type is to a member of it.
+    /// What a type is to a member of it. The text of an anonymous struct or union need not be known: seldom is it asked for.
     #[inline]
     fn facts(&mut self, ty: Index, depth: u32) -> Result<Facts, LayoutError> {
-        if self.known.facts[ty as usize].all_of != self.known.unit {
+        if self.known.facts[ty as usize].known | TEXT != self.known.all() {
             self.find_facts(ty, depth)?;
         }
         Ok(self.known.facts[ty as usize])
@@ -260,29 +288,34 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
         let tag = entry.tag;
-        let stated = entry.says.byte_size();
-        let mut facts = Facts { size: stated.unwrap_or(u64::MAX), align: 1, ..Facts::default() };
+        let stated = entry.byte_size();
+        let (mut size, mut align, mut is_anonymous) = (stated.unwrap_or(u64::MAX), 1, false);
         if ty == 0 {
-            facts.size = u64::MAX; // void
+            size = u64::MAX; // void
         } else if is_alias(tag) || tag == dw::DW_TAG_array_type {
             let target = self.facts(entry.ty, depth + 1)?;
-            if facts.size == u64::MAX && target.size != u64::MAX {
+            if size == u64::MAX && target.size != u64::MAX {
                 let elements = if tag == dw::DW_TAG_array_type { self.elements(ty)? } else { Some(1) };
-                facts.size = elements.map_or(u64::MAX, |count| count.saturating_mul(target.size));
+                size = elements.map_or(u64::MAX, |count| count.saturating_mul(target.size));
             }
-            facts.align = target.align;
-            facts.is_anonymous = target.is_anonymous && matches!(tag, dw::DW_TAG_const_type | dw::DW_TAG_volatile_type);
+            align = target.align();
+            is_anonymous = target.is_anonymous() && matches!(tag, dw::DW_TAG_const_type | dw::DW_TAG_volatile_type);
         } else if matches!(tag, dw::DW_TAG_structure_type | dw::DW_TAG_union_type) {
             self.shape_of(ty, depth + 1)?;
-            facts.align = self.known.deep(ty).align;
-            facts.is_anonymous = entry.says.name.is_none() && entry.named_by == 0;
+            align = self.known.deep(ty).align;
+            is_anonymous = entry.name.is_none() && entry.named_by == 0;
         } else {
-            facts.align = stated.unwrap_or(1).clamp(1, 16) as u32;
+            align = stated.unwrap_or(1).clamp(1, 16) as u32;
         }
-        facts.align = entry.says.alignment.get().map_or(facts.align, |stated| stated as u32).max(1);
-        facts.text = self.text(ty, depth)?.0;
-        (facts.text_of, facts.all_of) = (self.known.unit, self.known.unit);
-        self.known.facts[ty as usize] = facts;
+        align = entry.alignment.get().map_or(align, |stated| stated as u32).clamp(1, ANONYMOUS - 1);
+        align |= if is_anonymous { ANONYMOUS } else { 0 };
+        if !is_anonymous {
+            self.text(ty, depth)?;
+        }
+        let all = self.known.all();
+        let facts = &mut self.known.facts[ty as usize];
+        let known = if facts.known | REST == all { all } else { all & !TEXT };
+        *facts = Facts { size, align, known, ..*facts };
         Ok(())
     }
 
@@ -301,29 +334,44 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     /// How a type is written.
     #[inline]
     fn text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
-        if self.known.facts[ty as usize].text_of != self.known.unit {
-            let text = if ty == 0 { self.start.with(VOID) } else { self.find_text(ty, depth)? };
-            let facts = &mut self.known.facts[ty as usize];
-            (facts.text, facts.text_of) = (text.0, self.known.unit);
+        let facts = self.known.facts[ty as usize];
+        if facts.known | REST == self.known.all() {
+            return Ok(Digest(facts.text));
         }
-        Ok(Digest(self.known.facts[ty as usize].text))
+        self.find_text(ty, depth)
     }
 
+    #[inline(never)]
     fn find_text(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
-        let entries = self.entries;
-        let entry = entries.get(ty);
+        let entry = self.entries.get(ty);
         if depth > MAX_DEPTH {
             return Err(LayoutError::TooDeep { offset: entry.offset as usize });
         }
         let tag = u64::from(entry.tag.0);
-        if !entry.says.name.is_none() {
-            return Ok(self.start.with_two(tag, self.names.number(entry.says.name)));
-        }
-        if entry.named_by != 0 {
-            let name = self.names.number(entries.get(entry.named_by).says.name);
-            return Ok(self.start.with_two(u64::from(dw::DW_TAG_typedef.0), name));
-        }
-        let mut text = self.start.with(tag);
+        let text = if ty == 0 {
+            self.start.with(VOID)
+        } else if !entry.name.is_none() {
+            self.start.with_two(tag, self.names.number(entry.name))
+        } else if entry.named_by != 0 {
+            let name = self.names.number(self.entries.get(entry.named_by).name);
+            self.start.with_two(u64::from(dw::DW_TAG_typedef.0), name)
+        } else if is_alias(entry.tag) || entry.tag == dw::DW_TAG_pointer_type {
+            self.start.with(tag).with(self.text(entry.ty, depth + 1)?.0)
+        } else {
+            self.text_with_parts(ty, depth)?
+        };
+        let all = self.known.all();
+        let facts = &mut self.known.facts[ty as usize];
+        facts.known = if facts.known | TEXT == all { all } else { all & !REST };
+        facts.text = text.0;
+        Ok(text)
+    }
+
+    /// How a type without a name is written that may have members, bounds or parameters.
+    fn text_with_parts(&mut self, ty: Index, depth: u32) -> Result<Digest, LayoutError> {
+        let entries = self.entries;
+        let entry = entries.get(ty);
+        let mut text = self.start.with(u64::from(entry.tag.0));
         match entry.tag {
             dw::DW_TAG_structure_type | dw::DW_TAG_union_type => {
                 let (mut parts, mut member) = (entries.parts(ty), Part::new());
@@ -346,11 +394,16 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
                 }
             }
             dw::DW_TAG_subroutine_type => {
-                text = text.with(u64::from(entry.says.prototyped));
+                text = text.with(u64::from(entry.prototyped));
                 let (mut parts, mut parameter) = (entries.parts(ty), Part::new());
-                while parts.next(&mut parameter)? {
-                    text = text.with(match parameter.tag {
-                        dw::DW_TAG_formal_parameter => self.text(entries.type_of(&parameter)?, depth + 1)?.0,
+                loop {
+                    let (tag, ty) = match parts.next_plain() {
+                        Some(plain) => (plain.tag, entries.type_at(plain.ty)?),
+                        None if !parts.next(&mut parameter)? => break,
+                        None => (parameter.tag, entries.type_of(&parameter)?),
+                    };
+                    text = text.with(match tag {
+                        dw::DW_TAG_formal_parameter => self.text(ty, depth + 1)?.0,
                         tag => u64::from(tag.0),
                     });
                 }
@@ -375,8 +428,9 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
     /// How a variable of a type is laid out: text and size of the type, and everything that it contains by value.
     pub(super) fn variable(&mut self, ty: Index) -> Result<(Digest, Option<u64>, Digest), LayoutError> {
         let facts = self.facts(ty, 0)?;
+        let text = self.text(ty, 0)?;
         let contents = self.contents(ty, 0)?;
-        Ok((Digest(facts.text), (facts.size != u64::MAX).then_some(facts.size), contents))
+        Ok((text, (facts.size != u64::MAX).then_some(facts.size), contents))
     }
 
     /// The struct, union or enum with a name that a type is, or is an array of.
@@ -385,7 +439,7 @@ impl<'e, 'a, N: Names> Shapes<'e, 'a, N> {
         for _ in 0..MAX_DEPTH {
             let entry = self.entries.get(index);
             if entry.is_aggregate() {
-                return (!entry.says.name.is_none() || entry.named_by != 0).then_some(index);
+                return (!entry.name.is_none() || entry.named_by != 0).then_some(index);
             }
             if index == 0 || !(is_alias(entry.tag) || entry.tag == dw::DW_TAG_array_type) {
                 return None;
@@ -429,11 +483,12 @@ const VOID: u64 = 1 << 32;
 const END: u64 = 1 << 33;
 
 /// Takes the alignment of a member into that of its struct or union, when its offset and the whole size agree with it.
-fn widen(align: &mut u32, member: &Part, natural: u32, whole: u64) {
-    let natural = member.says.alignment.get().map_or(natural, |stated| stated as u32).max(1);
+#[inline]
+fn widen(align: &mut u32, stated: Option<u64>, location: Number, natural: u32, whole: u64) {
+    let natural = stated.map_or(natural, |stated| stated as u32).max(1);
     if natural > *align
         && whole.is_multiple_of(u64::from(natural))
-        && member.says.location.get().is_none_or(|location| location.is_multiple_of(u64::from(natural)))
+        && location.get().is_none_or(|location| location.is_multiple_of(u64::from(natural)))
     {
         *align = natural;
     }

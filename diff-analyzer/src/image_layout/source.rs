@@ -4,7 +4,7 @@
 //! or relocatable (copied, because its relocations have to be applied). Goes out: [`Image`].
 
 use crate::dwarf_layout::sections::{DebugSource, ObjectDebug, READ, SectionsError};
-use memmap2::{Advice, Mmap};
+use memmap2::Mmap;
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectKind, ObjectSection as _, ObjectSymbol as _, elf};
 use std::collections::{HashMap, HashSet};
@@ -130,19 +130,14 @@ impl Image {
         Ok(Self { path: path.to_owned(), map, debug: Debug::Linked { ranges, unpacked } })
     }
 
+    /// Closes two files at once: to unmap all that was read of them takes a while.
+    pub fn close(old: Self, new: Self) {
+        rayon::join(|| drop(old), || drop(new));
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Says that all entries will be read: the system maps them at once, which is faster than page by page.
-    pub(super) fn expect_entries(&self) {
-        if let Debug::Linked { ranges, .. } = &self.debug
-            && let Some(range) = ranges.get(".debug_info")
-        {
-            // A system that cannot (before Linux 5.14) does without.
-            let _ = self.map.advise_range(Advice::PopulateRead, range.start, range.len());
-        }
     }
 
     /// Names of the per-CPU variables.

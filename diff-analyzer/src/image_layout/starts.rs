@@ -5,12 +5,15 @@
 
 use super::scan::Index;
 
-/// The bits of 64 bytes of a unit, and how many are set before them.
+/// The bits of 32 bytes of a unit, and, when there are any, how many are set before them.
 #[derive(Debug, Clone, Copy, Default)]
 struct Chunk {
-    bits: u64,
+    bits: u32,
     before: Index,
 }
+
+/// Bytes of a unit in a chunk.
+const BYTES: usize = u32::BITS as usize;
 
 /// Where entries start.
 #[derive(Debug, Default)]
@@ -20,29 +23,24 @@ impl Starts {
     /// Forgets all, for a unit of so many bytes.
     pub(super) fn clear(&mut self, length: usize) {
         self.0.clear();
-        self.0.resize(length / 64 + 1, Chunk::default());
+        self.0.resize(length / BYTES + 1, Chunk::default());
     }
 
-    /// Takes in an entry.
+    /// Takes in an entry; their numbers go from 0 up without gaps.
     #[inline]
-    pub(super) fn add(&mut self, offset: usize) {
-        self.0[offset / 64].bits |= 1 << (offset % 64);
-    }
-
-    /// Numbers the entries from 0.
-    pub(super) fn count(&mut self) {
-        let mut before = 0;
-        for chunk in &mut self.0 {
-            chunk.before = before;
-            before += chunk.bits.count_ones();
+    pub(super) fn add(&mut self, offset: usize, number: Index) {
+        let chunk = &mut self.0[offset / BYTES];
+        if chunk.bits == 0 {
+            chunk.before = number;
         }
+        chunk.bits |= 1 << (offset % BYTES);
     }
 
     /// The number of the entry at an offset.
     #[inline]
     pub(super) fn number(&self, offset: u32) -> Option<Index> {
-        let chunk = self.0.get(offset as usize / 64)?;
-        let bit = 1 << (offset % 64);
+        let chunk = self.0.get(offset as usize / BYTES)?;
+        let bit = 1 << (offset as usize % BYTES);
         (chunk.bits & bit != 0).then(|| chunk.before + (chunk.bits & (bit - 1)).count_ones())
     }
 }
@@ -56,8 +54,7 @@ mod tests {
         let mut starts = Starts::default();
         starts.clear(1000);
         let offsets = [11, 12, 63, 64, 127, 640, 999];
-        offsets.iter().for_each(|&offset| starts.add(offset));
-        starts.count();
+        offsets.iter().zip(0..).for_each(|(&offset, number)| starts.add(offset, number));
         for (number, &offset) in offsets.iter().enumerate() {
             assert_eq!(starts.number(offset as u32), Some(number as u32));
         }

@@ -4,13 +4,13 @@
 //! source file; whether its own type changed, or what its type contains. Goes out: [`VariableDifference`].
 
 use super::Wanted;
+use super::digest::Digest;
 use super::full::Full;
-use super::index::{Index, Position, VariableEntry};
+use super::index::{Index, Map, Position, VariableEntry};
 use super::source::Image;
 use crate::dwarf_layout::{Place, clean_path};
 use crate::layout_diff::{Effect, text_effect};
 use serde::Serialize;
-use std::collections::HashMap;
 
 /// A variable that both images have and lay out differently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,22 +46,28 @@ struct Pair {
     name: String,
     unit: Option<String>,
     per_cpu: bool,
+    /// The type that the new one contains.
+    because_of: Option<String>,
     sides: [VariableEntry; 2],
 }
 
 /// Names that end in a number, which changes with the code above it (include/linux/compiler.h, `__UNIQUE_ID`).
-const COUNTED: &str = "__UNIQUE_ID_";
+const COUNTED: &[u8] = b"__UNIQUE_ID_";
 
-/// Name, and the source file of a static variable.
-type Key<'i> = (&'i str, Option<&'i str>);
-
-/// The first variable of each key; `paths` are those of the units.
-fn by_key<'i>(index: &'i Index<'_>, paths: &'i [String]) -> HashMap<Key<'i>, &'i VariableEntry> {
-    let mut found = HashMap::with_capacity(index.variables.len());
-    let is_named = |variable: &&VariableEntry| !variable.name.starts_with(COUNTED);
-    for variable in index.variables.iter().filter(is_named) {
-        let unit = (!variable.external).then(|| paths[variable.unit as usize].as_str());
-        found.entry((variable.name.as_str(), unit)).or_insert(variable);
+/// The first variable of each name, of static ones in each source file; `paths` are those of the units. They are found by a
+/// digest of both, as types are.
+fn by_key<'i>(index: &'i Index<'_>, paths: &[String], start: Digest) -> Map<Digest, &'i VariableEntry> {
+    let files: Vec<u64> = paths.iter().map(|path| start.with_bytes(path.as_bytes()).0).collect();
+    let mut found = Map::with_capacity_and_hasher(index.variables.len(), Default::default());
+    for variable in &index.variables {
+        if index.texts.text(variable.name).starts_with(COUNTED) {
+            continue;
+        }
+        let file = if variable.external { 0 } else { files[variable.unit as usize] };
+        let first = found.entry(start.with_two(variable.name_digest, file)).or_insert(variable);
+        if (variable.unit, variable.offset) < (first.unit, first.offset) {
+            *first = variable;
+        }
     }
     found
 }
@@ -89,25 +95,29 @@ fn root(index: &Index<'_>) -> String {
 
 impl VariablePairs {
     /// Nothing when only some types are wanted.
-    pub(super) fn find(indexes: &[Index<'_>; 2], images: [&Image; 2], wanted: &Wanted) -> Self {
+    pub(super) fn find(indexes: &[Index<'_>; 2], images: [&Image; 2], wanted: &Wanted, start: Digest) -> Self {
         let mut pairs = Self { changed: Vec::new(), only: Default::default() };
         if !wanted.is_all() {
             return pairs;
         }
         let paths = indexes.each_ref().map(paths);
-        let (old, new) = rayon::join(|| by_key(&indexes[0], &paths[0]), || by_key(&indexes[1], &paths[1]));
+        let (old, new) =
+            rayon::join(|| by_key(&indexes[0], &paths[0], start), || by_key(&indexes[1], &paths[1], start));
         for (key, &before) in &old {
             let Some(&after) = new.get(key) else {
-                pairs.only[0].push(key.0.to_owned());
+                pairs.only[0].push(indexes[0].texts.string(before.name));
                 continue;
             };
             if (before.text, before.contents) != (after.text, after.contents) || before.size != after.size {
                 let sides = [before.clone(), after.clone()];
-                let (name, unit) = (key.0.to_owned(), key.1.map(str::to_owned));
-                pairs.changed.push(Pair { name, unit, per_cpu: false, sides });
+                let because_of = after.of.map(|name| name.text(indexes[1].texts));
+                let name = indexes[0].texts.string(before.name);
+                let unit = (!before.external).then(|| paths[0][before.unit as usize].clone());
+                pairs.changed.push(Pair { name, unit, per_cpu: false, because_of, sides });
             }
         }
-        pairs.only[1].extend(new.keys().filter(|key| !old.contains_key(*key)).map(|(name, _)| (*name).to_owned()));
+        let added = new.iter().filter(|(key, _)| !old.contains_key(key));
+        pairs.only[1].extend(added.map(|(_, after)| indexes[1].texts.string(after.name)));
         pairs.only.iter_mut().for_each(|names| names.sort_unstable());
         pairs.changed.sort_by(|a, b| (&a.name, &a.unit).cmp(&(&b.name, &b.unit)));
         if !pairs.changed.is_empty() {
@@ -140,7 +150,7 @@ impl VariablePairs {
                 unit: pair.unit.clone(),
                 per_cpu: pair.per_cpu,
                 effect,
-                because_of: new.of.as_ref().filter(|_| types.is_none()).map(ToString::to_string),
+                because_of: pair.because_of.clone().filter(|_| types.is_none()),
                 types,
                 old_size: old.size,
                 new_size: new.size,

@@ -1,18 +1,18 @@
 //! The bundled hypervisor: a lightweight KVM machine that boots stock kernels and updates them.
 //!
-//! Comes in: a kernel and the size of a machine. Decided: in [`machine`], the machine from the first instruction to the last; here,
+//! Comes in: a kernel and the size of a machine. Decided: in `machine`, the machine from the first instruction to the last; here,
 //! how each power of the service is had. Goes out: an engine that owns its guest.
 //!
 //! | power | way |
 //! | --- | --- |
-//! | pause, resume | a signal to each processor's thread; a [`gate`] that they wait at |
+//! | pause, resume | a signal to each processor's thread; a `gate` that they wait at |
 //! | registers | KVM, while the processors stand |
-//! | read, write | the host's own mapping of guest memory ([`memory`]) |
+//! | read, write | the host's own mapping of guest memory (`memory`) |
 //! | interrupt | a message-signalled interrupt by ioctl |
 //! | arena | a memory slot above all memory, in no memory map of the guest |
-//! | trap | the page is made unwritable in the guest's mapping; one single step lets a write through ([`events`]) |
+//! | trap | the page is made unwritable in the guest's mapping; one single step lets a write through (`events`) |
 //! | report | output of 32 bits to a port, from ring 0 |
-//! | call | a processor with other registers for a while ([`call`]) |
+//! | call | a processor with other registers for a while (`call`) |
 
 mod acpi;
 mod bus;
@@ -246,7 +246,7 @@ impl Watch for KvmEngine {
 impl Calls for KvmEngine {
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
         self.needs_hold("a call")?;
-        call::run(self.machine(), vcpu, call)
+        call::run(&self.running.machine, vcpu, call)
     }
 }
 

@@ -127,7 +127,10 @@ impl Session<'_> {
             Some(Event::Signal(signal)) => return Ok(signal_status(signal)),
             Some(Event::Said(message)) => return Err(unexpected(&message)),
             // `next` has made an error of it.
-            Some(Event::Closed(_)) | None => return Err(End::Lost("it was not up in time".to_owned())),
+            Some(Event::Closed(_)) | None if up < self.deadline => {
+                return Err(End::Lost(format!("it was not up within {} s", BOOT_TIMEOUT.as_secs())));
+            }
+            Some(Event::Closed(_)) | None => return Err(limit_reached(options)),
         }
         let terminal = Raw::take().map_err(BoxError::io(Path::new("terminal")))?;
         self.tell(Message::Run { words: options.command.clone(), terminal: terminal.is_some() })?;
@@ -245,6 +248,10 @@ impl Session<'_> {
 
 fn signal_status(signal: Signal) -> u8 {
     128 + signal as i32 as u8
+}
+
+fn limit_reached(options: &Options) -> End {
+    End::Lost(format!("the limit of {} s was reached", options.limit))
 }
 
 fn unexpected(message: &Message) -> End {

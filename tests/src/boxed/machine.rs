@@ -21,10 +21,10 @@ pub(super) const PORT: &str = "/dev/vport0p1";
 /// timer, no calibration, no self-tests of ciphers (Documentation/admin-guide/kernel-parameters.txt).
 const APPEND: &str =
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr no_timer_check tsc=reliable cryptomgr.notests";
-/// Emulates AMD's virtualisation with nested paging; four levels of page tables, as most processors have. Without XSAVE: the
-/// emulator lets a nested guest set XCR0 behind its hypervisor's back (it knows no intercept of XSETBV), so that the guest's
-/// kernel finds sizes that do not agree.
-const PROCESSOR: &str = "max,la57=off,xsave=off";
+/// Emulates AMD's virtualisation with nested paging; four levels of page tables, as most processors have. Without XSAVE and
+/// what needs it: the emulator lets a nested guest set XCR0 behind its hypervisor's back (it knows no intercept of XSETBV), so
+/// that the guest's kernel finds sizes that do not agree.
+const PROCESSOR: &str = "max,la57=off,xsave=off,avx=off,avx2=off,fma=off,f16c=off,vaes=off,pku=off";
 /// Time for QEMU to open its end of the serial port.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Lines of the console in a message.

@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn channels_do_not_hold_each_other_up() {
         let (near, far) = pair();
-        let bytes: Vec<u8> = (0..5 * WINDOW).map(|index| (index * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..5 * WINDOW).map(|index| ((index * 31) >> 3) as u8).collect();
         let (sender, sent) = (near.clone(), bytes.clone());
         let blocked = thread::spawn(move || sender.send(9, sent.as_slice()));
         // Channel 9 has nobody who reads yet; 10 goes through all the same, in both directions.

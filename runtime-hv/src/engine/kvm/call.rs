@@ -13,6 +13,8 @@ use super::{connection, registers_failed};
 use crate::engine::{Call, CallError, EngineError, Vcpu};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave};
 use kvm_ioctls::VcpuFd;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 
 /// Flags: bit 1 is always set, and nothing else is: interrupts are off.
 const FLAGS: u64 = 2;
@@ -83,11 +85,27 @@ fn kernel_mode(before: &kvm_sregs, call: &Call) -> kvm_sregs {
     special
 }
 
-/// Runs it.
+/// Runs it, on the processor's own thread: KVM waits for an RCU grace period, milliseconds, when a processor is run by another
+/// thread than the last time (`virt/kvm/kvm_main.c`, `kvm_vcpu_ioctl`, KVM_RUN).
 ///
 /// # Errors
 /// [`CallError`].
-pub(super) fn run(machine: &Machine, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+pub(super) fn run(machine: &Arc<Machine>, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+    machine.processor(vcpu)?;
+    let (told, outcome) = channel();
+    let (there, call) = (Arc::clone(machine), *call);
+    machine.gate.post(
+        vcpu.0,
+        Box::new(move || {
+            // Whoever asked waits for this.
+            let _ = told.send(on_own_thread(&there, vcpu, &call));
+        }),
+    );
+    // No answer: the machine was ended before the thread could begin.
+    outcome.recv().unwrap_or(Err(CallError::Engine(EngineError::State("ended"))))
+}
+
+fn on_own_thread(machine: &Machine, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
     let processor = machine.processor(vcpu)?;
     let before = Before::of(&processor.fd()).map_err(registers_failed)?;
     let outcome = enter(machine, vcpu, call, &before);

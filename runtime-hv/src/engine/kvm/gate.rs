@@ -22,17 +22,31 @@ pub(super) enum Holder {
     Vcpu(usize),
 }
 
-#[derive(Debug, Default)]
+/// Something that the service wants done by a processor's own thread while the machine stands.
+pub(super) type Job = Box<dyn FnOnce() + Send>;
+
+/// What a processor may do next.
+pub(super) enum Turn {
+    /// Run.
+    Run,
+    /// Do this, and ask again.
+    Do(Job),
+    /// Nothing ever more: the machine is at its end.
+    End,
+}
+
+#[derive(Default)]
 struct State {
     holder: Option<Holder>,
     /// By processor.
     runs: Vec<bool>,
+    /// By processor.
+    jobs: Vec<Option<Job>>,
     /// The machine is at its end; nobody runs again.
     closed: bool,
 }
 
 /// The gate of one machine.
-#[derive(Debug)]
 pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
@@ -53,7 +67,8 @@ pub(super) enum GateError {
 
 impl Gate {
     pub(super) fn new(cpus: usize) -> Gate {
-        let state = State { runs: vec![false; cpus], ..State::default() };
+        let jobs = std::iter::repeat_with(|| None).take(cpus).collect();
+        let state = State { runs: vec![false; cpus], jobs, ..State::default() };
         Gate { state: Mutex::new(state), changed: Condvar::new(), stop: AtomicBool::new(false) }
     }
 
@@ -66,19 +81,33 @@ impl Gate {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// A processor waits for its turn; `false` when the machine is at its end.
-    pub(super) fn enter(&self, cpu: usize) -> bool {
+    /// A processor waits for its turn.
+    pub(super) fn enter(&self, cpu: usize) -> Turn {
         let mut state = self.lock();
-        while state.holder.is_some() && !state.closed {
+        loop {
+            if state.closed {
+                return Turn::End;
+            }
+            if let Some(job) = state.jobs.get_mut(cpu).and_then(Option::take) {
+                return Turn::Do(job);
+            }
+            if state.holder.is_none() {
+                break;
+            }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.closed {
-            return false;
         }
         if let Some(runs) = state.runs.get_mut(cpu) {
             *runs = true;
         }
-        true
+        Turn::Run
+    }
+
+    /// Lets a processor's own thread do something while the service holds the machine.
+    pub(super) fn post(&self, cpu: usize, job: Job) {
+        if let Some(place) = self.lock().jobs.get_mut(cpu) {
+            *place = Some(job);
+        }
+        self.changed.notify_all();
     }
 
     /// A processor has stopped.
@@ -97,6 +126,15 @@ impl Gate {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         while state.holder.is_some() && !state.closed {
+            // The service may need this processor's thread while it holds the machine.
+            if let Holder::Vcpu(cpu) = holder
+                && let Some(job) = state.jobs.get_mut(cpu).and_then(Option::take)
+            {
+                drop(state);
+                job();
+                state = self.lock();
+                continue;
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(GateError::Late(0));
@@ -140,6 +178,7 @@ impl Gate {
     pub(super) fn close(&self, kick: impl Fn(usize)) {
         let mut state = self.lock();
         state.closed = true;
+        state.jobs.iter_mut().for_each(|job| *job = None);
         self.stop.store(true, Ordering::Release);
         self.changed.notify_all();
         for cpu in (0..state.runs.len()).filter(|&cpu| state.runs[cpu]) {
@@ -168,7 +207,7 @@ mod tests {
             for (cpu, count) in counts.iter().enumerate() {
                 let gate = &gate;
                 scope.spawn(move || {
-                    while gate.enter(cpu) {
+                    while matches!(gate.enter(cpu), Turn::Run) {
                         while !gate.wants_stop() {
                             count.fetch_add(1, Ordering::Relaxed);
                         }
@@ -195,9 +234,30 @@ mod tests {
     }
 
     #[test]
+    fn a_waiting_processor_does_jobs_for_the_holder() {
+        let gate = Gate::new(2);
+        gate.hold(Holder::Service, LIMIT, |_| {}).expect("stopped");
+        std::thread::scope(|scope| {
+            // One waits for its turn, the other to hold the machine itself.
+            scope.spawn(|| {
+                let Turn::Do(job) = gate.enter(0) else { panic!("a job") };
+                job();
+            });
+            scope.spawn(|| gate.hold(Holder::Vcpu(1), LIMIT, |_| {}).expect("held, later"));
+            let (told, done) = std::sync::mpsc::channel();
+            for cpu in 0..2 {
+                let told = told.clone();
+                gate.post(cpu, Box::new(move || told.send(cpu).expect("the test listens")));
+                assert_eq!(done.recv_timeout(LIMIT), Ok(cpu));
+            }
+            gate.release();
+        });
+    }
+
+    #[test]
     fn a_processor_that_does_not_stop_is_named_and_the_others_run_on() {
         let gate = Gate::new(2);
-        assert!(gate.enter(0) && gate.enter(1));
+        assert!(matches!((gate.enter(0), gate.enter(1)), (Turn::Run, Turn::Run)));
         gate.leave(0);
         let kicks = AtomicUsize::new(0);
         let kick = |cpu: usize| {
@@ -206,6 +266,6 @@ mod tests {
         };
         assert_eq!(gate.hold(Holder::Service, Duration::from_millis(20), kick), Err(GateError::Late(1)));
         assert!(kicks.load(Ordering::Relaxed) > 1);
-        assert!(!gate.is_held() && !gate.wants_stop() && gate.enter(0));
+        assert!(!gate.is_held() && !gate.wants_stop() && matches!(gate.enter(0), Turn::Run));
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How often an operation of the host's side is done; the median counts.
 const ROUNDS: usize = 200;
+/// How long the guest runs between two pauses.
+const RUN: Duration = Duration::from_millis(2);
 /// The little guest is done long before.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -69,6 +71,8 @@ pub fn measure() -> Result<Costs, ProbeError> {
 
     let (mut pauses, mut protects, mut calls) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
+        // A processor that has not gone on yet has nothing to stop.
+        std::thread::sleep(RUN);
         let start = Instant::now();
         engine.pause().map_err(|error| unfit(&error))?;
         pauses.push(start.elapsed());

@@ -8,7 +8,7 @@
 //! registers are what they will be when it goes on.
 
 use super::bus::{Bus, Wish};
-use super::gate::Gate;
+use super::gate::{Gate, Turn};
 use super::layout;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::errno::Errno;
@@ -192,11 +192,17 @@ pub(super) fn failure(fd: &VcpuFd, what: String) -> String {
 /// The life of a processor's thread.
 pub(super) fn live(cpu: usize, processor: &Processor, gate: &Gate, bus: &Bus, mut look_after: impl FnMut(Left)) {
     processor.adopt();
-    while gate.enter(cpu) {
-        let left = run(&mut processor.fd(), cpu, bus, || gate.wants_stop());
-        gate.leave(cpu);
-        if left != Left::Asked {
-            look_after(left);
+    loop {
+        match gate.enter(cpu) {
+            Turn::Run => {
+                let left = run(&mut processor.fd(), cpu, bus, || gate.wants_stop());
+                gate.leave(cpu);
+                if left != Left::Asked {
+                    look_after(left);
+                }
+            }
+            Turn::Do(job) => job(),
+            Turn::End => return,
         }
     }
 }

@@ -1,0 +1,107 @@
+//! `cargo xtask kvm`: the bundled hypervisor's tests, where KVM works.
+//!
+//! Comes in: the set-up machine. Decided: whether this machine's own KVM is used (LUCOS_TEST_BOX=0) or that of the box. Goes
+//! out: four things, each with cargo's or the box's status: the engine's tests on a guest of a few instructions, what its
+//! operations cost, its calls and traps on a stock kernel, and the tests of live updates.
+
+use crate::{JobError, cargo, say};
+use lucos_tests::guest::{Engine, GuestError};
+use lucos_tests::{boxed, initramfs, setup};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The emulated virtualisation is unreliable when one hypervisor runs on two processors of the box.
+const BIND: [&str; 2] = ["taskset", "1"];
+/// Far more than they take.
+const LIMIT_S: u64 = 900;
+
+pub(crate) fn run(all: bool) -> Result<(), JobError> {
+    // What starts guests looks into the environment, and a program does not change its own.
+    if std::env::var("LUCOS_TEST_ENGINE").as_deref() != Ok("kvm") {
+        let mut again = Command::new(std::env::current_exe()?);
+        again.arg("kvm").args(all.then_some("--all")).env("LUCOS_TEST_ENGINE", "kvm");
+        return cargo::run(&mut again);
+    }
+    let pair = setup::prepare(&say)?;
+    let in_box = Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox;
+    let hv = if in_box {
+        cargo::build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
+        boxed::static_program("lucos-hv")?
+    } else {
+        cargo::build()?.join("lucos-hv")
+    };
+    say("the engine on a guest of a few instructions");
+    let tests = tests(in_box, &["--lib"])?;
+    execute(in_box, &tests, &["engine::kvm", "--skip", "virtio", "--test-threads=1"], &[])?;
+    say("what its operations cost");
+    execute(in_box, &hv, &["probe", "--measure"], &[])?;
+    say("calls and traps on a stock kernel");
+    let work = tempfile::tempdir()?;
+    let initrd = work.path().join("initrd");
+    initramfs::write(&initrd)?;
+    let tests = self::tests(in_box, &["--test", "kvm_engine"])?;
+    let files = [
+        ("LUCOS_KVM_KERNEL", pair.older.vmlinuz()),
+        ("LUCOS_KVM_INITRD", initrd),
+        ("LUCOS_KVM_SYMBOLS", pair.older.system_map()),
+    ];
+    execute(in_box, &tests, &["--test-threads=1", "--nocapture"], &files)?;
+    say("live updates of a stock kernel");
+    let mut live = cargo::test_command(&pair)?;
+    live.args(["--package", "lucos-tests", "--test"]).arg(if all { "live*" } else { "live" });
+    cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
+}
+
+/// A program of tests; for the box, a static one.
+fn tests(in_box: bool, which: &[&str]) -> Result<PathBuf, JobError> {
+    let mut command = cargo::cargo(&["test", "--quiet", "--release", "--no-run", "--package", "runtime-hv"]);
+    command.args(which).args(["--message-format", "json"]).stderr(Stdio::inherit());
+    if in_box {
+        cargo::for_box(&mut command)?;
+    }
+    let built = command.output()?;
+    let lines = String::from_utf8_lossy(&built.stdout);
+    let program = lines.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        // The programs that a test may call are built, too.
+        let executable = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+        Some(PathBuf::from(executable))
+    });
+    let status = built.status;
+    program
+        .filter(|_| status.success())
+        .ok_or_else(|| JobError::Cargo { command: format!("{command:?}").replace('"', ""), status: status.to_string() })
+}
+
+/// Runs a program where KVM works; it finds the files by their variables.
+fn execute(in_box: bool, program: &Path, arguments: &[&str], files: &[(&str, PathBuf)]) -> Result<(), JobError> {
+    if !in_box {
+        let files = files.iter().map(|(variable, path)| (variable, path));
+        return cargo::run(Command::new(program).args(arguments).env("LUCOS_REQUIRE_KVM", "1").envs(files));
+    }
+    let inside = |path: &Path| format!("/files/{}", path.file_name().unwrap_or_default().to_string_lossy());
+    let mut command = vec!["env".to_owned(), "LUCOS_REQUIRE_KVM=1".to_owned()];
+    command.extend(files.iter().map(|(variable, path)| format!("{variable}={}", inside(path))));
+    command.extend(BIND.map(str::to_owned));
+    command.push(inside(program));
+    command.extend(arguments.iter().map(|&word| word.to_owned()));
+    let all = std::iter::once(program).chain(files.iter().map(|(_, path)| path.as_path()));
+    let options = boxed::Options {
+        files: all.map(|path| boxed::Pair { from: path.to_owned(), to: None }).collect(),
+        out: Vec::new(),
+        forward: Vec::new(),
+        limit: LIMIT_S,
+        cpus: 1,
+        memory: 1536,
+        kernel: None,
+        name: "kvm".to_owned(),
+        command,
+    };
+    match boxed::run(&options)? {
+        0 => Ok(()),
+        status => Err(JobError::Cargo {
+            command: format!("{} in the box", program.display()),
+            status: format!("exit status: {status}"),
+        }),
+    }
+}
