@@ -20,6 +20,8 @@ use std::time::Duration;
 /// How long one instruction may take. It ends at once unless an exception comes between: then the guest is let go on, and the
 /// write is tried again later.
 const STEP_LIMIT: Duration = Duration::from_millis(20);
+/// What single steps can be like (KVM_CAP_SET_GUEST_DEBUG2, include/uapi/linux/kvm.h).
+const STEPS: nix::libc::c_ulong = 195;
 /// Denied writes without any trapped page, one after the other, before the host's memory is to blame.
 const STRAYS_LIMIT: u32 = 16;
 
@@ -46,8 +48,12 @@ impl Machine {
     /// Traps writes to a page; the machine stands.
     ///
     /// # Errors
-    /// When it is not a page of memory.
+    /// When it is not a page of memory, or this host's KVM cannot hold interrupts back while it steps.
     pub(super) fn trap(&self, page: Pa) -> Result<(), EngineError> {
+        if self.vm.check_extension_raw(STEPS) & KVM_GUESTDBG_BLOCKIRQ as i32 == 0 {
+            let reason = "it cannot hold interrupts back while it steps; Linux can since 5.16".to_owned();
+            return Err(EngineError::Connection { peer: "KVM", reason });
+        }
         let failed = |reason: String| EngineError::Memory { pa: page.0, len: 4096, reason };
         let contents = self.memory.page(page).map_err(|error| failed(error.to_string()))?;
         self.memory.set_writable(page, false).map_err(|error| failed(error.to_string()))?;

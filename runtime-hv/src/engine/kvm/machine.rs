@@ -62,7 +62,7 @@ pub enum MachineError {
         reason: kvm_ioctls::Error,
     },
     /// The host's KVM lacks something.
-    #[error("this host's KVM has no {0}; a Linux host since 5.16 has it")]
+    #[error("this host's KVM has no {0}; Linux has it since 4.13")]
     Lacks(&'static str),
     /// More processors than there can be.
     #[error("{asked} processors were asked for; this engine has 1 to {CPUS_LIMIT}")]
@@ -203,7 +203,7 @@ impl Drop for Running {
         machine.gate.close(|cpu| machine.processors[cpu].kick());
         for (cpu, thread) in self.threads.drain(..).enumerate() {
             // A kick can come a moment too early.
-            while machine.gate.runs(cpu) {
+            while machine.gate.runs(cpu) && !thread.is_finished() {
                 machine.processors[cpu].kick();
                 std::thread::sleep(Duration::from_millis(1));
             }
