@@ -23,6 +23,9 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
         return cargo::run(&mut again);
     }
     let pair = setup::prepare(&say)?;
+    if all {
+        setup::for_tests(&say)?;
+    }
     let in_box = Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox;
     let hv = if in_box {
         cargo::build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
@@ -49,6 +52,9 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     say("live updates of a stock kernel");
     let mut live = cargo::test_command(&pair)?;
     live.args(["--package", "lucos-tests", "--test"]).arg(if all { "live*" } else { "live" });
+    if all {
+        live.args(["--test", "root_file_system"]);
+    }
     cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
 }
 
