@@ -16,6 +16,7 @@ use crate::guest::arena::{State, Write};
 use crate::guest::support::Operation;
 use crate::protocol::{BundleInfo, BundleState, ModuleState};
 use crate::update::area::Area;
+use crate::update::data::Edit;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -70,6 +71,9 @@ pub struct Record {
     pub info: BundleInfo,
     /// The jumps: old and new bytes of each redirected entry of the kernel image.
     pub jumps: Vec<Write>,
+    /// Edits of existing data.
+    #[serde(default)]
+    pub data: Vec<Edit>,
     /// What was done to modules, in the order of the description.
     #[serde(default)]
     pub parts: Vec<PartRecord>,

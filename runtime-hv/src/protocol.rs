@@ -126,6 +126,9 @@ pub struct BundleInfo {
     pub module: Option<String>,
     /// Functions redirected in the kernel image.
     pub functions: Vec<FunctionInfo>,
+    /// Existing data of the kernel image that change.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub data: Vec<DataInfo>,
     /// Hooks of the author, in the order of their kinds.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hooks: Vec<HookInfo>,
@@ -138,6 +141,46 @@ pub struct BundleInfo {
     pub times_us: BTreeMap<String, u64>,
     /// Guest pages that are still kept after undo.
     pub kept_pages: u64,
+}
+
+/// A datum that a bundle changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataInfo {
+    /// Name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// What becomes of it.
+    pub strategy: DataStrategy,
+    /// Where the old one is, `0x…`.
+    pub old_address: String,
+    /// Its size in bytes.
+    pub old_size: u64,
+    /// Where the new copy is, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_address: Option<String>,
+    /// Size of the new contents in bytes.
+    pub new_size: u64,
+}
+
+impl DataInfo {
+    /// Live addresses of the old one.
+    #[must_use]
+    pub fn old_range(&self) -> std::ops::Range<u64> {
+        let digits = self.old_address.trim_start_matches("0x");
+        let start = u64::from_str_radix(digits, 16).unwrap_or_default();
+        start..start.saturating_add(self.old_size)
+    }
+}
+
+/// What becomes of a datum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataStrategy {
+    /// Bytes of it are written where it is.
+    InPlace,
+    /// New code uses a new copy.
+    Moved,
 }
 
 /// A hook of a bundle.

@@ -11,11 +11,13 @@
 pub mod admit;
 pub mod area;
 pub mod code;
+pub mod data;
 pub mod link;
 pub mod plan;
 pub mod quiet;
 pub mod sites;
 pub mod transaction;
+pub mod transfer;
 
 mod call;
 mod errors;

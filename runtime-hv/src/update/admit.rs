@@ -11,8 +11,8 @@ use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
 use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
-use crate::protocol::{BundleState, ModuleFunction};
-use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, UpdateType, hex};
+use crate::protocol::{BundleState, DataInfo, DataStrategy, ModuleFunction};
+use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, Place, UpdateType, hex};
 use std::ops::Range;
 
 /// Length of the jump, `jmp rel32`.
@@ -27,8 +27,8 @@ pub struct Admitted {
     pub facts: Facts,
     /// Live bytes of each old function, in the order of the bundle.
     pub live: Vec<Vec<u8>>,
-    /// Link addresses between which no saved instruction pointer may lie (start and end excluded), one per function
-    /// whose entry is not a single instruction of the jump's length.
+    /// Link addresses between which no saved instruction pointer may lie: inside the bytes of the jumps, where these are not a
+    /// single instruction; all old code when data change with it.
     pub inside: Vec<std::ops::Range<u64>>,
     /// Link addresses of the bytes that the jumps take.
     pub jumps: Vec<std::ops::Range<u64>>,
@@ -59,8 +59,12 @@ pub fn admit<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Admitted, UpdateError> {
-    if bundle.manifest.update_type != UpdateType::Type1 {
-        return Err(UpdateError::Type2 { hooks: bundle.parts().map(|part| part.payload.hooks.len()).sum() });
+    let hooks: usize = bundle.parts().map(|part| part.payload.hooks.len()).sum();
+    if hooks != 0 {
+        return Err(UpdateError::Hooks { hooks });
+    }
+    if bundle.module.is_some() && !bundle.payload.changed.is_empty() {
+        return Err(UpdateError::Unsupported("data of loadable modules cannot be changed in a running guest yet".into()));
     }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
@@ -127,10 +131,24 @@ pub fn admit<E: Engine>(
         admitted.starts.push(function.old_address);
         admitted.live.push(live);
     }
+    if bundle.manifest.update_type == UpdateType::Type2 {
+        admitted.inside = old_code(bundle);
+    }
     Ok(admitted)
 }
 
-/// Refuses what is applied, and what another bundle has redirected.
+/// Link addresses of all code that an update of type 2 leaves. The first instruction of a function is not inside yet; a call that
+/// ends one returns to the byte behind it.
+fn old_code(bundle: &Bundle) -> Vec<Range<u64>> {
+    let functions = bundle.functions.iter().map(|function| {
+        let start = function.old_address;
+        start + 1..start.saturating_add(function.expected.len() as u64 + 1)
+    });
+    let left = bundle.manifest.left.iter().map(|code| code.address..code.address.saturating_add(code.size + 1));
+    functions.chain(left).collect()
+}
+
+/// Refuses what is applied, and what another bundle has redirected or changed.
 fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
     for record in document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
         let (name, other) = (record.info.name.clone(), record.info.id.clone());
@@ -146,6 +164,9 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
             continue;
         }
         let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
+        if let Some(datum) = taken(record, bundle, slide) {
+            return Err(UpdateError::DatumTaken { datum, by: name, id: other });
+        }
         for function in &bundle.functions {
             let live = format!("{:#x}", function.old_address.wrapping_add(slide));
             if record.info.functions.iter().any(|known| known.old_address == live) {
@@ -154,6 +175,23 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// A datum that another bundle has changed, and that this one changes as well, or whose old copy it would use.
+fn taken(record: &Record, bundle: &Bundle, slide: u64) -> Option<String> {
+    let live = |link: u64| link.wrapping_add(slide);
+    let touches = |datum: &&DataInfo| {
+        let theirs = datum.old_range();
+        let changes = bundle.payload.changed.iter().any(|patch| {
+            let ours = live(patch.old_address);
+            ours < theirs.end && theirs.start < ours.saturating_add(u64::from(patch.old_size.max(patch.new_size)))
+        });
+        let uses = bundle.payload.symbols.iter().any(|symbol| {
+            matches!(symbol.place, Place::Kernel(link) if !symbol.function && theirs.contains(&live(link)))
+        });
+        changes || uses && datum.strategy == DataStrategy::Moved
+    };
+    record.info.data.iter().find(touches).map(|datum| datum.name.clone())
 }
 
 /// The function of a module's part that another bundle redirects, or will when the module is loaded.

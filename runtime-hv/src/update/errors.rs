@@ -19,12 +19,42 @@ pub enum UpdateError {
     #[error("not a usable bundle: {0}")]
     Bundle(String),
     /// The bundle changes existing data, or has hooks.
-    #[error(
-        "the bundle is of Type 2 ({hooks} hooks): existing data and new code change together; this version applies Type 1 only"
-    )]
-    Type2 {
+    #[error("the bundle has {hooks} hooks, functions of its author that run in the guest; this version does not run them yet")]
+    Hooks {
         /// Hooks in it.
         hooks: usize,
+    },
+    /// A datum to be changed in place does not hold what it should.
+    #[error(
+        "datum `{name}` holds another value than expected, at physical address {pa:#x}: expected {expected}, found {found}"
+    )]
+    DataChanged {
+        /// The datum.
+        name: String,
+        /// Where.
+        pa: u64,
+        /// Bytes expected.
+        expected: String,
+        /// Bytes found.
+        found: String,
+    },
+    /// A datum's contents have no place in its other version.
+    #[error("datum `{name}` cannot be carried: {source}")]
+    DoesNotFit {
+        /// The datum.
+        name: String,
+        /// What does not fit.
+        source: Overflow,
+    },
+    /// Another bundle has changed a datum.
+    #[error("datum `{datum}` is changed by `{by}` (id {id}) already, and this bundle changes it or uses its old copy")]
+    DatumTaken {
+        /// The datum.
+        datum: String,
+        /// The other bundle.
+        by: String,
+        /// Its id.
+        id: String,
     },
     /// The bundle needs what this version cannot do.
     #[error("{0}")]
@@ -200,8 +230,15 @@ impl UpdateError {
         let failed = |reason: &str| Problem::failed(reason, self);
         match self {
             UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
-            UpdateError::Type2 { .. } => {
-                refused("type2").help("nothing was written; `lucos-build inspect` shows what the bundle holds")
+            UpdateError::Hooks { .. } => {
+                refused("hooks").help("nothing was written; `lucos-build inspect` shows what the bundle holds")
+            }
+            UpdateError::DataChanged { .. } => refused("data-changed").help(
+                "nothing was written: the guest has given it a value of its own; set the expected one, or build the bundle with `overwrite = true` for it",
+            ),
+            UpdateError::DoesNotFit { .. } => refused("data-transfer").help("nothing was written"),
+            UpdateError::DatumTaken { id, .. } => {
+                refused("data-taken").help(format!("undo {} first", id.get(..12).unwrap_or(id)))
             }
             UpdateError::Unsupported(_) => refused("unsupported"),
             UpdateError::Guest(error)

@@ -7,12 +7,13 @@ use super::UpdateError;
 use super::admit::{Admitted, JUMP};
 use super::area::Area;
 use super::code::{CALL, JMP, branch};
+use super::data::{self, Datum};
 use super::link::{self, Addresses, LinkError};
 use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
 use crate::guest::paging::PAGE;
 use crate::journal::Document;
-use lpk_format::{Bundle, Payload, Place, SectionKind};
+use lpk_format::{Bundle, DataChange, DataPatch, Payload, Place, SectionKind};
 use std::ops::Range;
 
 /// What will be written, and what holds afterwards.
@@ -34,6 +35,8 @@ pub struct Plan {
     pub mapped: Vec<(u64, u64)>,
     /// A 32-bit word of the guest, and bits that must be clear in it.
     pub idle: Option<(Pa, u32)>,
+    /// Existing data that change; what is written is known when the guest stands.
+    pub data: Vec<Datum>,
 }
 
 impl Plan {
@@ -49,6 +52,7 @@ impl Plan {
             moving: Vec::new(),
             mapped: Vec::new(),
             idle: None,
+            data: Vec::new(),
         }
     }
 
@@ -60,6 +64,7 @@ impl Plan {
         self.untouched.extend_from_slice(&other.untouched);
         self.moving.extend_from_slice(&other.moving);
         self.mapped.extend_from_slice(&other.mapped);
+        self.data.extend_from_slice(&other.data);
         self
     }
 }
@@ -75,12 +80,18 @@ pub fn apply<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Plan, UpdateError> {
+    let stays = |datum: &DataPatch| matches!(datum.change, DataChange::InPlace { .. });
+    if !bundle.payload.changed.iter().all(stays) {
+        let what = "a datum that moves lies in memory that the guest gives: apply the bundle without --in-arena";
+        return Err(UpdateError::Unsupported(what.to_owned()));
+    }
     let plan = match reuse(engine, admitted, document, bundle, id)? {
         Some(plan) => plan,
         None => fresh(engine, admitted, document, bundle, id)?,
     };
     let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &plan.addresses)?;
-    Ok(Plan { jumps, mapped, ..plan })
+    let data = data::prepare(engine, admitted, bundle, &plan.addresses)?;
+    Ok(Plan { jumps, mapped, data, ..plan })
 }
 
 /// New pages.
@@ -119,6 +130,7 @@ fn fresh<E: Engine>(
         moving,
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
     })
 }
 
@@ -165,6 +177,7 @@ fn reuse<E: Engine>(
         moving,
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
     }))
 }
 
@@ -213,6 +226,7 @@ pub fn in_area<E: Engine>(
         arena: document.arena.clone(),
         untouched: if again { vec![area.range()] } else { Vec::new() },
         idle: None,
+        data: data::prepare(engine, admitted, bundle, &addresses)?,
     })
 }
 
@@ -311,6 +325,7 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
         moving: Vec::new(),
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
     })
 }
 

@@ -43,6 +43,7 @@ pub(super) fn bundle() -> Bundle {
                 new_size: 13,
             }],
             data: Vec::new(),
+            left: Vec::new(),
             left_out: Vec::new(),
             omitted: Vec::new(),
             vouched: Vec::new(),
