@@ -56,7 +56,7 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     say("live updates of a stock kernel");
     let mut live = cargo::test_command(&pair)?;
     // With the features that all tests are built with, so that nothing is built twice.
-    live.args(["--workspace", "--test"]).arg(if all { "live*" } else { "live" });
+    live.args(["--workspace", "--no-fail-fast", "--test"]).arg(if all { "live*" } else { "live" });
     if all {
         live.args(["--test", "root_file_system"]);
     }
