@@ -20,6 +20,8 @@ pub mod transaction;
 pub mod transfer;
 
 mod call;
+#[cfg(test)]
+mod data_tests;
 mod errors;
 mod parts;
 mod prepare;
@@ -35,14 +37,17 @@ pub use errors::UpdateError;
 
 use crate::engine::Engine;
 
-use crate::guest::arena::Allocation;
+use crate::guest::arena::{Allocation, Write};
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
-use crate::protocol::{BundleInfo, BundleState, FunctionInfo, HookInfo, MemoryKind, ModuleState};
+use crate::protocol::{
+    BundleInfo, BundleState, DataInfo, DataStrategy, FunctionInfo, HookInfo, MemoryKind, ModuleState,
+};
 use admit::Admitted;
 use area::Area;
-use lpk_format::Bundle;
+use data::Changes;
+use lpk_format::{Bundle, DataChange, Place};
 use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
@@ -223,7 +228,8 @@ impl<E: Engine> Updater<E> {
             }
             let mut active = Vec::new();
             for (target, admitted) in admitted {
-                let in_area = goal.in_area && !target.bundle.functions.is_empty();
+                let brings_nothing = target.bundle.functions.is_empty() && target.bundle.payload.changed.is_empty();
+                let in_area = goal.in_area && !brings_nothing;
                 let area = self.usable_area(target, &admitted, prepared).filter(|_| in_area);
                 if in_area && area.is_none() {
                     let area = self.prepare(&admitted, &target.bundle, &target.id, times)?;
@@ -236,7 +242,7 @@ impl<E: Engine> Updater<E> {
                         let again = !prepared.iter().any(|(known, _)| known.base == area.base);
                         plan::in_area(&self.engine, &admitted, document, bundle, area, again)
                     }
-                    None if bundle.functions.is_empty() => Ok(Plan::nothing(document)),
+                    None if brings_nothing => Ok(Plan::nothing(document)),
                     None => plan::apply(&self.engine, &admitted, document, bundle, &target.id),
                 })?;
                 active.push(Active { target, admitted, area, plan });
@@ -259,6 +265,7 @@ impl<E: Engine> Updater<E> {
                 _ => Record {
                     info: describe(&first.target.bundle, goal.id, &first.admitted, &first.plan, first.area.as_ref()),
                     jumps: first.plan.jumps.clone(),
+                    data: Vec::new(),
                     parts: vec![PartRecord::default(); goal.bundle.modules.len()],
                 },
             };
@@ -278,8 +285,8 @@ impl<E: Engine> Updater<E> {
             after.areas.iter_mut().filter(used).for_each(|area| area.kept = false);
             after.sequence += 1;
             let admitted: Vec<&Admitted> = active.iter().map(|part| &part.admitted).collect();
-            let committed = self.commit(&admitted, &plan, &after, goal.id, times);
-            self.unsettled = committed.is_err();
+            let committed = self.commit(&admitted, &plan, &mut after, goal.id, times);
+            self.unsettled = committed.as_ref().is_err_and(|error| !error.is_refusal_of_data());
             match committed? {
                 Check::Ready => {
                     times.add("total", start.elapsed());
@@ -314,37 +321,48 @@ impl<E: Engine> Updater<E> {
         self.document.areas.iter().find(|known| known.base == area.base && known.module != 0).cloned()
     }
 
-    /// Stops the guest, checks, and does the plan's writes if the moment is right.
+    /// Stops the guest, checks, and does the plan's writes if the moment is right. What data hold is known only then.
     fn commit(
         &mut self,
         admitted: &[&Admitted],
         plan: &Plan,
-        after: &Document,
+        after: &mut Document,
         id: &str,
         times: &mut Times,
     ) -> Result<Check, UpdateError> {
         let Some(first) = admitted.first() else { return Ok(Check::Ready) };
-        let action = Action {
+        let owner_paused = self.engine.is_paused()?;
+        let action = |changes: &Changes, after: &Document| Action {
             sequence: after.sequence,
             boot: first.boot(),
             bundle: id.to_owned(),
-            owner_paused: self.engine.is_paused()?,
-            writes: plan.writes.iter().chain(&plan.jumps).cloned().collect(),
-            moving: plan.moving.clone(),
+            owner_paused,
+            writes: plan.writes.iter().chain(changes.writes()).chain(&plan.jumps).cloned().collect(),
+            moving: plan.moving.iter().copied().chain(changes.writes().map(|write| write.pa)).collect(),
             list: None,
             mapped: plan.mapped.clone(),
             after: after.clone(),
         };
-        self.journal.begin(&action, &self.document)?;
-        let journal = &self.journal;
+        // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
+        let expected = data::to_new(&self.engine, &plan.data)?;
+        self.journal.begin(&action(&expected, after), &self.document)?;
+        let (journal, before) = (&self.journal, &self.document);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
             if check == Check::Ready {
+                let changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
+                if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
+                    record.data.extend(changes.edits.iter().cloned());
+                }
+                if !plan.data.is_empty() {
+                    journal.begin(&action(&changes, after), before)?;
+                }
                 journal.committing()?;
-                times.measure("place", || transaction::write_all(engine, &plan.writes))?;
+                let writes: Vec<Write> = plan.writes.iter().chain(changes.writes()).cloned().collect();
+                times.measure("place", || transaction::write_all(engine, &writes))?;
                 let redirected = times.measure("redirect", || transaction::write_all(engine, &plan.jumps));
                 if let Err(error) = redirected {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &plan.writes)));
+                    return Err(errors::with_undo(error, transaction::take_back(engine, &writes)));
                 }
             }
             Ok::<_, UpdateError>(check)
@@ -394,6 +412,20 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         kind: hook.kind,
         subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
     });
+    let data = bundle.payload.changed.iter().map(|patch| {
+        let place = Place::Payload { section: patch.section, offset: patch.new_offset };
+        let new = link::address(&bundle.payload, &plan.addresses, &admitted.facts, place);
+        let moved = matches!(patch.change, DataChange::Moved { .. });
+        DataInfo {
+            name: patch.name.clone(),
+            unit: patch.unit.clone(),
+            strategy: if moved { DataStrategy::Moved } else { DataStrategy::InPlace },
+            old_address: format!("{:#x}", patch.old_address.wrapping_add(slide)),
+            old_size: patch.old_size.into(),
+            new_address: moved.then(|| format!("{new:#x}")),
+            new_size: patch.new_size.into(),
+        }
+    });
     BundleInfo {
         name: bundle.manifest.name.clone(),
         id: id.to_owned(),
@@ -402,9 +434,14 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         update_type: bundle.manifest.update_type,
         release: bundle.kernel.release.clone(),
         slide: format!("{slide:#x}"),
-        memory: if area.is_some() || bundle.functions.is_empty() { MemoryKind::Module } else { MemoryKind::Arena },
+        memory: if area.is_some() || (bundle.functions.is_empty() && bundle.payload.changed.is_empty()) {
+            MemoryKind::Module
+        } else {
+            MemoryKind::Arena
+        },
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
+        data: data.collect(),
         hooks: hooks.collect(),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),

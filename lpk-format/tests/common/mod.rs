@@ -79,7 +79,13 @@ pub fn module_part(of: &Bundle, name: &str) -> Bundle {
     let mut listed = listed("answer", Some(MODULE + 0x40), 0x60, 16);
     listed.unit.clone_from(&function.unit);
     Bundle {
-        manifest: Manifest { functions: vec![listed], data: vec![], left: vec![], left_out: vec![], ..of.manifest.clone() },
+        manifest: Manifest {
+            functions: vec![listed],
+            data: vec![],
+            left: vec![],
+            left_out: vec![],
+            ..of.manifest.clone()
+        },
         payload: Payload {
             text: vec![0xcc; 16],
             symbols: vec![

@@ -5,6 +5,7 @@
 
 use super::UpdateError;
 use super::code::{NOP5, first_length};
+use super::data;
 use super::sites::{self, SiteError};
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
@@ -64,7 +65,9 @@ pub fn admit<E: Engine>(
         return Err(UpdateError::Hooks { hooks });
     }
     if bundle.module.is_some() && !bundle.payload.changed.is_empty() {
-        return Err(UpdateError::Unsupported("data of loadable modules cannot be changed in a running guest yet".into()));
+        return Err(UpdateError::Unsupported(
+            "data of loadable modules cannot be changed in a running guest yet".into(),
+        ));
     }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
@@ -133,6 +136,7 @@ pub fn admit<E: Engine>(
     }
     if bundle.manifest.update_type == UpdateType::Type2 {
         admitted.inside = old_code(bundle);
+        data::are_unchanged(engine, &admitted.kernel, bundle)?;
     }
     Ok(admitted)
 }
@@ -186,9 +190,9 @@ fn taken(record: &Record, bundle: &Bundle, slide: u64) -> Option<String> {
             let ours = live(patch.old_address);
             ours < theirs.end && theirs.start < ours.saturating_add(u64::from(patch.old_size.max(patch.new_size)))
         });
-        let uses = bundle.payload.symbols.iter().any(|symbol| {
-            matches!(symbol.place, Place::Kernel(link) if !symbol.function && theirs.contains(&live(link)))
-        });
+        let uses = bundle.payload.symbols.iter().any(
+            |symbol| matches!(symbol.place, Place::Kernel(link) if !symbol.function && theirs.contains(&live(link))),
+        );
         changes || uses && datum.strategy == DataStrategy::Moved
     };
     record.info.data.iter().find(touches).map(|datum| datum.name.clone())

@@ -32,8 +32,6 @@ pub struct Edit {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datum {
     patch: DataPatch,
-    /// Live address of the old datum.
-    va: u64,
     /// Physical address of the old datum, in the image.
     old: Pa,
     /// Where the new copy is, page by page; of a datum that moves.
@@ -79,7 +77,6 @@ pub fn locate(
             DataChange::InPlace { .. } => Vec::new(),
         };
         data.push(Datum {
-            va: kernel.live(patch.old_address).0,
             old: kernel.image_pa(patch.old_address),
             new,
             contents: Vec::new(),
@@ -136,6 +133,35 @@ fn initial(patch: &DataPatch, slide: u64) -> Vec<u8> {
     bytes
 }
 
+/// Refuses data to be edited in place that do not hold their initial values any more. Needs no address of new code, so that nothing
+/// has to be prepared in vain.
+///
+/// # Errors
+/// [`UpdateError::DataChanged`], and of the engine.
+pub fn are_unchanged(memory: &dyn ReadMemory, kernel: &Kernel, bundle: &Bundle) -> Result<(), UpdateError> {
+    for patch in &bundle.payload.changed {
+        if let DataChange::InPlace { edited, overwrite: false, .. } = &patch.change {
+            let initial = initial(patch, kernel.slide());
+            for range in edited {
+                let at = kernel.image_pa(patch.old_address.wrapping_add(u64::from(range.start)));
+                holds(memory, &patch.name, at, initial.get(range.start as usize..range.end as usize))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives the bytes, which must be the expected ones.
+fn holds(memory: &dyn ReadMemory, name: &str, at: Pa, expected: Option<&[u8]>) -> Result<Vec<u8>, UpdateError> {
+    let expected = expected.unwrap_or_default();
+    let live = read(memory, at, expected.len())?;
+    if live == expected {
+        return Ok(live);
+    }
+    let (expected, found) = (hex::encode(expected), hex::encode(&live));
+    Err(UpdateError::DataChanged { name: name.to_owned(), pa: at.0, expected, found })
+}
+
 /// What the switch to the new version writes.
 ///
 /// # Errors
@@ -181,42 +207,33 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
         }
     }
     for edit in edits.iter().rev() {
-        let live = read(memory, Pa(edit.write.pa), edit.write.new.len())?;
-        if edit.guarded && live != edit.write.new && live != edit.write.old {
-            let found = hex::encode(&live);
-            return Err(UpdateError::DataChanged {
-                name: edit.name.clone(),
-                pa: edit.write.pa,
-                expected: hex::encode(&edit.write.new),
-                found,
-            });
+        let at = Pa(edit.write.pa);
+        let live = read(memory, at, edit.write.new.len())?;
+        if live == edit.write.old {
+            continue;
         }
-        if live != edit.write.old {
-            let write = Write { pa: edit.write.pa, old: live, new: edit.write.old.clone() };
-            changes.edits.push(Edit { write, ..edit.clone() });
+        if edit.guarded {
+            holds(memory, &edit.name, at, Some(&edit.write.new))?;
         }
+        let write = Write { pa: edit.write.pa, old: live, new: edit.write.old.clone() };
+        changes.edits.push(Edit { write, ..edit.clone() });
     }
     Ok(changes)
 }
 
 impl Datum {
-    /// Live addresses of the old datum.
-    #[must_use]
-    pub fn old_range(&self) -> Range<u64> {
-        self.va..self.va.saturating_add(u64::from(self.patch.old_size))
-    }
-
     /// A range of the new contents that is written over the old ones.
     fn edit(&self, memory: &dyn ReadMemory, range: &Range<u32>, guarded: bool) -> Result<Option<Edit>, UpdateError> {
         let part = range.start as usize..range.end as usize;
         let at = Pa(self.old.0.wrapping_add(u64::from(range.start)));
-        let (name, old) = (self.patch.name.clone(), read(memory, at, part.len())?);
-        if guarded && self.initial.get(part.clone()) != Some(&old) {
-            let expected = self.initial.get(part).map(hex::encode).unwrap_or_default();
-            return Err(UpdateError::DataChanged { name, pa: at.0, expected, found: hex::encode(&old) });
-        }
+        let old = if guarded {
+            holds(memory, &self.patch.name, at, self.initial.get(part.clone()))?
+        } else {
+            read(memory, at, part.len())?
+        };
         let new = self.contents.get(part).unwrap_or_default().to_vec();
-        Ok((old != new).then(|| Edit { name, write: Write { pa: at.0, old, new }, guarded }))
+        let name = self.patch.name.clone();
+        Ok((old != new).then_some(Edit { name, write: Write { pa: at.0, old, new }, guarded }))
     }
 
     fn read_old(&self, memory: &dyn ReadMemory) -> Result<Vec<u8>, UpdateError> {

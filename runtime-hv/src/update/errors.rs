@@ -3,6 +3,7 @@
 use super::link::LinkError;
 use super::sites::SiteError;
 use super::transaction::TransactionError;
+use super::transfer::Overflow;
 use crate::engine::EngineError;
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
@@ -19,7 +20,9 @@ pub enum UpdateError {
     #[error("not a usable bundle: {0}")]
     Bundle(String),
     /// The bundle changes existing data, or has hooks.
-    #[error("the bundle has {hooks} hooks, functions of its author that run in the guest; this version does not run them yet")]
+    #[error(
+        "the bundle has {hooks} hooks, functions of its author that run in the guest; this version does not run them yet"
+    )]
     Hooks {
         /// Hooks in it.
         hooks: usize,
@@ -221,6 +224,11 @@ impl UpdateError {
     /// Whether the guest may be half changed.
     pub(crate) fn is_stuck(&self) -> bool {
         matches!(self, UpdateError::Transaction(TransactionError::Stuck { .. }))
+    }
+
+    /// Whether it says what data hold, so that nothing was written.
+    pub(crate) fn is_refusal_of_data(&self) -> bool {
+        matches!(self, UpdateError::DataChanged { .. } | UpdateError::DoesNotFit { .. })
     }
 
     /// For the control socket.

@@ -17,7 +17,7 @@ use std::time::Duration;
 type Memory = BTreeMap<Pa, Vec<u8>>;
 
 /// Numbers of calls to fail at: all but reads, and some reads (page walks read thousands of words).
-fn interesting(engine: &MockEngine) -> Vec<usize> {
+pub(super) fn interesting(engine: &MockEngine) -> Vec<usize> {
     let calls = engine.calls();
     let reads = |n: usize| matches!(calls[n - 1], crate::engine::mock::Call::Read { .. });
     (1..=calls.len()).filter(|&n| !reads(n) || n % 31 == 0).collect()

@@ -108,9 +108,17 @@ mod tests {
             ("zeroes", step((8, 8), (0, 32), StepKind::ZeroExtend), [0x82, 0, 0, 0, 0xaa, 0xaa, 0xaa, 0xaa]),
             ("sign", step((8, 8), (0, 32), StepKind::SignExtend), [0x82, 0xff, 0xff, 0xff, 0xaa, 0xaa, 0xaa, 0xaa]),
             ("plus", step((0, 8), (0, 16), StepKind::SignExtend), [0x01, 0, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa]),
-            ("narrow", step((0, 16), (0, 16), StepKind::NarrowUnsigned), [0x01, 0x82, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa]),
+            (
+                "narrow",
+                step((0, 16), (0, 16), StepKind::NarrowUnsigned),
+                [0x01, 0x82, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa],
+            ),
             ("minus", step((24, 32), (0, 8), StepKind::NarrowSigned), [0xff, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa]),
-            ("constant", step((0, 1), (6, 4), StepKind::Constant(0b1001)), [0x6a, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa]),
+            (
+                "constant",
+                step((0, 1), (6, 4), StepKind::Constant(0b1001)),
+                [0x6a, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa, 0xaa],
+            ),
         ] {
             let mut to = [0xaa_u8; 8];
             transfer(&[step], &from, &mut to).expect("fits");
