@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use runtime_hv::engine::kvm::Costs;
-use runtime_hv::protocol::{BundleInfo, Problem, Reply};
+use runtime_hv::protocol::{BundleInfo, DataStrategy, Problem, Reply};
 use serde::Serialize;
 
 /// Prints why something was not done: on standard error, or as JSON on standard output.
@@ -129,6 +129,18 @@ fn one(info: &BundleInfo) {
     }
     if !info.functions.is_empty() {
         println!("{functions}");
+    }
+    let mut data = table(&["datum", "unit", "what", "old", "new", "size"]);
+    for datum in &info.data {
+        let (what, new) = match datum.strategy {
+            DataStrategy::InPlace => ("in place", "-"),
+            DataStrategy::Moved => ("moved", datum.new_address.as_deref().unwrap_or("-")),
+        };
+        let size = format!("{} -> {}", datum.old_size, datum.new_size);
+        data.add_row([&datum.name, &datum.unit, what, &datum.old_address, new, &size]);
+    }
+    if !info.data.is_empty() {
+        println!("{data}");
     }
     for hook in &info.hooks {
         println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
