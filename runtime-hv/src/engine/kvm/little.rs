@@ -139,7 +139,10 @@ mod tests {
     fn labels_are_where_they_are_said_to_be() {
         let code = program();
         let at = |label: Va| &code[(label.0 - PROGRAM) as usize..];
-        assert_eq!((at(SUM)[..2] == [0x48, 0x8d], at(ENDLESS)[..2] == [0xeb, 0xfe], at(BACK)), (true, true, &layout::REPORT_CODE[..]));
+        assert_eq!(
+            (at(SUM)[..2] == [0x48, 0x8d], at(ENDLESS)[..2] == [0xeb, 0xfe], at(BACK)),
+            (true, true, &layout::REPORT_CODE[..])
+        );
         assert_eq!(image().len(), 120 + code.len());
     }
 }

@@ -19,12 +19,12 @@
 
 use std::path::Path;
 
+use super::QemuEngine;
 use super::monitor::Monitor;
 use super::processor::{Outcome, Processor};
 use super::record::Record;
 use super::registers::{self, State};
 use super::stub::{Stub, folder_of_ours};
-use super::QemuEngine;
 use crate::engine::{Call, CallError, Calls, EngineError, Va, Vcpu, WriteMemory as _};
 use crate::guest::paging::{Root, translate};
 
@@ -46,7 +46,9 @@ impl Calls for QemuEngine {
             return Err(EngineError::State("half restored after a call").into());
         }
         if self.is_kvm()? {
-            return Err(CallError::Unsupported("QEMU runs it with KVM, whose events on their way its stub does not show"));
+            return Err(CallError::Unsupported(
+                "QEMU runs it with KVM, whose events on their way its stub does not show",
+            ));
         }
         let state = self.state(vcpu)?;
         suits(vcpu, &state)?;
@@ -67,9 +69,10 @@ impl Calls for QemuEngine {
             Outcome::Value(value) => Ok(value),
             Outcome::Late(at) => Err(CallError::Late { function: call.function.0, limit: call.limit, at }),
             Outcome::Strayed(reason) => Err(CallError::Strayed { function: call.function.0, reason }),
-            Outcome::Asleep => {
-                Err(CallError::NotNow { vcpu: vcpu.0, reason: "is halted and did not wake by the interrupt of the call" })
-            }
+            Outcome::Asleep => Err(CallError::NotNow {
+                vcpu: vcpu.0,
+                reason: "is halted and did not wake by the interrupt of the call",
+            }),
         }
     }
 }
@@ -109,9 +112,7 @@ impl QemuEngine {
     /// Writes down the registers of a processor before the first is changed.
     fn take(&mut self, vcpu: Vcpu, call: &Call, state: &State) -> Result<(), EngineError> {
         let Some(hold) = &mut self.hold else { return Err(EngineError::Running("a call")) };
-        let seen = hold.stub.with(A_CALL, |client| {
-            Processor::choose(client, vcpu)?.registers()
-        })?;
+        let seen = hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.registers())?;
         let whole = state.in_64_bit_code.then(|| seen.clone());
         let record = Record { vcpu: vcpu.0, breakpoint: call.back.0, seen, whole, owner_paused: hold.owner_paused };
         record.store(self.folder.path())?;
@@ -129,9 +130,7 @@ impl QemuEngine {
 
     fn enter(&mut self, vcpu: Vcpu, call: &Call, halted: bool) -> Result<Outcome, EngineError> {
         let Some(hold) = &mut self.hold else { return Err(EngineError::Running("a call")) };
-        hold.stub.with(A_CALL, |client| {
-            Processor::choose(client, vcpu)?.call(call, halted)
-        })
+        hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.call(call, halted))
     }
 
     /// After a call that did not return: the guest is to stand; a function that has halted the processor must not leave it so; and
@@ -147,7 +146,10 @@ impl QemuEngine {
             return Err(EngineError::State("reset while one of its functions was called"));
         }
         let entered = self.hold.as_ref().is_some_and(|hold| hold.taken.is_some());
-        if entered && self.state(vcpu)?.halted && let Some(hold) = &mut self.hold {
+        if entered
+            && self.state(vcpu)?.halted
+            && let Some(hold) = &mut self.hold
+        {
             hold.stub.with(A_CALL, |client| {
                 let mut processor = Processor::choose(client, vcpu)?;
                 processor.enter_ring_0()?;
@@ -170,11 +172,7 @@ impl QemuEngine {
 
 /// Tries it again on a new connection.
 fn put_back_with(stub: &mut Stub, monitor: &mut Monitor, record: &Record) -> Result<(), EngineError> {
-    let mut attempt = || {
-        stub.with(A_CALL, |client| {
-            Processor::choose(client, Vcpu(record.vcpu))?.put_back(record)
-        })
-    };
+    let mut attempt = || stub.with(A_CALL, |client| Processor::choose(client, Vcpu(record.vcpu))?.put_back(record));
     attempt().or_else(|_| {
         // The connection may have broken while the processor ran.
         monitor.stop()?;

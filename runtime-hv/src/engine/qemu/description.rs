@@ -24,7 +24,8 @@ pub(super) struct Register {
 impl Register {
     /// Its bytes among all, as long as there are that many.
     pub(super) fn of<'a>(&self, all: &'a [u8]) -> Result<&'a [u8], EngineError> {
-        all.get(self.at..self.at + self.len).ok_or_else(|| unexpected("all registers of the description", self.name.as_bytes()))
+        all.get(self.at..self.at + self.len)
+            .ok_or_else(|| unexpected("all registers of the description", self.name.as_bytes()))
     }
 
     /// Its value among all; only the low 64 bits of a longer one.
@@ -76,7 +77,10 @@ impl Layout {
 
     /// A register by its name.
     pub(super) fn find(&self, name: &'static str) -> Result<&Register, EngineError> {
-        self.0.iter().find(|one| one.name == name).ok_or_else(|| unexpected("a description with this register", name.as_bytes()))
+        self.0
+            .iter()
+            .find(|one| one.name == name)
+            .ok_or_else(|| unexpected("a description with this register", name.as_bytes()))
     }
 
     /// All of them.
@@ -144,7 +148,9 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        for wrong in ["bitsize=\"7\"", "bitsize=\"0\"", "bitsize=\"4096\"", "bits=\"64\"", "bitsize=\"64\" regnum=\"9999\""] {
+        for wrong in
+            ["bitsize=\"7\"", "bitsize=\"0\"", "bitsize=\"4096\"", "bits=\"64\"", "bitsize=\"64\" regnum=\"9999\""]
+        {
             assert!(Layout::parse([format!("<reg name=\"rax\" {wrong}/>").as_str()]).is_err(), "{wrong}");
         }
         assert!(Layout::parse(["<reg bitsize=\"64\"/>"]).is_err());

@@ -119,7 +119,9 @@ impl<S: Bounded> Client<S> {
     /// All registers of the processor that was chosen, one behind the other.
     pub(super) fn registers(&mut self) -> Result<Vec<u8>, EngineError> {
         let answer = self.exchange(b"g")?;
-        bytes_of(&answer).filter(|bytes| !bytes.is_empty()).ok_or_else(|| unexpected("registers in hexadecimal", &answer))
+        bytes_of(&answer)
+            .filter(|bytes| !bytes.is_empty())
+            .ok_or_else(|| unexpected("registers in hexadecimal", &answer))
     }
 
     /// Writes a register of the processor that was chosen. The stub does this once a description has been read.
@@ -157,7 +159,8 @@ impl<S: Bounded> Client<S> {
             };
             text.extend_from_slice(part);
             if !more {
-                return String::from_utf8(text).map_err(|_| unexpected("a target description in UTF-8", name.as_bytes()));
+                return String::from_utf8(text)
+                    .map_err(|_| unexpected("a target description in UTF-8", name.as_bytes()));
             }
         }
     }

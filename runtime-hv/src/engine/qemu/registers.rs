@@ -159,7 +159,8 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
             in_64_bit_code: true,
         };
         assert_eq!(state(first).expect("complete"), running);
-        let text = first.replace("HLT=0", "HLT=1").replace("II=0", "II=1").replace("SMM=0", "SMM=1").replace("d01", "100");
+        let text =
+            first.replace("HLT=0", "HLT=1").replace("II=0", "II=1").replace("SMM=0", "SMM=1").replace("d01", "100");
         let other = State { halted: true, in_shadow: true, in_smm: true, in_long_mode: false, ..running };
         assert_eq!(state(&text).expect("complete"), other);
         let second = state(&TWO[TWO.find("CPU#1").expect("there")..]);
