@@ -223,6 +223,15 @@ pub trait Watch {
     fn untrap(&mut self, page: Pa) -> Result<(), EngineError>;
 }
 
+/// An interrupt of one processor: what [`Interrupt::interrupt`] raises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wake {
+    /// Local APIC id of the processor.
+    pub apic_id: u8,
+    /// The vector.
+    pub vector: u8,
+}
+
 /// A function of the guest to run to its return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
@@ -232,7 +241,7 @@ pub struct Call {
     pub arguments: [u64; 6],
     /// End of a stack of its own, a multiple of 16; the stack grows down.
     pub stack: Va,
-    /// Code that reports and does nothing else; the function returns there.
+    /// Where the function returns: [`Calls::report_code`] is there.
     pub back: Va,
     /// Base of GS: the processor's per-CPU area.
     pub gs_base: u64,
@@ -240,6 +249,9 @@ pub struct Call {
     pub cr3: u64,
     /// How long it may take.
     pub limit: Duration,
+    /// An interrupt that the guest's kernel takes at any time without harm (Linux: that of a reschedule). An engine that can
+    /// wake a halted processor by no other means raises it; the guest takes it when it runs again.
+    pub wake: Wake,
 }
 
 /// Why a call gave no value. The processor is as it was before; what the function did to memory stays.
@@ -263,6 +275,18 @@ pub enum CallError {
         /// What it did.
         reason: String,
     },
+    /// The processor is in a state of a moment that the engine could not put back; nothing was done. Another processor may do,
+    /// or this one after the guest has run on.
+    #[error("processor {vcpu} {reason}; let the guest run on and try again, or try another processor")]
+    NotNow {
+        /// Index of the processor.
+        vcpu: usize,
+        /// Its state.
+        reason: &'static str,
+    },
+    /// The engine cannot do this on this guest at all; nothing was done.
+    #[error("functions of this guest cannot be called: {0}")]
+    Unsupported(&'static str),
     /// The hypervisor failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -270,11 +294,17 @@ pub enum CallError {
 
 /// Runs functions of the guest.
 pub trait Calls {
+    /// What the service has to place at [`Call::back`], mapped for execution as long as calls are made: code that ends a call
+    /// and never runs on.
+    fn report_code(&self) -> &'static [u8];
+
     /// Runs a function on a processor of the stopped guest, whatever that processor was doing, with interrupts off and the other
-    /// processors standing: for functions that take no lock and do not sleep. Gives RAX.
+    /// processors standing: for functions that take no lock, do not sleep and leave vector and x87 registers alone. Gives RAX.
+    /// While it runs so do the guest's clock and its devices; what a device writes then is not held back.
     ///
     /// # Consistency on error
-    /// The processor has its registers back, vector registers included. If that fails too, the guest is ended: it cannot go on.
+    /// The processor has its registers back, vector registers included as far as the hypervisor shows them. If that fails too,
+    /// the guest does not go on: it is ended, or stands until its registers are put back ([`Pause::resume`] tries that first).
     ///
     /// # Errors
     /// [`CallError`].

@@ -245,6 +245,10 @@ impl Watch for KvmEngine {
 }
 
 impl Calls for KvmEngine {
+    fn report_code(&self) -> &'static [u8] {
+        &layout::REPORT_CODE
+    }
+
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
         self.needs_hold("a call")?;
         call::run(&self.running.machine, vcpu, call)
