@@ -311,8 +311,8 @@ pub trait Calls {
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
-/// An engine with all powers that a Type 1 update needs.
-pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Send {
+/// An engine with all powers that the service needs.
+pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Calls + Send {
     /// Name for people and JSON (`qemu`).
     fn name(&self) -> &'static str;
 }

@@ -23,6 +23,9 @@ mod call;
 #[cfg(test)]
 mod data_tests;
 mod errors;
+#[cfg(test)]
+mod hook_tests;
+pub mod hooks;
 mod parts;
 mod prepare;
 #[cfg(test)]
@@ -47,7 +50,7 @@ use crate::protocol::{
 use admit::Admitted;
 use area::Area;
 use data::Changes;
-use lpk_format::{Bundle, DataChange, Place};
+use lpk_format::{Bundle, DataChange, HookKind, Place};
 use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
@@ -286,7 +289,7 @@ impl<E: Engine> Updater<E> {
             after.sequence += 1;
             let admitted: Vec<&Admitted> = active.iter().map(|part| &part.admitted).collect();
             let committed = self.commit(&admitted, &plan, &mut after, goal.id, times);
-            self.unsettled = committed.as_ref().is_err_and(|error| !error.is_refusal_of_data());
+            self.unsettled = committed.as_ref().is_err_and(|error| !error.is_taken_back());
             match committed? {
                 Check::Ready => {
                     times.add("total", start.elapsed());
@@ -346,26 +349,45 @@ impl<E: Engine> Updater<E> {
         // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
         let expected = data::to_new(&self.engine, &plan.data)?;
         self.journal.begin(&action(&expected, after), &self.document)?;
-        let (journal, before) = (&self.journal, &self.document);
+        let (journal, before, kernel) = (&self.journal, &self.document, &first.kernel);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
-            if check == Check::Ready {
-                let changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
-                if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
-                    record.data.extend(changes.edits.iter().cloned());
+            if check != Check::Ready {
+                return Ok(check);
+            }
+            journal.committing()?;
+            let mut changes = Changes::default();
+            let mut switch = || {
+                times.measure("place", || transaction::write_all(engine, &plan.writes))?;
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Pre, 0))?;
                 }
                 if !plan.data.is_empty() {
+                    changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
+                    if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
+                        record.data.extend(changes.edits.iter().cloned());
+                    }
                     journal.begin(&action(&changes, after), before)?;
+                    journal.committing()?;
+                    let writes: Vec<Write> = changes.writes().cloned().collect();
+                    times.measure("transfer", || transaction::write_all(engine, &writes))?;
                 }
-                journal.committing()?;
-                let writes: Vec<Write> = plan.writes.iter().chain(changes.writes()).cloned().collect();
-                times.measure("place", || transaction::write_all(engine, &writes))?;
-                let redirected = times.measure("redirect", || transaction::write_all(engine, &plan.jumps));
-                if let Err(error) = redirected {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &writes)));
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_data(engine, kernel, HookKind::SyncToNew))?;
                 }
-            }
-            Ok::<_, UpdateError>(check)
+                times.measure("redirect", || transaction::write_all(engine, &plan.jumps))?;
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Post, 0))?;
+                }
+                Ok::<_, UpdateError>(Check::Ready)
+            };
+            switch().or_else(|error| {
+                let writes: Vec<Write> = action(&changes, after).writes;
+                match errors::with_undo(error, transaction::take_back(engine, &writes)) {
+                    error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
+                    error => Err(error),
+                }
+            })
         });
         let result = match outcome {
             Ok((result, time)) => {

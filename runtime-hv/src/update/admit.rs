@@ -60,14 +60,9 @@ pub fn admit<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Admitted, UpdateError> {
-    let hooks: usize = bundle.parts().map(|part| part.payload.hooks.len()).sum();
-    if hooks != 0 {
-        return Err(UpdateError::Hooks { hooks });
-    }
-    if bundle.module.is_some() && !bundle.payload.changed.is_empty() {
-        return Err(UpdateError::Unsupported(
-            "data of loadable modules cannot be changed in a running guest yet".into(),
-        ));
+    if bundle.module.is_some() && !(bundle.payload.changed.is_empty() && bundle.payload.hooks.is_empty()) {
+        let what = "changed data and hooks of loadable modules are not possible in a running guest yet";
+        return Err(UpdateError::Unsupported(what.to_owned()));
     }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();

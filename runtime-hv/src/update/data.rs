@@ -202,9 +202,8 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
         let before = datum.read_old(memory)?;
         let mut old = before.clone();
         datum.carried(transfer(to_old, &new, &mut old))?;
-        if old != before {
-            changes.copies.push(Write { pa: datum.old.0, old: before, new: old });
-        }
+        // Also where nothing changes: a hook may write there next.
+        changes.copies.push(Write { pa: datum.old.0, old: before, new: old });
     }
     for edit in edits.iter().rev() {
         let at = Pa(edit.write.pa);

@@ -24,7 +24,7 @@ fn initial() -> [u8; 16] {
 }
 
 /// A guest that has run with the datum as it was linked.
-fn guest_with_datum() -> MockEngine {
+pub(super) fn guest_with_datum() -> MockEngine {
     let mut engine = guest();
     let mut bytes = initial();
     bytes[8..].copy_from_slice(&(TEXT + OLD + SLIDE).to_le_bytes());
@@ -32,7 +32,7 @@ fn guest_with_datum() -> MockEngine {
     engine
 }
 
-fn datum(engine: &MockEngine) -> [u8; 16] {
+pub(super) fn datum(engine: &MockEngine) -> [u8; 16] {
     let mut bytes = [0; 16];
     engine.peek(Pa(fake::IMAGE + DATUM), &mut bytes);
     bytes
@@ -66,7 +66,7 @@ fn in_place() -> Bundle {
 }
 
 /// The number becomes a wide one, behind the table of the prepared bundle.
-fn moved() -> Bundle {
+pub(super) fn moved() -> Bundle {
     let mut bundle = bundle();
     bundle.manifest.update_type = UpdateType::Type2;
     bundle.support = Some(worker::support());

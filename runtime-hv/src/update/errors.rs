@@ -4,7 +4,7 @@ use super::link::LinkError;
 use super::sites::SiteError;
 use super::transaction::TransactionError;
 use super::transfer::Overflow;
-use crate::engine::EngineError;
+use crate::engine::{CallError, EngineError};
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
 use crate::guest::support::{Operation, SupportError};
@@ -19,13 +19,29 @@ pub enum UpdateError {
     /// The bundle is not one.
     #[error("not a usable bundle: {0}")]
     Bundle(String),
-    /// The bundle changes existing data, or has hooks.
-    #[error(
-        "the bundle has {hooks} hooks, functions of its author that run in the guest; this version does not run them yet"
-    )]
-    Hooks {
-        /// Hooks in it.
-        hooks: usize,
+    /// A hook forbids the update, or taking it back.
+    #[error("the bundle's own hook {hook} forbids it: it returned {value}")]
+    Vetoed {
+        /// Which.
+        hook: &'static str,
+        /// What it returned.
+        value: i32,
+    },
+    /// A hook did not do its work.
+    #[error("the bundle's hook {hook} failed: {source}")]
+    HookFailed {
+        /// Which.
+        hook: String,
+        /// Why.
+        source: CallError,
+    },
+    /// There is no processor to run a hook on at this moment.
+    #[error("no processor can run the bundle's hook {hook} now: {why}")]
+    NoProcessor {
+        /// Which.
+        hook: String,
+        /// Why.
+        why: String,
     },
     /// A datum to be changed in place does not hold what it should.
     #[error(
@@ -226,9 +242,16 @@ impl UpdateError {
         matches!(self, UpdateError::Transaction(TransactionError::Stuck { .. }))
     }
 
-    /// Whether it says what data hold, so that nothing was written.
-    pub(crate) fn is_refusal_of_data(&self) -> bool {
-        matches!(self, UpdateError::DataChanged { .. } | UpdateError::DoesNotFit { .. })
+    /// Whether it comes from data or hooks while the guest stood, and all that was written has been taken back.
+    pub(crate) fn is_taken_back(&self) -> bool {
+        match self {
+            UpdateError::HookFailed { source, .. } => !matches!(source, CallError::Engine(_)),
+            UpdateError::DataChanged { .. }
+            | UpdateError::DoesNotFit { .. }
+            | UpdateError::Vetoed { .. }
+            | UpdateError::NoProcessor { .. } => true,
+            _ => false,
+        }
     }
 
     /// For the control socket.
@@ -238,9 +261,16 @@ impl UpdateError {
         let failed = |reason: &str| Problem::failed(reason, self);
         match self {
             UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
-            UpdateError::Hooks { .. } => {
-                refused("hooks").help("nothing was written; `lucos-build inspect` shows what the bundle holds")
+            UpdateError::Vetoed { .. } => {
+                refused("hook-veto").help("the number is the hook's own; its author knows what it means")
             }
+            UpdateError::HookFailed { source: CallError::Unsupported(_), .. } => {
+                refused("no-calls").help("use the engine kvm, or QEMU's software emulation")
+            }
+            UpdateError::HookFailed { source: CallError::Engine(_), .. } => failed("engine-failed"),
+            UpdateError::HookFailed { .. } => refused("hook-failed")
+                .help("what the runtime had written was taken back; what the hook itself has written was not"),
+            UpdateError::NoProcessor { .. } => refused("busy").help("try again later"),
             UpdateError::DataChanged { .. } => refused("data-changed").help(
                 "nothing was written: the guest has given it a value of its own; set the expected one, or build the bundle with `overwrite = true` for it",
             ),
@@ -337,10 +367,10 @@ pub(crate) fn read_bundle(bytes: &[u8]) -> Result<(Bundle, String), UpdateError>
     Ok((read.bundle, read.id.to_string()))
 }
 
-/// The error of a failed second step, after the first step was taken back.
-pub(crate) fn with_undo(error: TransactionError, undone: Result<(), EngineError>) -> UpdateError {
-    match (error, undone) {
-        (TransactionError::Engine(first), Err(then)) => TransactionError::Stuck { first, then }.into(),
-        (error, _) => error.into(),
+/// The error of a failed step, after what had been done was taken back.
+pub(crate) fn with_undo(error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
+    match undone {
+        Err(then) if !error.is_stuck() => TransactionError::Stuck { first: error.to_string(), then }.into(),
+        _ => error,
     }
 }

@@ -8,6 +8,7 @@ use super::admit::{Admitted, JUMP};
 use super::area::Area;
 use super::code::{CALL, JMP, branch};
 use super::data::{self, Datum};
+use super::hooks::Hooks;
 use super::link::{self, Addresses, LinkError};
 use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
@@ -37,6 +38,8 @@ pub struct Plan {
     pub idle: Option<(Pa, u32)>,
     /// Existing data that change; what is written is known when the guest stands.
     pub data: Vec<Datum>,
+    /// The author's hooks.
+    pub hooks: Option<Hooks>,
 }
 
 impl Plan {
@@ -53,6 +56,7 @@ impl Plan {
             mapped: Vec::new(),
             idle: None,
             data: Vec::new(),
+            hooks: None,
         }
     }
 
@@ -65,6 +69,7 @@ impl Plan {
         self.moving.extend_from_slice(&other.moving);
         self.mapped.extend_from_slice(&other.mapped);
         self.data.extend_from_slice(&other.data);
+        self.hooks = self.hooks.or_else(|| other.hooks.clone());
         self
     }
 }
@@ -81,8 +86,8 @@ pub fn apply<E: Engine>(
     id: &str,
 ) -> Result<Plan, UpdateError> {
     let stays = |datum: &DataPatch| matches!(datum.change, DataChange::InPlace { .. });
-    if !bundle.payload.changed.iter().all(stays) {
-        let what = "a datum that moves lies in memory that the guest gives: apply the bundle without --in-arena";
+    if !bundle.payload.changed.iter().all(stays) || !bundle.payload.hooks.is_empty() {
+        let what = "hooks and data that move need memory that the guest gives: apply the bundle without --in-arena";
         return Err(UpdateError::Unsupported(what.to_owned()));
     }
     let plan = match reuse(engine, admitted, document, bundle, id)? {
@@ -131,6 +136,7 @@ fn fresh<E: Engine>(
         mapped: Vec::new(),
         idle: None,
         data: Vec::new(),
+        hooks: None,
     })
 }
 
@@ -178,6 +184,7 @@ fn reuse<E: Engine>(
         mapped: Vec::new(),
         idle: None,
         data: Vec::new(),
+        hooks: None,
     }))
 }
 
@@ -214,6 +221,10 @@ pub fn in_area<E: Engine>(
             }
         }
     }
+    let hooks = Hooks::prepare(engine, &admitted.kernel, bundle, area)?;
+    if let Some(hooks) = &hooks {
+        writes.extend(hooks.writes(engine)?);
+    }
     let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &addresses)?;
     // What is in a module may go away with it as soon as the guest runs.
     let moving = writes.iter().map(|write| write.pa).chain(mapped.iter().map(|&(_, pa)| pa));
@@ -227,6 +238,7 @@ pub fn in_area<E: Engine>(
         untouched: if again { vec![area.range()] } else { Vec::new() },
         idle: None,
         data: data::prepare(engine, admitted, bundle, &addresses)?,
+        hooks,
     })
 }
 
@@ -326,6 +338,7 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
         mapped: Vec::new(),
         idle: None,
         data: Vec::new(),
+        hooks: None,
     })
 }
 

@@ -4,7 +4,8 @@ use super::tests::{LIVE, PATIENCE, Setup, bundle, bytes, guest, setup};
 use super::{UpdateError, Updater};
 use crate::engine::mock::MockEngine;
 use crate::engine::{
-    Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Va, Vcpus, WriteMemory,
+    Arena, ArenaSource, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Va,
+    Vcpu, Vcpus, WriteMemory,
 };
 use crate::guest::fake::{self, OLD, SECOND_STACK, TEXT, live, worker};
 use crate::journal::Journal;
@@ -335,6 +336,15 @@ impl Interrupt for Watched {
 impl Arena for Watched {
     fn arena(&self) -> ArenaSource {
         self.inner.arena()
+    }
+}
+
+impl Calls for Watched {
+    fn report_code(&self) -> &'static [u8] {
+        self.inner.report_code()
+    }
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+        self.inner.call(vcpu, call)
     }
 }
 

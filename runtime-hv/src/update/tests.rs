@@ -198,7 +198,7 @@ fn refusals_leave_the_guest_untouched() {
         ("profile-incomplete", no, |b| b.profile.symbols.retain(|name, _| name != "init_top_pgt")),
         ("profile-incomplete", no, |b| b.profile.constants.clear()),
         ("guest-damaged", |i| i.word(variable("vmemmap_base"), 0xdead_0000_0000_0000), |_| {}),
-        ("hooks", no, |b| {
+        ("unsupported", no, |b| {
             b.manifest.update_type = UpdateType::Type2;
             b.payload.hooks = vec![Hook { kind: HookKind::Pre, subject: HookSubject::Update, offset: 0 }];
         }),

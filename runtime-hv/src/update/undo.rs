@@ -6,6 +6,7 @@
 
 use super::area::Area;
 use super::data::{self, Changes, Datum, Edit};
+use super::hooks::Hooks;
 use super::link::Addresses;
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
@@ -15,7 +16,7 @@ use crate::guest::modules::{self, Entry};
 use crate::guest::{GuestError, Kernel, identity, probes};
 use crate::journal::{Action, Boot, Document, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, ModuleState};
-use lpk_format::{Bundle, UpdateType, hex};
+use lpk_format::{Bundle, HookKind, UpdateType, hex};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -37,6 +38,8 @@ struct Undoing {
     data: Vec<Datum>,
     /// What was written over those that stay where they are.
     edits: Vec<Edit>,
+    /// The author's hooks.
+    hooks: Option<Hooks>,
     /// Data change together with code: nobody may be inside when it is taken back.
     exclusive: bool,
 }
@@ -97,8 +100,13 @@ impl<E: Engine> Updater<E> {
         let areas: Vec<Area> = areas;
         let addresses = areas.first().map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
         let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
+        let hooks = match areas.first() {
+            Some(area) => Hooks::prepare(&self.engine, &kernel, &bundle, area)?,
+            None => None,
+        };
         let exclusive = bundle.manifest.update_type == UpdateType::Type2;
-        let action = Undoing { kernel, boot, id, reclaimable, areas, data, edits: record.data.clone(), exclusive };
+        let action =
+            Undoing { kernel, boot, id, reclaimable, areas, data, edits: record.data.clone(), hooks, exclusive };
 
         let mut attempt = 0;
         let free = loop {
@@ -253,6 +261,15 @@ impl<E: Engine> Updater<E> {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
                 Ok(is_free) => is_free,
             };
+            let hooks = action.hooks.as_ref().filter(|_| back.leads_back);
+            if let Some(hooks) = hooks {
+                match times.measure("hooks", || hooks.about_update(engine, &action.kernel, HookKind::UndoPre, 0)) {
+                    Err(error @ UpdateError::NoProcessor { .. }) => {
+                        return Ok((Switched::Busy(error.to_string()), false));
+                    }
+                    other => other?,
+                }
+            }
             let changes = data::to_old(engine, data, edits)?;
             let planned = planned(is_free, &changes);
             if back.leads_back && (!is_free || changes != expected) {
@@ -261,6 +278,15 @@ impl<E: Engine> Updater<E> {
             if !planned.writes.is_empty() {
                 journal.committing()?;
                 times.measure(phase, || write_all(engine, &planned.writes))?;
+            }
+            if let Some(hooks) = hooks {
+                let mut run = || {
+                    hooks.about_data(engine, &action.kernel, HookKind::SyncToOld)?;
+                    hooks.about_update(engine, &action.kernel, HookKind::UndoPost, 0)
+                };
+                if let Err(error) = times.measure("hooks", &mut run) {
+                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                }
             }
             Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))
         });
