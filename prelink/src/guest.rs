@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 72] = [
+const SYMBOLS: [&str; 74] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -43,6 +43,8 @@ const SYMBOLS: [&str; 72] = [
     "BUG_func",
     "__static_call_return0",
     "__x86_indirect_thunk_array",
+    "__x86_indirect_call_thunk_array",
+    "__x86_indirect_jump_thunk_array",
     "__fentry__",
     // tasks and stacks
     "init_task",

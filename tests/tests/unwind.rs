@@ -5,11 +5,11 @@
 mod common;
 
 use common::visible_bundle;
+use lpk_format::ReadBundle;
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
 use lucos_tests::require;
-use lpk_format::ReadBundle;
 use runtime_hv::engine::qemu::{Earlier, QemuEngine};
 use runtime_hv::engine::{Pause as _, Vcpus as _};
 use runtime_hv::guest::frames::{Context, State, Unwinder};

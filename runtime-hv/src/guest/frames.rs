@@ -22,12 +22,18 @@ use stacks::{Pages, Stacks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-/// The thunks of 16 registers, 32 bytes each (`arch/x86/include/asm/nospec-branch.h`, `RETPOLINE_THUNK_SIZE`).
-const THUNKS: u64 = 16 * 32;
+/// Thunks for indirect branches through 16 registers, 32 bytes each (`arch/x86/include/asm/nospec-branch.h`,
+/// `RETPOLINE_THUNK_SIZE`).
+const THUNKS: [&str; 3] =
+    ["__x86_indirect_thunk_array", "__x86_indirect_call_thunk_array", "__x86_indirect_jump_thunk_array"];
+const THUNKS_SIZE: u64 = 16 * 32;
+/// The thunk for returns; it begins with `ret` or with a jump to another (`arch/x86/lib/retpoline.S`).
+const RETURN_THUNK: &str = "__x86_return_thunk";
 /// `ret` (Intel SDM vol. 2B).
 const RET: u8 = 0xc3;
 /// Code that tracers put in the place of return addresses (`arch/x86/kernel/ftrace_64.S`, `rethook.c`, `kprobes/core.c`).
-const HOOKS: [&str; 4] = ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
+const HOOKS: [&str; 4] =
+    ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
 /// Where a new task begins (`arch/x86/kernel/process.c`, `copy_thread`).
 const BEGINNINGS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
 
@@ -64,7 +70,8 @@ pub struct Unwinder {
     tables: tables::Known,
     hooks: Vec<u64>,
     beginnings: Vec<u64>,
-    thunks: Range<u64>,
+    thunks: Vec<Range<u64>>,
+    return_thunk: Option<u64>,
     layout: stacks::Layout,
 }
 
@@ -75,12 +82,13 @@ impl Unwinder {
     /// [`UnwindError`]; a module that is just being loaded or removed is left out.
     pub fn read(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Unwinder, UnwindError> {
         let live = |name: &&str| kernel.symbol(name).ok().map(|link| kernel.live(link).0);
-        let thunks = live(&"__x86_indirect_thunk_array").map_or(0..0, |start| start..start.wrapping_add(THUNKS));
+        let thunk = |start: u64| start..start.wrapping_add(THUNKS_SIZE);
         Ok(Unwinder {
             tables: tables::Known::read(memory, kernel)?,
             hooks: HOOKS.iter().filter_map(live).collect(),
             beginnings: BEGINNINGS.iter().filter_map(live).collect(),
-            thunks,
+            thunks: THUNKS.iter().filter_map(live).map(thunk).collect(),
+            return_thunk: live(&RETURN_THUNK),
             layout: stacks::Layout::of(kernel)?,
         })
     }
@@ -123,7 +131,8 @@ impl Unwinder {
         }
         let stacks = Stacks::of(&self.layout, tasks);
         let pages = Pages::new(memory, kernel);
-        let view = |processor| View { unwinder: self, pages: &pages, stacks: &stacks, processor, originals: &originals };
+        let view =
+            |processor| View { unwinder: self, pages: &pages, stacks: &stacks, processor, originals: &originals };
 
         let mut found = Vec::new();
         // Tasks whose place is told by a processor, and per-CPU areas whose processor is in the kernel.
@@ -135,8 +144,8 @@ impl Unwinder {
             let settled = processors.iter().find(|cpu| cpu.base == registers.gs_base);
             in_kernel.extend(settled.map(|cpu| cpu.base));
             // In the few instructions before the kernel's GS base is there, and after, the stack tells the processor.
-            let cpu = settled
-                .or_else(|| processors.iter().find(|cpu| stacks.of_processor(cpu, registers.rsp).is_some()));
+            let cpu =
+                settled.or_else(|| processors.iter().find(|cpu| stacks.of_processor(cpu, registers.rsp).is_some()));
             let walk = walk(&view(cpu), &start_of(registers));
             // It also tells the task, in the middle of a switch too, when `current` is not changed yet.
             let on_stack = walk.stacks.iter().find_map(|kind| match kind {
@@ -150,7 +159,9 @@ impl Unwinder {
         }
         let in_user: BTreeSet<Va> = processors
             .iter()
-            .filter(|cpu| !in_kernel.contains(&cpu.base) && !processors.iter().any(|other| other.idle == Some(cpu.current)))
+            .filter(|cpu| {
+                !in_kernel.contains(&cpu.base) && !processors.iter().any(|other| other.idle == Some(cpu.current))
+            })
             .map(|cpu| cpu.current)
             .collect();
         for (index, task) in tasks.iter().enumerate().filter(|(_, task)| !placed.contains(&task.at)) {
@@ -223,10 +234,10 @@ impl Source for View<'_> {
     }
 
     fn is_thunk(&self, ip: u64) -> bool {
-        self.unwinder.thunks.contains(&ip)
+        self.unwinder.thunks.iter().any(|thunks| thunks.contains(&ip))
     }
 
     fn is_return(&self, ip: u64) -> bool {
-        self.pages.byte(ip) == Some(RET)
+        self.unwinder.return_thunk == Some(ip) || self.pages.byte(ip) == Some(RET)
     }
 }

@@ -95,10 +95,10 @@ pub trait Source {
     fn is_hook(&self, address: u64) -> bool;
     /// The return address that tracers have taken out of a slot.
     fn original(&self, slot: u64) -> Option<u64>;
-    /// Whether an instruction is in a thunk for indirect branches (`arch/x86/lib/retpoline.S`). The tables leave out what
-    /// these do, since they are jumped to and called: in either case a return address is on top of the stack.
+    /// Whether an instruction is in a thunk for indirect branches (`arch/x86/lib/retpoline.S`), of which the tables say little.
     fn is_thunk(&self, ip: u64) -> bool;
-    /// Whether an instruction is `ret`.
+    /// Whether an instruction is `ret`, or goes on to one: the address on top of the stack is the next instruction, and if a thunk
+    /// put it there, it is not one behind a call.
     fn is_return(&self, ip: u64) -> bool;
 }
 
@@ -275,14 +275,12 @@ impl<S: Source + ?Sized> Walker<'_, S> {
         let from = self.frame;
         let ip = from.code();
         let mut entry = self.source.entry(ip).ok_or(Stop::NoTable { ip })?;
-        let in_thunk = from.exact && self.source.is_thunk(ip);
         let mut returns = from.exact && self.source.is_return(ip);
-        if let (true, Ok(known)) = (in_thunk, &mut entry) {
+        if let (true, Ok(known)) = (from.exact && self.source.is_thunk(ip), &mut entry) {
             if matches!(known.kind, Kind::Undefined | Kind::EndOfStack) {
-                *known = Entry { sp: Register::Sp, sp_offset: 8, bp: Register::Undefined, kind: Kind::Call, ..*known };
-                known.signal = false;
+                *known = self.thunk_entry();
             } else {
-                // Its own return address is, or will be, where the branch leads: the thunk is about to jump there.
+                // The address on top of the stack is where the branch leads by now.
                 returns = true;
             }
         }
@@ -336,6 +334,15 @@ impl<S: Source + ?Sized> Walker<'_, S> {
             return Err(Stop::Loop { ip, at: self.frame.sp });
         }
         Ok(true)
+    }
+
+    /// A thunk was called, or jumped to by a function that was: a return address is on top of the stack. The thunk may have put
+    /// an address of its own above it.
+    fn thunk_entry(&self) -> Entry {
+        let top = self.source.word(self.frame.sp);
+        let sp_offset = if top.is_some_and(|top| self.source.is_thunk(top)) { 16 } else { 8 };
+        let (sp, bp) = (Register::Sp, Register::Undefined);
+        Entry { sp, sp_offset, bp, bp_offset: 0, kind: Kind::Call, signal: false }
     }
 
     /// Whether the stack is empty, as it is where a thread began. While the stack pointer is still a program's there is nothing

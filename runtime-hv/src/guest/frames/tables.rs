@@ -79,7 +79,10 @@ impl Known {
         let mut known = Known { format, all: image.clone(), image, modules: Vec::new() };
         match known.refresh(memory, kernel) {
             // The list may change while it is read; the pause will tell.
-            Err(UnwindError::Table { .. } | UnwindError::Guest(GuestError::NotMapped { .. } | GuestError::Damaged { .. })) => {}
+            Err(
+                UnwindError::Table { .. }
+                | UnwindError::Guest(GuestError::NotMapped { .. } | GuestError::Damaged { .. }),
+            ) => {}
             result => result?,
         }
         Ok(known)
