@@ -233,6 +233,10 @@ impl Source for View<'_> {
         self.originals.get(&slot).copied()
     }
 
+    fn is_beginning(&self, address: u64) -> bool {
+        self.unwinder.beginnings.contains(&address)
+    }
+
     fn is_thunk(&self, ip: u64) -> bool {
         self.unwinder.thunks.iter().any(|thunks| thunks.contains(&ip))
     }

@@ -95,6 +95,9 @@ pub trait Source {
     fn is_hook(&self, address: u64) -> bool;
     /// The return address that tracers have taken out of a slot.
     fn original(&self, slot: u64) -> Option<u64>;
+    /// Whether a new task begins at an address (`ret_from_fork`): it lies on the stack like a return address, but no call is
+    /// before it.
+    fn is_beginning(&self, address: u64) -> bool;
     /// Whether an instruction is in a thunk for indirect branches (`arch/x86/lib/retpoline.S`), of which the tables say little.
     fn is_thunk(&self, ip: u64) -> bool;
     /// Whether an instruction is `ret`, or goes on to one: the address on top of the stack is the next instruction, and if a thunk
@@ -297,7 +300,8 @@ impl<S: Source + ?Sized> Walker<'_, S> {
             Kind::Call => {
                 let slot = sp.wrapping_sub(8);
                 let ip = self.read(slot)?;
-                self.frame = Frame { ip, exact: entry.signal || returns, slot: Some(slot), hooked: false, sp };
+                let exact = entry.signal || returns || self.source.is_beginning(ip);
+                self.frame = Frame { ip, exact, slot: Some(slot), hooked: false, sp };
                 self.registers = None;
                 self.see_through()?;
             }

@@ -120,6 +120,10 @@ impl Source for Fake {
         self.originals.get(&slot).copied()
     }
 
+    fn is_beginning(&self, address: u64) -> bool {
+        address == place("end") - 0x10
+    }
+
     fn is_thunk(&self, ip: u64) -> bool {
         ip & !0xff == place("thunk") & !0xff
     }
@@ -303,17 +307,22 @@ fn what_tracers_took_is_seen_through() {
     assert_eq!(walk(&fake, &start).end, End::Stopped(Stop::Taken { slot: end - 16 }));
 }
 
+/// The instruction in front of such an address is of another function.
 #[test]
-fn a_return_leads_to_the_instruction_itself() {
+fn addresses_that_no_call_has_left() {
     let (name, format) = all()[3];
     let end = TASK + SIZE - 0xa8;
-    // A thunk has put the first instruction of a function on the stack; the one before it is of another.
-    let target = place("end") - 0x10;
-    let mut fake = Fake::new(name, format, &[(end - 8, target)]);
-    assert_eq!(names(&walk(&fake, &running("leaf", end - 8)))[1].0, "early");
+    // A thunk has put the first instruction of a function on the stack, and is about to go there.
+    let target = place("left out") - 0x10;
+    let mut fake = Fake::new(name, format, &[(end - 16, target), (end - 8, place("end"))]);
+    assert_eq!(names(&walk(&fake, &running("leaf", end - 16)))[1].0, "thunk");
     fake.returns = vec![place("leaf")];
+    assert_eq!(names(&walk(&fake, &running("leaf", end - 16)))[1].0, "left out");
+    // A new task goes on where nobody has been.
+    let fake = Fake::new(name, format, &[(end - 8, place("end") - 0x10)]);
     let walked = walk(&fake, &running("leaf", end - 8));
-    assert_eq!((names(&walked)[1].0, walked.end), ("end", End::Complete));
+    assert_eq!((names(&walked), walked.end), (vec![("leaf", None), ("end", Some(end - 8))], End::Complete));
+    assert!(walked.frames[1].exact);
 }
 
 #[test]
