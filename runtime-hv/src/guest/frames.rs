@@ -245,3 +245,6 @@ impl Source for View<'_> {
         self.unwinder.return_thunk == Some(ip) || self.pages.byte(ip) == Some(RET)
     }
 }
+
+#[cfg(test)]
+mod tests;
