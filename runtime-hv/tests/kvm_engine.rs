@@ -1,7 +1,8 @@
 //! The bundled hypervisor's powers on a stock kernel: calls from whatever a processor was doing, and traps under load.
 //!
-//! `cargo xtask kvm` runs this where KVM works. `LUCOS_KVM_KERNEL` names a kernel, `LUCOS_KVM_INITRD` an initial file system with
-//! a shell on the console, `LUCOS_KVM_SYMBOLS` the kernel's System.map. Without them, or without KVM, a test says so and passes.
+//! `cargo xtask kvm` runs this where KVM works. `LUCOS_KVM_KERNEL` names a kernel, `LUCOS_KVM_IMAGE` its vmlinux,
+//! `LUCOS_KVM_INITRD` an initial file system with a shell on the console, `LUCOS_KVM_SYMBOLS` the kernel's System.map. Without
+//! them, or without KVM, a test says so and passes.
 
 use runtime_hv::engine::kvm::{End, KvmEngine, MachineConfig, probe};
 use runtime_hv::engine::{
@@ -58,11 +59,16 @@ fn skip(reason: &str) -> Option<Guest> {
     None
 }
 
+fn file(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).map(PathBuf::from)
+}
+
 fn boot(append: &str) -> Option<Guest> {
-    let file = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let (Some(kernel), Some(initrd), Some(map)) =
-        (file("LUCOS_KVM_KERNEL"), file("LUCOS_KVM_INITRD"), file("LUCOS_KVM_SYMBOLS"))
-    else {
+    boot_from(file("LUCOS_KVM_KERNEL"), append)
+}
+
+fn boot_from(kernel: Option<PathBuf>, append: &str) -> Option<Guest> {
+    let (Some(kernel), Some(initrd), Some(map)) = (kernel, file("LUCOS_KVM_INITRD"), file("LUCOS_KVM_SYMBOLS")) else {
         return skip("no kernel is named");
     };
     if let Err(reason) = probe() {
@@ -171,6 +177,42 @@ fn word_at(memory: &(impl ReadMemory + ?Sized), at: Pa) -> u64 {
     let mut bytes = [0; 8];
     memory.read(at, &mut bytes).expect("memory");
     u64::from_le_bytes(bytes)
+}
+
+/// What `pvh_start_xen` leaves as the type of loader outside Xen (arch/x86/platform/pvh/enlighten.c), and what a loader without a
+/// number of its own says (Documentation/x86/boot.rst).
+const PVH_LOADER: u8 = 0xb0;
+const NO_LOADER: u8 = 0xff;
+
+#[test]
+fn an_elf_image_boots_the_way_it_offers() {
+    let Some(image) = file("LUCOS_KVM_IMAGE") else {
+        skip("no ELF image of a kernel is named");
+        return;
+    };
+    // Without its notes nothing says that it can be entered by PVH.
+    let plain = image.with_extension("plain");
+    std::fs::write(&plain, without_notes(std::fs::read(&image).expect("an image"))).expect("written");
+    for (image, loader) in [(&image, PVH_LOADER), (&plain, NO_LOADER)] {
+        let Some(mut guest) = boot_from(Some(image.clone()), "") else { return };
+        guest.run("echo loader=$(cat /proc/sys/kernel/bootloader_type) cpus=$(nproc)", 1);
+        assert!(guest.text().contains(&format!("loader={loader} cpus=2")), "{}", guest.text());
+        guest.finish();
+    }
+    std::fs::remove_file(plain).expect("ours");
+}
+
+/// Turns program headers of type `PT_NOTE` into `PT_NULL` (gABI, "Program Header").
+fn without_notes(mut image: Vec<u8>) -> Vec<u8> {
+    let field = |image: &[u8], at: usize, size: usize| {
+        image[at..at + size].iter().rev().fold(0_usize, |value, byte| value << 8 | usize::from(*byte))
+    };
+    let (first, size, count) = (field(&image, 0x20, 8), field(&image, 0x36, 2), field(&image, 0x38, 2));
+    let headers = (0..count).map(|index| first + index * size);
+    let notes: Vec<usize> = headers.filter(|&at| field(&image, at, 4) == 4).collect();
+    assert!(!notes.is_empty(), "the image has no notes");
+    notes.into_iter().for_each(|at| image[at..at + 4].fill(0));
+    image
 }
 
 /// One processor runs a program for ever, the other idles and takes timer interrupts; with page-table isolation.

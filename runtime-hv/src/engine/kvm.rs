@@ -20,6 +20,7 @@ mod call;
 mod cpuid;
 mod events;
 mod gate;
+mod ioctls;
 mod kernel;
 mod layout;
 mod little;

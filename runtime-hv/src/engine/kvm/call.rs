@@ -9,7 +9,7 @@
 use super::events::AllStand;
 use super::machine::Machine;
 use super::vcpu::{self, End, Left, Limit};
-use super::{connection, registers_failed};
+use super::{connection, ioctls, registers_failed};
 use crate::engine::{Call, CallError, EngineError, Vcpu};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs, kvm_vcpu_events, kvm_xsave};
 use kvm_ioctls::VcpuFd;
@@ -47,11 +47,7 @@ impl Before {
     fn put_back(&self, fd: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         fd.set_sregs(&self.special)?;
         fd.set_regs(&self.regs)?;
-        // SAFETY: KVM_SET_XSAVE reads the fixed 4 KiB of `kvm_xsave`; a guest with more state than that would need dynamically
-        // enabled features (AMX), which this machine does not offer, since nobody asks for them (arch_prctl,
-        // ARCH_REQ_XCOMP_GUEST_PERM).
-        #[allow(unsafe_code)]
-        unsafe { fd.set_xsave(&self.vector) }?;
+        ioctls::set_vectors(fd, &self.vector)?;
         fd.set_vcpu_events(&self.events)?;
         fd.set_mp_state(self.state)
     }

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::engine::kvm::ioctls;
 use nix::errno::Errno;
 use nix::libc;
 
@@ -54,18 +55,6 @@ pub enum TapError {
     },
 }
 
-#[allow(unsafe_code, missing_docs)]
-mod ioctls {
-    use nix::libc;
-
-    // SAFETY (of callers): TUNSETIFF reads and writes one `struct ifreq`.
-    nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
-    // SAFETY (of callers): TUNSETVNETHDRSZ reads one `int`.
-    nix::ioctl_write_ptr_bad!(set_header_size, libc::TUNSETVNETHDRSZ, libc::c_int);
-    // SAFETY (of callers): TUNSETOFFLOAD takes its flags by value.
-    nix::ioctl_write_int_bad!(set_offloads, libc::TUNSETOFFLOAD);
-}
-
 /// A TAP interface that is ours until it is dropped.
 #[derive(Debug)]
 pub(super) struct Tap {
@@ -84,13 +73,14 @@ impl Tap {
         let file = file.map_err(TapError::Tun)?;
         // The kernel would make one, which nobody has connected to anything.
         nix::net::if_::if_nametoindex(name).map_err(|_| TapError::Missing(named()))?;
-        attach(&file, name).map_err(|errno| match errno {
+        ioctls::set_interface(&file, name).map_err(|errno| match errno {
             Errno::EBUSY => TapError::Busy(named()),
             Errno::EPERM | Errno::EACCES => TapError::Permission(named()),
             Errno::EINVAL => TapError::Kind(named()),
             other => TapError::SetUp { name: named(), source: other.into() },
         })?;
-        set_header_size(&file).map_err(|errno| TapError::SetUp { name: named(), source: errno.into() })?;
+        ioctls::set_header_size(&file, super::HEADER)
+            .map_err(|errno| TapError::SetUp { name: named(), source: errno.into() })?;
         Ok(Self { file, name: named() })
     }
 
@@ -102,10 +92,7 @@ impl Tap {
     /// Whether frames to read may have a checksum that is still to be computed, as their header then says.
     pub(super) fn allow_unfinished_checksums(&self, allowed: bool) -> io::Result<()> {
         let flags = if allowed { libc::TUN_F_CSUM } else { 0 };
-        // SAFETY: the descriptor is open, and the argument is a value.
-        #[allow(unsafe_code)]
-        unsafe { ioctls::set_offloads(self.file.as_raw_fd(), flags as libc::c_int) }?;
-        Ok(())
+        Ok(ioctls::set_offloads(&self.file, flags)?)
     }
 
     /// Reads one frame; [`io::ErrorKind::WouldBlock`] when there is none.
@@ -123,29 +110,4 @@ impl AsRawFd for Tap {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
-}
-
-/// Connects the file with the interface. `name` is shorter than IFNAMSIZ.
-fn attach(file: &File, name: &str) -> Result<(), Errno> {
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
-        },
-    };
-    for (to, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = byte as libc::c_char;
-    }
-    // SAFETY: the descriptor is open, and `request` is a whole `struct ifreq` that outlives the call.
-    #[allow(unsafe_code)]
-    unsafe { ioctls::set_interface(file.as_raw_fd(), &raw const request) }?;
-    Ok(())
-}
-
-fn set_header_size(file: &File) -> Result<(), Errno> {
-    let size = super::HEADER as libc::c_int;
-    // SAFETY: the descriptor is open, and `size` outlives the call.
-    #[allow(unsafe_code)]
-    unsafe { ioctls::set_header_size(file.as_raw_fd(), &raw const size) }?;
-    Ok(())
 }
