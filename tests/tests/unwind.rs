@@ -24,7 +24,8 @@ use std::time::{Duration, Instant};
 /// A module of the kernel whose threads sleep in its own code.
 const MODULE: &str = "kernel/net/core/pktgen.ko";
 const TRACING: &str = "/sys/kernel/tracing";
-const END_LOAD: &str = "pkill -f /tmp/load.sh";
+/// Its own command line does not match.
+const END_LOAD: &str = "for p in /proc/[0-9]*; do grep -q '/tmp/load[.]sh' $p/cmdline && kill ${p#/proc/}; done";
 /// Code of tracers that a return address is in the hands of (`arch/x86/kernel/ftrace_64.S`, `rethook.c`).
 const RETURNING: &[&str] = &["return_to_handler", "arch_rethook_trampoline"];
 /// Functions that put a tracer's address into a slot before the record of it is complete (`arch/x86/kernel/ftrace.c`,
@@ -198,16 +199,19 @@ fn compare(guest: &mut Guest, outside: &mut Outside, symbols: &Symbols) -> (usiz
     (compared, look)
 }
 
-/// Stops the guest at random moments; gives what was found, by kind.
-fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl Fn(&Walk, &Stop) -> bool) {
+/// Stops the guest at random moments and says what was found, by kind; gives how often a processor was idle.
+fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl Fn(&Walk, &Stop) -> bool) -> usize {
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
-    let (mut frames, mut walks, mut times) = (0, 0, Vec::new());
+    let (mut frames, mut walks, mut idle, mut times) = (0, 0, 0, Vec::new());
     for _ in 0..count {
+        // Long enough for a processor to get somewhere else.
         std::thread::sleep(Duration::from_micros(fastrand::u64(1_000..30_000)));
         let look = outside.look();
         times.push(look.times);
         for context in &look.contexts {
             walks += 1;
+            let is_idle = context.task.is_some_and(|index| look.tasks[index].pid == 0);
+            idle += usize::from(is_idle && matches!(context.state, State::Running(_)));
             frames += context.walk.frames.len();
             let state = match context.state {
                 State::Running(_) => "running",
@@ -238,6 +242,7 @@ fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl
     eprintln!(
         "medians of a stop: {listed} µs for tasks and tables, {walked} µs for the walks, {again} µs with pages at hand"
     );
+    idle
 }
 
 /// On a kernel: against its own walks, and at random moments.
@@ -258,9 +263,11 @@ fn truth(name: &str, kernel: &Kernel) {
     guest.run_ok(&format!("echo 1 > {online}")).expect("comes");
     stops(&mut outside, &symbols, 10, |_, _| false);
 
-    // An idle guest.
-    guest.run_ok(&format!("{END_LOAD}; usleep 200000")).expect("ends the load");
-    stops(&mut outside, &symbols, 20, |_, _| false);
+    // An idle guest, with more tasks.
+    let sleepers = "for i in $(seq 100); do sleep 3000 & done";
+    guest.run_ok(&format!("{END_LOAD}; {sleepers}; usleep 300000")).expect("ends the load");
+    let idle = stops(&mut outside, &symbols, 30, |_, _| false);
+    assert!(idle > 30, "of 30 stops of 2 processors each, {idle} in the idle loop");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
 }
 

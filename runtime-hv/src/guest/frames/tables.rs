@@ -20,6 +20,11 @@ const TRACERS_LIMIT: usize = 4096;
 /// Why the tables of a kernel could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum UnwindError {
+    /// No tables.
+    #[error(
+        "the bundle's guest profile names no unwind tables: the kernel was built without CONFIG_UNWINDER_ORC, or the bundle with an older lucos-build"
+    )]
+    NoTables,
     /// The format.
     #[error("the kernel's stacks cannot be walked: {0}")]
     Format(#[from] FormatError),
@@ -58,6 +63,9 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn read(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Known, UnwindError> {
+        if kernel.symbol("__start_orc_unwind_ip").is_err() {
+            return Err(UnwindError::NoTables);
+        }
         let format = Format::of(fields(kernel)?, header(memory, kernel)?.as_deref())?;
         let [ips, ips_end, entries, entries_end] =
             ["__start_orc_unwind_ip", "__stop_orc_unwind_ip", "__start_orc_unwind", "__stop_orc_unwind"]

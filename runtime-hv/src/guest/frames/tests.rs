@@ -124,6 +124,9 @@ fn add_module(image: &mut Image) {
     table(image, MODULE_ADDRESSES, MODULE_ENTRIES, &[(MODULE_CODE, CALL_8), (MODULE_CODE + 0x80, CALL_24)]);
 }
 
+/// A context: the thread, what it does, and the places of its frames, counted from `_text`.
+type Found = (Option<u32>, State, Vec<u64>, End);
+
 struct Setup {
     engine: MockEngine,
     kernel: Kernel,
@@ -138,8 +141,7 @@ fn setup(image: &Image, profile: &GuestProfile) -> Result<Setup, UnwindError> {
 }
 
 impl Setup {
-    /// Contexts: the thread, what it does, and the places of its frames, counted from `_text`.
-    fn contexts(&mut self, registers: Registers) -> Result<Vec<(Option<u32>, State, Vec<u64>, End)>, UnwindError> {
+    fn contexts(&mut self, registers: Registers) -> Result<Vec<Found>, UnwindError> {
         let processors = tasks::per_cpu(&self.engine, &self.kernel)?;
         let tasks = tasks::all(&self.engine, &self.kernel, &processors)?;
         self.unwinder.refresh(&self.engine, &self.kernel)?;
@@ -155,7 +157,7 @@ impl Setup {
 }
 
 /// What the second task always gives.
-fn asleep(pid: u32) -> (Option<u32>, State, Vec<u64>, End) {
+fn asleep(pid: u32) -> Found {
     (Some(pid), State::SwitchedOut, vec![LEAF, DEEP, FIRST], End::Complete)
 }
 
@@ -241,7 +243,7 @@ fn return_addresses_that_tracers_keep() {
         }
         setup
     };
-    let taken = |found: &[(Option<u32>, State, Vec<u64>, End)]| matches!(found[1].3, End::Stopped(Stop::Taken { .. }));
+    let taken = |found: &[Found]| matches!(found[1].3, End::Stopped(Stop::Taken { .. }));
     let mut setup = hooked(&profile());
     assert!(taken(&setup.contexts(fake::user()).expect("contexts")), "nobody keeps them");
 
@@ -340,14 +342,8 @@ fn kernels_without_good_tables_are_refused() {
         profile.sizes.remove(name);
         setup(&image(), &profile).err().expect("refused").to_string()
     };
-    for name in [
-        "__start_orc_unwind_ip",
-        "__stop_orc_unwind",
-        "orc_entry",
-        "orc_entry.type.bit",
-        "THREAD_SIZE",
-        "inactive_task_frame",
-    ] {
+    assert!(without("__start_orc_unwind_ip").contains("CONFIG_UNWINDER_ORC"));
+    for name in ["__stop_orc_unwind", "orc_entry", "orc_entry.type.bit", "THREAD_SIZE", "inactive_task_frame"] {
         assert!(without(name).contains(name), "{name}");
     }
     let mut unsorted = image();

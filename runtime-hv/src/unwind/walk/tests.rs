@@ -22,6 +22,11 @@ const HOOK: u64 = CODE + 0x10_0000;
 /// What the code at a place does to its stack: stack pointer and its offset, frame pointer and its offset, kind, signal.
 type Rule = (Register, i16, Register, i16, Kind, bool);
 
+/// Words of stacks, by address.
+type Words = Vec<(u64, u64)>;
+/// A frame: the place where it is, and its slot.
+type Place = (&'static str, Option<u64>);
+
 /// Places by name, in order of addresses.
 const PLACES: [(&str, Rule); 16] = {
     use Kind::{Call, EndOfStack, Regs, RegsPartial};
@@ -144,14 +149,14 @@ fn returned(name: &str, sp: u64) -> Start {
 }
 
 /// Names of the frames, and where the address of each is.
-fn names(walk: &Walk) -> Vec<(&'static str, Option<u64>)> {
+fn names(walk: &Walk) -> Vec<Place> {
     let index = |frame: &Frame| ((frame.code() - CODE) / 0x100) as usize;
     walk.frames.iter().map(|frame| (PLACES[index(frame)].0, frame.slot)).collect()
 }
 
 /// Words of `struct pt_regs` at an address.
-fn saved_registers(at: u64, ip: u64, cs: u64, sp: u64, bp: u64) -> Vec<(u64, u64)> {
-    let mut words: Vec<(u64, u64)> = (0..21).map(|index| (at + index * 8, 0)).collect();
+fn saved_registers(at: u64, ip: u64, cs: u64, sp: u64, bp: u64) -> Words {
+    let mut words: Words = (0..21).map(|index| (at + index * 8, 0)).collect();
     for (place, value) in [(4, bp), (16, ip), (17, cs), (19, sp)] {
         words[place].1 = value;
     }
@@ -163,7 +168,7 @@ fn frames_and_their_slots() {
     let top = TASK + SIZE;
     let end = top - 0xa8;
     // Where it starts, the words of the stack, the frames that are expected.
-    let cases: [(&str, Start, Vec<(u64, u64)>, Vec<(&str, Option<u64>)>); 9] = [
+    let cases: [(&str, Start, Words, Vec<Place>); 9] = [
         ("nothing called", running("end", end), vec![], vec![("end", None)]),
         (
             "calls",
@@ -332,7 +337,7 @@ fn what_cannot_be_told_is_said() {
     let ip = place;
     let behind = |name: &str| place(name) - 1;
     let regs = |ip, sp| saved_registers(low, ip, 0x10, sp, 0);
-    let cases: Vec<(&str, Start, Vec<(u64, u64)>, Stop)> = vec![
+    let cases: Vec<(&str, Start, Words, Stop)> = vec![
         ("no table", Start { ip: 0x1000, ..running("leaf", low) }, vec![], Stop::NoTable { ip: 0x1000 }),
         ("left out", running("left out", low), vec![], Stop::LeftOut { ip: ip("left out") }),
         ("a thunk as a caller", returned("thunk", low), vec![], Stop::LeftOut { ip: behind("thunk") }),
@@ -424,7 +429,7 @@ fn any_stack_ends() {
                 for index in 0..SIZE / 8 {
                     let value = match next() % 4 {
                         0 => CODE + next() % (PLACES.len() as u64 * 0x100),
-                        1 => starts[(next() % 5) as usize] + next() % SIZE & !7,
+                        1 => starts[(next() % 5) as usize] + (next() % (SIZE / 8)) * 8,
                         2 => 0x10,
                         _ => next(),
                     };
@@ -433,7 +438,7 @@ fn any_stack_ends() {
             }
             let fake = Fake::new(name, format, &words);
             let (sp, bp) =
-                (starts[(next() % 5) as usize] + (next() % SIZE & !7), starts[(next() % 5) as usize] + 0x100);
+                (starts[(next() % 5) as usize] + (next() % (SIZE / 8)) * 8, starts[(next() % 5) as usize] + 0x100);
             let registers = Some(Saved { ax: sp, dx: bp, di: sp + 64, bp, r10: bp + 64, r13: sp });
             let start = Start { ip: CODE + next() % 0x1000, exact: true, slot: None, sp, bp, registers };
             let walk = walk(&fake, &start);
