@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 52] = [
+const SYMBOLS: [&str; 74] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -43,6 +43,8 @@ const SYMBOLS: [&str; 52] = [
     "BUG_func",
     "__static_call_return0",
     "__x86_indirect_thunk_array",
+    "__x86_indirect_call_thunk_array",
+    "__x86_indirect_jump_thunk_array",
     "__fentry__",
     // tasks and stacks
     "init_task",
@@ -53,6 +55,27 @@ const SYMBOLS: [&str; 52] = [
     "hardirq_stack_ptr",
     "cea_exception_stacks",
     "__per_cpu_offset",
+    // tables for walking stacks, and code that they say too little of: arch/x86/kernel/unwind_orc.c, ftrace_64.S
+    "_sinittext",
+    "_einittext",
+    "__start_orc_header",
+    "__stop_orc_header",
+    "__start_orc_unwind_ip",
+    "__stop_orc_unwind_ip",
+    "__start_orc_unwind",
+    "__stop_orc_unwind",
+    "ret_from_fork",
+    "ret_from_fork_asm",
+    "return_to_handler",
+    "arch_rethook_trampoline",
+    "__kretprobe_trampoline",
+    "kretprobe_trampoline",
+    "ftrace_ops_list",
+    "ftrace_list_end",
+    "ftrace_caller",
+    "ftrace_caller_end",
+    "ftrace_regs_caller",
+    "ftrace_regs_caller_end",
     // work that an interrupt brings: kernel/irq_work.c
     "raised_list",
     "x86_cpu_to_apicid",

@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 29] = [
+const FACTS: [Fact; 35] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -72,12 +72,19 @@ const FACTS: [Fact; 29] = [
     // What a processor works on, since Linux 6.2 (arch/x86/include/asm/current.h).
     maybe("struct pcpu_hot", "kernel/fork.c", &["current_task", "hardirq_stack_ptr"]),
     // Where tracers keep return addresses that they have taken off a stack.
-    maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret"]),
-    maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr"]),
-    maybe("struct kretprobe_instance", "kernel/kprobes.c", &["llist", "ret_addr"]),
+    maybe("struct ftrace_ret_stack", "kernel/trace/fgraph.c", &["ret", "retp"]),
+    maybe("struct fgraph_ops", "kernel/trace/fgraph.c", &["idx"]),
+    maybe("struct rethook_node", "kernel/trace/rethook.c", &["llist", "ret_addr", "frame"]),
+    maybe("struct kretprobe_instance", "kernel/kprobes.c", &["llist", "ret_addr", "fp"]),
     maybe("struct kprobe", "kernel/kprobes.c", &["hlist", "addr", "flags"]),
     some("struct signal_struct", "kernel/fork.c", false, &["thread_head"]),
     some("struct thread_struct", "kernel/fork.c", true, &["sp"]),
+    // Stacks, for who walks them.
+    some("struct inactive_task_frame", "arch/x86/kernel/process.c", true, &["bp", "ret_addr"]),
+    maybe("struct cpu_entry_area", "arch/x86/mm/cpu_entry_area.c", &["entry_stack_page", "estacks"]),
+    Fact { members: Members::All, ..maybe("struct cea_exception_stacks", "arch/x86/mm/cpu_entry_area.c", &[]) },
+    maybe("struct mod_arch_specific", "kernel/module/main.c", &["num_orcs", "orc_unwind_ip", "orc_unwind"]),
+    maybe("struct ftrace_ops", "kernel/trace/ftrace.c", &["next", "trampoline", "trampoline_size"]),
     some("struct list_head", "kernel/fork.c", true, &["next", "prev"]),
     some("struct mutex", "kernel/fork.c", true, &["owner"]),
     some("struct cpuinfo_x86", "arch/x86/kernel/alternative.c", true, &["x86_capability"]),
@@ -94,6 +101,7 @@ const FACTS: [Fact; 29] = [
             "core_layout",
             "init_layout",
             "mem",
+            "arch",
             "num_symtab",
             "kallsyms",
             "sect_attrs",
@@ -124,10 +132,11 @@ const FACTS: [Fact; 29] = [
     maybe("struct _ddebug", "lib/dynamic_debug.c", &[]),
 ];
 
-/// Enumerators: the enum, a unit that uses it, the names.
-const CONSTANTS: [(&str, &str, &[&str]); 2] = [
-    ("enum pageflags", "mm/page_alloc.c", &["PG_reserved"]),
-    ("enum module_state", "kernel/module/main.c", &["MODULE_STATE_LIVE"]),
+/// Enumerators: the enum, a unit that uses it, whether other units are searched as well, the names.
+const CONSTANTS: [(&str, &str, bool, &[&str]); 3] = [
+    ("enum pageflags", "mm/page_alloc.c", true, &["PG_reserved"]),
+    ("enum module_state", "kernel/module/main.c", true, &["MODULE_STATE_LIVE"]),
+    ("enum mod_mem_type", "kernel/module/main.c", false, &["MOD_TEXT", "MOD_INIT_TEXT"]),
 ];
 
 /// Offsets, sizes and constants of the kernel's types; the profile's symbols stay empty.
@@ -155,7 +164,7 @@ pub fn layout_facts(index: &UnitIndex<'_>) -> Result<GuestProfile, DwarfError> {
             record(&mut profile, fact, layout);
         }
     }
-    for (key, _, names) in CONSTANTS {
+    for (key, _, _, names) in CONSTANTS {
         let enumerators = types.get(key).map_or(&[][..], |layout| &layout.enumerators);
         for (name, value) in enumerators.iter().filter(|(name, _)| names.contains(&name.as_str())) {
             if let Ok(value) = u64::try_from(*value) {
@@ -168,7 +177,7 @@ pub fn layout_facts(index: &UnitIndex<'_>) -> Result<GuestProfile, DwarfError> {
 
 /// Keys of all wanted types, the unit to look in first, and whether to search the others.
 fn wanted() -> impl Iterator<Item = (&'static str, &'static str, bool)> {
-    let enums = CONSTANTS.iter().map(|(key, unit, _)| (*key, *unit, true));
+    let enums = CONSTANTS.iter().map(|(key, unit, search, _)| (*key, *unit, *search));
     FACTS.iter().map(|fact| (fact.key, fact.unit, fact.search)).chain(enums)
 }
 

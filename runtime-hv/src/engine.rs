@@ -28,6 +28,18 @@ pub struct Registers {
     pub rip: u64,
     /// Stack pointer.
     pub rsp: u64,
+    /// Frame pointer.
+    pub rbp: u64,
+    /// General registers from which the kernel's unwind tables may count; zeros where a processor runs 32-bit code.
+    pub rax: u64,
+    /// See `rax`.
+    pub rdx: u64,
+    /// See `rax`.
+    pub rdi: u64,
+    /// See `rax`.
+    pub r10: u64,
+    /// See `rax`.
+    pub r13: u64,
     /// Flags.
     pub rflags: u64,
     /// Current privilege level, 0 or 3.

@@ -6,11 +6,13 @@
 
 pub mod arena;
 pub mod facts;
+pub mod frames;
 pub mod identity;
 pub mod irq_work;
 pub mod modules;
 pub mod paging;
 pub mod probes;
+pub mod returns;
 pub mod snapshot;
 pub mod stacks;
 pub mod support;

@@ -11,6 +11,7 @@ pub mod guest;
 pub mod journal;
 pub mod protocol;
 pub mod service;
+pub mod unwind;
 pub mod update;
 pub mod watchdog;
 

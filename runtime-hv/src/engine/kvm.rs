@@ -114,6 +114,12 @@ impl Machine {
         Ok(Registers {
             rip: regs.rip,
             rsp: regs.rsp,
+            rbp: regs.rbp,
+            rax: regs.rax,
+            rdx: regs.rdx,
+            rdi: regs.rdi,
+            r10: regs.r10,
+            r13: regs.r13,
             rflags: regs.rflags,
             // The privilege of the stack segment is the processor's (Intel SDM vol. 3, 5.5).
             cpl: special.ss.dpl,

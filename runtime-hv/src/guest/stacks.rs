@@ -17,7 +17,7 @@ const ENTRY_AREAS: Range<u64> = 0xffff_fe00_0000_0000..0xffff_fe80_0000_0000;
 /// (`arch/x86/include/asm/cpu_entry_area.h`: six stacks of two pages and their guards).
 const EXCEPTION_PAGES: u64 = 20;
 /// `IRQ_STACK_SIZE` (`arch/x86/include/asm/page_64_types.h`).
-const IRQ_STACK: u64 = 16 << 10;
+pub(super) const IRQ_STACK: u64 = 16 << 10;
 
 /// A piece of a stack in use.
 #[derive(Debug, Clone, PartialEq, Eq)]

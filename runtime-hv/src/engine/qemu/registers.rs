@@ -60,7 +60,19 @@ fn one(body: &str) -> Result<Registers, EngineError> {
     if cpl > 3 {
         return Err(unexpected("a privilege level of 0 to 3", &format!("CPL={cpl:x}")));
     }
+    // The form with narrow registers has no others, and none of these is asked for there.
+    let is_wide = value(body, &["RIP"]).is_some();
+    let general = |name| match value(body, &[name]) {
+        None if is_wide => Err(unexpected("all general registers", body)),
+        found => Ok(found.unwrap_or(0)),
+    };
     Ok(Registers {
+        rbp: general("RBP")?,
+        rax: general("RAX")?,
+        rdx: general("RDX")?,
+        rdi: general("RDI")?,
+        r10: general("R10")?,
+        r13: general("R13")?,
         rip: value(body, &["RIP", "EIP"]).ok_or_else(|| unexpected("a value for RIP", body))?,
         rsp: value(body, &["RSP", "ESP"]).ok_or_else(|| unexpected("a value for RSP", body))?,
         rflags: value(body, &["RFL", "EFL"]).ok_or_else(|| unexpected("a value for RFL", body))?,
@@ -105,6 +117,7 @@ CPU#0\r
 RAX=0000000000000000 RBX=0000000007ffffff RCX=7fffffffffffffff RDX=0000000000000001\r
 RSI=0000000000000a20 RDI=ffff8c52811be400 RBP=ffff8c52811be400 RSP=ffffce32c243bab0\r
 R8 =0000000000000001 R9 =000000000000004c R10=ffff8c5281220040 R11=0000000000000001\r
+R12=0000000000000002 R13=0000000000000003 R14=ffff8c5281220000 R15=0000000000000005\r
 RIP=ffffffff9f316ce0 RFL=00000082 [--S----] CPL=0 II=0 A20=1 SMM=0 HLT=0\r
 CS =0010 0000000000000000 ffffffff 00a09b00 DPL=0 CS64 [-RA]\r
 FS =0000 0000000000000000 00000000 00000000\r
@@ -133,6 +146,12 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
             Registers {
                 rip: 0xffff_ffff_9f31_6ce0,
                 rsp: 0xffff_ce32_c243_bab0,
+                rbp: 0xffff_8c52_811b_e400,
+                rax: 0,
+                rdx: 1,
+                rdi: 0xffff_8c52_811b_e400,
+                r10: 0xffff_8c52_8122_0040,
+                r13: 3,
                 rflags: 0x82,
                 cpl: 0,
                 cr3: 0xa61_0000,
@@ -172,6 +191,7 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
     fn what_is_missing_is_named() {
         for (name, replacement, word) in [
             ("RIP=", "XXX=", "RIP"),
+            ("R13=", "XXX=", "general"),
             ("IDT=", "XXX=", "IDT"),
             ("CPL=0", "CPL=9", "privilege"),
             ("CPU#1", "CPU#7", "order"),
