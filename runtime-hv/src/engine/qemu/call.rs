@@ -59,7 +59,7 @@ impl Calls for QemuEngine {
             reason: format!("the stack of a call is not mapped at {:#x}", top.0),
         })?;
         self.write(place, &call.back.0.to_le_bytes())?;
-        let resets = self.resets_now()?;
+        let resets = self.monitor.borrow().resets();
         let outcome = self.take(vcpu, call, &state).and_then(|()| self.enter(vcpu, call, state.halted));
         if !matches!(outcome, Ok(Outcome::Value(_))) {
             self.look_after(vcpu, call, resets)?;
@@ -120,7 +120,7 @@ impl QemuEngine {
         if record.whole.is_none() {
             record.whole = Some(hold.stub.with(A_CALL, |client| {
                 let mut processor = Processor::choose(client, vcpu)?;
-                processor.enter_ring_0()?;
+                processor.enter_ring_0(&record.seen)?;
                 processor.registers()
             })?);
             record.store(self.folder.path())?;
@@ -152,7 +152,8 @@ impl QemuEngine {
         {
             hold.stub.with(A_CALL, |client| {
                 let mut processor = Processor::choose(client, vcpu)?;
-                processor.enter_ring_0()?;
+                let now = processor.registers()?;
+                processor.enter_ring_0(&now)?;
                 processor.wake(call)
             })?;
         }
