@@ -203,3 +203,6 @@ impl<'a, S: Bounded> Processor<'a, S> {
 fn is_x87(register: &Register) -> bool {
     register.name == "fstat" || register.name.strip_prefix("st").is_some_and(|index| index.parse::<u8>().is_ok())
 }
+
+#[cfg(test)]
+mod tests;
