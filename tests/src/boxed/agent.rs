@@ -5,7 +5,7 @@
 
 use super::machine::PORT;
 use super::mux::Mux;
-use super::wire::{Message, STDERR, STDIN, STDOUT};
+use super::wire::{ALIVE_EVERY, Message, STDERR, STDIN, STDOUT};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::fs::File;
@@ -33,6 +33,12 @@ pub fn serve() -> io::Result<()> {
     let port = File::options().read(true).write(true).open(PORT)?;
     let mux = Mux::new(port.try_clone()?);
     mux.tell(Message::Ready { kvm: File::options().read(true).write(true).open("/dev/kvm").is_ok() })?;
+    let alive = mux.clone();
+    thread::spawn(move || {
+        while alive.tell(Message::Alive).is_ok() {
+            thread::sleep(ALIVE_EVERY);
+        }
+    });
     let (asked, group) = (mux.clone(), Group::default());
     mux.listen(port, move |message| {
         let (mux, group) = (asked.clone(), Arc::clone(&group));
@@ -80,6 +86,7 @@ fn answer(mux: &Mux, group: &Group, message: Message) -> io::Result<()> {
         },
         // These are for the host.
         Message::Ready { .. }
+        | Message::Alive
         | Message::Ended { .. }
         | Message::NotStarted { .. }
         | Message::Listening { .. }

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Time for the box to be up; it takes about three seconds on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
+/// A box that does not even say that it is alive for so long stands still: the emulated virtualisation has lost a timer.
+const SILENCE: Duration = Duration::from_secs(90);
 /// Time for the command to end when it is asked to; less than what those who ask usually wait themselves.
 const GRACE: Duration = Duration::from_secs(8);
 
@@ -51,7 +53,7 @@ pub fn run(options: &Options) -> Result<u8, BoxError> {
     catch_signals(events.clone()).map_err(BoxError::io(Path::new("signals")))?;
     let opened = Opened::default();
     let mux = listen(stream, &opened, events).map_err(BoxError::io(Path::new("the port of the box")))?;
-    let mut session = Session { machine: &mut machine, happened, deadline, mux, opened };
+    let mut session = Session { machine: &mut machine, happened, heard: Instant::now(), deadline, mux, opened };
     let result = session.run(options);
     match result {
         Ok(status) => Ok(status),
@@ -111,6 +113,8 @@ impl From<BoxError> for End {
 struct Session<'a> {
     machine: &'a mut Machine,
     happened: Receiver<Event>,
+    /// When the box last said something.
+    heard: Instant,
     deadline: Instant,
     mux: Mux,
     opened: Opened,
@@ -237,11 +241,18 @@ impl Session<'_> {
 
     /// The next event, or nothing when the time is over.
     fn next(&mut self, until: Instant) -> Result<Option<Event>, End> {
-        match self.happened.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(Event::Closed(Ok(()))) => Err(End::Lost("it ended before the command had".to_owned())),
-            Ok(Event::Closed(Err(error))) => Err(End::Lost(format!("its port failed: {error}"))),
-            Ok(event) => Ok(Some(event)),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => Ok(None),
+        loop {
+            let silent = self.heard + SILENCE;
+            match self.happened.recv_timeout(until.min(silent).saturating_duration_since(Instant::now())) {
+                Ok(Event::Closed(Ok(()))) => return Err(End::Lost("it ended before the command had".to_owned())),
+                Ok(Event::Closed(Err(error))) => return Err(End::Lost(format!("its port failed: {error}"))),
+                Ok(Event::Said(Message::Alive)) => self.heard = Instant::now(),
+                Ok(event) => return Ok(Some(event)),
+                Err(RecvTimeoutError::Timeout) if silent < until => {
+                    return Err(End::Lost(format!("it has not said that it is alive for {} s", SILENCE.as_secs())));
+                }
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
+            }
         }
     }
 }

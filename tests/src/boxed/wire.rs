@@ -8,9 +8,12 @@
 
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 /// Most bytes that a frame contains.
 pub(super) const MOST: usize = 32 << 10;
+/// How often the box says that it is alive.
+pub(super) const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Length of what stands before the contents.
 const HEADER: usize = 9;
 
@@ -44,6 +47,8 @@ pub(super) enum Message {
         /// Whether `/dev/kvm` can be opened.
         kvm: bool,
     },
+    /// The box is alive: said again and again ([`ALIVE_EVERY`]).
+    Alive,
     /// Run a command on the channels 1 to 3.
     Run {
         /// The program and its arguments.

@@ -3,6 +3,8 @@
 //! Comes in: the two pipes of the machine's serial port. Decided: where an answer begins and ends; kernel messages may
 //! stand between its lines. Goes out: [`Answer`]; everything read is kept and copied to the log.
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use flate2::read::GzDecoder;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -91,7 +93,7 @@ impl Console {
     pub(super) fn send(&mut self, command: &str) -> io::Result<u64> {
         let id = self.next_id;
         self.next_id += 1;
-        let line = format!("RUN {id} {}\n", base64(command.as_bytes()));
+        let line = format!("RUN {id} {}\n", BASE64_STANDARD.encode(command));
         self.input.write_all(line.as_bytes())?;
         self.input.flush()?;
         Ok(id)
@@ -105,7 +107,7 @@ impl Console {
         }
         let from = self.shared.lock().bytes.len();
         let id = self.send(command).map_err(|error| format!("console: {error}"))?;
-        self.wait(from, limit, |text| parse_answer(text, id))
+        self.wait(from, limit, |text| parse_answer(text, id))?
     }
 
     fn wait<T>(&self, from: usize, limit: Duration, done: impl Fn(&str) -> Option<T>) -> Result<T, String> {
@@ -137,52 +139,25 @@ fn find_line<'a>(text: &'a str, mark: &str) -> Option<&'a str> {
     Some(text[at..at + end].trim())
 }
 
-fn parse_answer(text: &str, id: u64) -> Option<Answer> {
+/// An answer once it is there; it may have been interrupted by a message of the kernel in the middle of a line.
+fn parse_answer(text: &str, id: u64) -> Option<Result<Answer, String>> {
     let end_mark = format!("@@lucos-end {id} ");
     let status = find_line(text, &end_mark)?.parse().ok()?;
     let begin_mark = format!("@@lucos-begin {id}\n");
     let begin = text.find(&begin_mark)? + begin_mark.len();
     let body = text.get(begin..text.find(&end_mark)?)?;
     // A kernel message between the lines of an answer has characters that base64 does not have.
-    let coded: String = body.lines().filter(|line| line.bytes().all(is_base64)).collect();
-    let output = String::from_utf8_lossy(&unbase64(&coded)).into_owned();
-    Some(Answer { status, output })
-}
-
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-fn is_base64(byte: u8) -> bool {
-    byte == b'=' || ALPHABET.contains(&byte)
-}
-
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let word = chunk.iter().fold(0_u32, |word, &byte| word << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
-        for index in 0..4 {
-            let digit = (word >> (18 - 6 * index)) & 63;
-            out.push(if index <= chunk.len() { char::from(ALPHABET[digit as usize]) } else { '=' });
-        }
-    }
-    out
-}
-
-/// RFC 4648, section 4; other characters are passed over.
-fn unbase64(text: &str) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut word, mut bits) = (0_u32, 0);
-    for byte in text.bytes() {
-        let Some(digit) = ALPHABET.iter().position(|&letter| letter == byte) else { continue };
-        word = word << 6 | digit as u32;
-        bits += 6;
-        if bits >= 8 {
-            bits -= 8;
-            out.push((word >> bits) as u8);
-            word &= (1 << bits) - 1;
-        }
-    }
-    out
+    let is_coded = |line: &&str| line.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+/=".contains(&byte));
+    let coded: String = body.lines().filter(is_coded).collect();
+    let output = BASE64_STANDARD.decode(coded).map_err(|error| error.to_string()).and_then(|packed| {
+        let mut output = Vec::new();
+        GzDecoder::new(packed.as_slice()).read_to_end(&mut output).map_err(|error| error.to_string())?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    });
+    Some(match output {
+        Ok(output) => Ok(Answer { status, output }),
+        Err(error) => Err(format!("the answer cannot be read ({error}):\n{body}")),
+    })
 }
 
 #[cfg(test)]
@@ -190,18 +165,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_goes_both_ways() {
-        assert_eq!(base64(b"cat /proc/version"), "Y2F0IC9wcm9jL3ZlcnNpb24=");
-        for len in 0..70 {
-            let bytes: Vec<u8> = (0..len).map(|byte: u8| byte.wrapping_mul(37)).collect();
-            assert_eq!(unbase64(&base64(&bytes)), bytes);
-        }
-    }
-
-    #[test]
     fn an_answer_is_read_around_kernel_messages() {
-        let text = "@@lucos-begin 7\naGVs\n[   12.5] random: crng init done\nbG8K\n@@lucos-end 7 3\n";
-        assert_eq!(parse_answer(text, 7), Some(Answer { status: 3, output: "hello\n".to_owned() }));
+        let text = "@@lucos-begin 7\nH4sIAAAAAAAAA8tI\n[   12.5] random: crng init done\nzcnJ5wIAIDA6NgYAAAA=\n@@lucos-end 7 3\n";
+        assert_eq!(parse_answer(text, 7), Some(Ok(Answer { status: 3, output: "hello\n".to_owned() })));
+        let broken = text.replace("cnJ5w", "c[   13.0] BUG: bad\nnJ5w");
+        let error = parse_answer(&broken, 7).expect("complete").expect_err("not to be read");
+        assert!(error.contains("BUG: bad"), "{error}");
         assert_eq!(parse_answer(text, 8), None);
         assert_eq!(parse_answer(text.trim_end(), 7), None, "the last line is not complete yet");
     }
