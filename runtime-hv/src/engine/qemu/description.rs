@@ -64,7 +64,7 @@ impl Layout {
             // Numbers go on from the register before unless told.
             number = field("regnum").map_or(Some(number), |told| told.parse().ok()).ok_or_else(wrong)?;
             let in_order = registers.last().is_none_or(|last| last.number < number) && number < COUNT_LIMIT;
-            if bits == 0 || bits % 8 != 0 || bits > BITS_LIMIT || !in_order {
+            if bits == 0 || !bits.is_multiple_of(8) || bits > BITS_LIMIT || !in_order {
                 return Err(wrong());
             }
             let name = field("name").ok_or_else(wrong)?.to_owned();

@@ -121,6 +121,7 @@ impl<'a, S: Bounded> Processor<'a, S> {
     /// step without interrupts goes no further than the jump to itself at [`Call::back`]. The guest takes the interrupt when it
     /// runs again. Says whether it woke.
     pub(super) fn wake(&mut self, call: &Call) -> Result<bool, EngineError> {
+        self.set("rsp", call.stack.0)?;
         self.set("rip", call.back.0)?;
         self.set("eflags", FLAGS | INTERRUPTS)?;
         let to = Pa(MESSAGES | u64::from(call.wake.apic_id) << 12);
@@ -128,7 +129,8 @@ impl<'a, S: Bounded> Processor<'a, S> {
         let limit = call.limit.min(PATIENCE).max(Duration::from_millis(1));
         let stood = self.client.run(self.vcpu, Far::Step, limit)?;
         self.client.select(self.vcpu)?;
-        Ok(stood == Stood::Signal(TRAP))
+        let now = self.registers()?;
+        Ok(stood == Stood::Signal(TRAP) && self.get("rip", &now)? == call.back.0)
     }
 
     /// Gives the processor its registers back, whatever it has now.

@@ -99,14 +99,14 @@ impl Machine {
     }
 
     /// A register of the x87 stack as the stub reads it.
-    fn from_top(&self, name: &'static str) -> Option<&'static str> {
+    fn read_as(&self, name: &'static str) -> Option<&'static str> {
         let index: u64 = name.strip_prefix("st")?.parse().ok()?;
         Some(REGISTERS[14 + ((index + (self.get("fstat") >> 11)) % 8) as usize].0)
     }
 
     fn shown(&self) -> Vec<u8> {
         let show = |&(name, len): &(&'static str, usize)| {
-            let mut bytes = self.registers[self.from_top(name).unwrap_or(name)].clone();
+            let mut bytes = self.registers[self.read_as(name).unwrap_or(name)].clone();
             match name {
                 "r8" | "r9" if self.is_narrow() => bytes.fill(0),
                 "gs_base" | "cr3" => {}
