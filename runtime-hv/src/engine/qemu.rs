@@ -10,7 +10,7 @@
 //! | registers | `info registers -a` | 0.5 ms |
 //! | read | `process_vm_readv`, else `pmemsave` | a few µs, else about 1 ms |
 //! | write | stub, `M`, physical addresses | 0.1 ms once a pause, then 0.05 ms a KB |
-//! | call | stub: other registers, one processor run alone (`call`) | TIME |
+//! | call | stub: other registers, one processor run alone (`call`) | about 3 ms |
 //! | interrupt | stub, `M`, at the address of a message-signalled interrupt | as a write |
 
 mod call;
@@ -358,6 +358,7 @@ impl Engine for QemuEngine {
 fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), EngineError> {
     let running = monitor.is_running()?;
     let mut stands = !running;
+    let mut owner_paused = false;
     match Found::ask(monitor)? {
         Found::Owners(address) => return Err(stub::owned(&address)),
         Found::Ours { socket, connected: true } => {
@@ -377,12 +378,14 @@ fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), Engine
             });
         }
         Found::Ours { socket, .. } => {
-            stands |= call::put_back_after_death(monitor, &socket)?.is_some();
+            if let Some(record) = call::put_back_after_death(monitor, &socket)? {
+                (stands, owner_paused) = (true, record.owner_paused);
+            }
             stub::clear(monitor, &socket)?;
         }
         Found::Closed => {}
     }
-    if stands && earlier == Earlier::Died { monitor.cont() } else { Ok(()) }
+    if stands && !owner_paused && earlier == Earlier::Died { monitor.cont() } else { Ok(()) }
 }
 
 /// A folder for QEMU and us alone. QEMU makes the files in it, so it belongs to QEMU's user.

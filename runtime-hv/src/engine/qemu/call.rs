@@ -59,10 +59,13 @@ impl Calls for QemuEngine {
             reason: format!("the stack of a call is not mapped at {:#x}", top.0),
         })?;
         self.write(place, &call.back.0.to_le_bytes())?;
-        let resets = self.resets_now()?;
+        let resets = self.monitor.borrow().resets();
         let outcome = self.take(vcpu, call, &state).and_then(|()| self.enter(vcpu, call, state.halted));
         if !matches!(outcome, Ok(Outcome::Value(_))) {
-            self.look_after(vcpu, call, resets)?;
+            self.look_after(call, resets)?;
+        }
+        if matches!(outcome, Ok(Outcome::Late(_) | Outcome::Strayed(_))) {
+            self.keep_awake(vcpu, call)?;
         }
         self.put_back()?;
         match outcome? {
@@ -120,7 +123,7 @@ impl QemuEngine {
         if record.whole.is_none() {
             record.whole = Some(hold.stub.with(A_CALL, |client| {
                 let mut processor = Processor::choose(client, vcpu)?;
-                processor.enter_ring_0()?;
+                processor.enter_ring_0(&record.seen)?;
                 processor.registers()
             })?);
             record.store(self.folder.path())?;
@@ -133,26 +136,29 @@ impl QemuEngine {
         hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.call(call, halted))
     }
 
-    /// After a call that did not return: the guest is to stand; a function that has halted the processor must not leave it so; and
-    /// after a reset there is nothing to put back.
-    fn look_after(&mut self, vcpu: Vcpu, call: &Call, resets: u64) -> Result<(), EngineError> {
+    /// After a call that did not return: the guest is to stand, and after a reset there is nothing to put back.
+    fn look_after(&mut self, call: &Call, resets: u64) -> Result<(), EngineError> {
         self.monitor.get_mut().stop()?;
-        if self.resets_now()? != resets {
-            if let Some(hold) = &mut self.hold {
-                hold.taken = None;
-                hold.stub.with(A_CALL, |client| client.clear_breakpoint(call.back.0))?;
-            }
-            Record::forget(self.folder.path())?;
-            return Err(EngineError::State("reset while one of its functions was called"));
+        if self.resets_now()? == resets {
+            return Ok(());
         }
-        let entered = self.hold.as_ref().is_some_and(|hold| hold.taken.is_some());
-        if entered
-            && self.state(vcpu)?.halted
+        if let Some(hold) = &mut self.hold {
+            hold.taken = None;
+            Record::forget(self.folder.path())?;
+            hold.stub.with(A_CALL, |client| client.clear_breakpoint(call.back.0))?;
+        }
+        Err(EngineError::State("reset while one of its functions was called"))
+    }
+
+    /// A function may have halted the processor, with interrupts off for ever; what the processor was doing may not wait for one.
+    fn keep_awake(&mut self, vcpu: Vcpu, call: &Call) -> Result<(), EngineError> {
+        if self.state(vcpu)?.halted
             && let Some(hold) = &mut self.hold
         {
             hold.stub.with(A_CALL, |client| {
                 let mut processor = Processor::choose(client, vcpu)?;
-                processor.enter_ring_0()?;
+                let now = processor.registers()?;
+                processor.enter_ring_0(&now)?;
                 processor.wake(call)
             })?;
         }

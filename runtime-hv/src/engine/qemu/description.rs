@@ -64,7 +64,7 @@ impl Layout {
             // Numbers go on from the register before unless told.
             number = field("regnum").map_or(Some(number), |told| told.parse().ok()).ok_or_else(wrong)?;
             let in_order = registers.last().is_none_or(|last| last.number < number) && number < COUNT_LIMIT;
-            if bits == 0 || bits % 8 != 0 || bits > BITS_LIMIT || !in_order {
+            if bits == 0 || !bits.is_multiple_of(8) || bits > BITS_LIMIT || !in_order {
                 return Err(wrong());
             }
             let name = field("name").ok_or_else(wrong)?.to_owned();
@@ -132,7 +132,7 @@ mod tests {
         let layout = Layout::parse([CORE, r#"<reg name="more" bitsize="8"/>"#]).expect("a description");
         let found: Vec<_> = layout.all().iter().map(|one| (one.name.as_str(), one.number, one.at, one.len)).collect();
         assert_eq!(found, [("rax", 0, 0, 8), ("cs", 1, 8, 4), ("st0", 7, 12, 10), ("more", 8, 22, 1)]);
-        assert_eq!(layout.len(), 23);
+        assert_eq!(layout.length(), 23);
         let all: Vec<u8> = (1..=23).collect();
         let cs = layout.find("cs").expect("there");
         assert_eq!((cs.value(&all).expect("whole"), cs.bytes(0x10)), (0x0c0b_0a09, vec![0x10, 0, 0, 0]));

@@ -78,19 +78,21 @@ impl<'a, S: Bounded> Processor<'a, S> {
         self.layout.find(name)?.value(all)
     }
 
-    /// 64-bit code in ring 0. A processor that is there already has the flat segments, or none, which is the same.
-    pub(super) fn enter_ring_0(&mut self) -> Result<(), EngineError> {
-        let now = self.registers()?;
-        if self.get("cs", &now)? != KERNEL_CS {
+    /// 64-bit code in ring 0; says whether it was anything else. A processor that is there already has the flat segments, or none,
+    /// which is the same.
+    pub(super) fn enter_ring_0(&mut self, now: &[u8]) -> Result<bool, EngineError> {
+        let other = self.get("cs", now)? != KERNEL_CS;
+        if other {
             self.set("cs", KERNEL_CS)?;
             self.set("ss", KERNEL_DS)?;
         }
-        Ok(())
+        Ok(other)
     }
 
     /// Runs a function; a processor that is halted is woken first.
     pub(super) fn call(&mut self, call: &Call, halted: bool) -> Result<Outcome, EngineError> {
-        self.enter_ring_0()?;
+        let now = self.registers()?;
+        self.enter_ring_0(&now)?;
         self.set("cr3", call.cr3)?;
         self.set("gs_base", call.gs_base)?;
         if halted && !self.wake(call)? {
@@ -119,6 +121,7 @@ impl<'a, S: Bounded> Processor<'a, S> {
     /// step without interrupts goes no further than the jump to itself at [`Call::back`]. The guest takes the interrupt when it
     /// runs again. Says whether it woke.
     pub(super) fn wake(&mut self, call: &Call) -> Result<bool, EngineError> {
+        self.set("rsp", call.stack.0)?;
         self.set("rip", call.back.0)?;
         self.set("eflags", FLAGS | INTERRUPTS)?;
         let to = Pa(MESSAGES | u64::from(call.wake.apic_id) << 12);
@@ -126,28 +129,34 @@ impl<'a, S: Bounded> Processor<'a, S> {
         let limit = call.limit.min(PATIENCE).max(Duration::from_millis(1));
         let stood = self.client.run(self.vcpu, Far::Step, limit)?;
         self.client.select(self.vcpu)?;
-        Ok(stood == Stood::Signal(TRAP))
+        let now = self.registers()?;
+        Ok(stood == Stood::Signal(TRAP) && self.get("rip", &now)? == call.back.0)
     }
 
     /// Gives the processor its registers back, whatever it has now.
     pub(super) fn put_back(&mut self, record: &Record) -> Result<(), EngineError> {
         self.client.clear_breakpoint(record.breakpoint)?;
+        let mut now = self.registers()?;
         if let Some(whole) = &record.whole {
-            self.enter_ring_0()?;
+            if self.enter_ring_0(&now)? {
+                now = self.registers()?;
+            }
             for _ in 0..ROUNDS {
-                if !self.put_back_once(whole)? {
+                if !self.put_back_once(&now, whole)? {
                     break;
                 }
+                now = self.registers()?;
             }
         }
-        let now = self.registers()?;
         for name in ["cs", "ss"] {
             let old = self.get(name, &record.seen)?;
             if self.get(name, &now)? != old {
                 self.set(name, old)?;
             }
         }
-        let now = self.registers()?;
+        if now != record.seen {
+            now = self.registers()?;
+        }
         if now == record.seen {
             return Ok(());
         }
@@ -160,12 +169,11 @@ impl<'a, S: Bounded> Processor<'a, S> {
     }
 
     /// Writes what is different; says whether anything was.
-    fn put_back_once(&mut self, whole: &[u8]) -> Result<bool, EngineError> {
-        let now = self.registers()?;
+    fn put_back_once(&mut self, now: &[u8], whole: &[u8]) -> Result<bool, EngineError> {
         let layout = Arc::clone(&self.layout);
         let mut different = Vec::new();
         for register in layout.all() {
-            if !matches!(register.name.as_str(), "cs" | "ss") && register.of(&now)? != register.of(whole)? {
+            if !matches!(register.name.as_str(), "cs" | "ss") && register.of(now)? != register.of(whole)? {
                 different.push(register);
             }
         }
@@ -197,3 +205,6 @@ impl<'a, S: Bounded> Processor<'a, S> {
 fn is_x87(register: &Register) -> bool {
     register.name == "fstat" || register.name.strip_prefix("st").is_some_and(|index| index.parse::<u8>().is_ok())
 }
+
+#[cfg(test)]
+mod tests;
