@@ -30,16 +30,34 @@ pub struct Registers {
     pub rsp: u64,
     /// Frame pointer.
     pub rbp: u64,
-    /// General registers from which the kernel's unwind tables may count; zeros where a processor runs 32-bit code.
+    /// The other general registers; zeros where a processor runs 32-bit code.
     pub rax: u64,
+    /// See `rax`.
+    pub rbx: u64,
+    /// See `rax`.
+    pub rcx: u64,
     /// See `rax`.
     pub rdx: u64,
     /// See `rax`.
+    pub rsi: u64,
+    /// See `rax`.
     pub rdi: u64,
+    /// See `rax`.
+    pub r8: u64,
+    /// See `rax`.
+    pub r9: u64,
     /// See `rax`.
     pub r10: u64,
     /// See `rax`.
+    pub r11: u64,
+    /// See `rax`.
+    pub r12: u64,
+    /// See `rax`.
     pub r13: u64,
+    /// See `rax`.
+    pub r14: u64,
+    /// See `rax`.
+    pub r15: u64,
     /// Flags.
     pub rflags: u64,
     /// Current privilege level, 0 or 3.
@@ -201,6 +219,12 @@ pub trait Stopped: ReadMemory + WriteMemory {
     /// # Errors
     /// As [`Stopped::registers`].
     fn redirect(&mut self, vcpu: Vcpu, rip: u64) -> Result<(), EngineError>;
+
+    /// Runs a function on the processor that is attended to, as [`Calls::call`] does; what it writes to trapped pages is not told.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
 /// Attends to what the guest does while it runs. It is called with all processors stopped, and they wait for it.
@@ -209,7 +233,8 @@ pub trait Attend: Send {
     /// Contents that did not change are no write.
     fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]);
 
-    /// Code of the service in the guest reports; the processor goes on behind the report unless it is redirected.
+    /// Code of the service in the guest reports ([`Calls::report_code`], which changes no register); the processor stands in it,
+    /// and stays there unless it is redirected.
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, value: u32);
 }
 
@@ -327,4 +352,9 @@ pub trait Calls {
 pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Calls + Send {
     /// Name for people and JSON (`qemu`).
     fn name(&self) -> &'static str;
+
+    /// Tells of writes and reports, if it can.
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        None
+    }
 }

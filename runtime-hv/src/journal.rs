@@ -14,7 +14,7 @@
 
 use crate::guest::arena::{State, Write};
 use crate::guest::support::Operation;
-use crate::protocol::{BundleInfo, BundleState, ModuleState};
+use crate::protocol::{BundleInfo, ModuleState};
 use crate::update::area::Area;
 use crate::update::data::Edit;
 use lpk_format::hex;
@@ -137,7 +137,7 @@ impl Document {
             Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
         };
         let mut records = self.bundles.iter().map(|record| &record.info);
-        records.any(|info| info.id == bundle && info.state == BundleState::Applied && in_effect(info))
+        records.any(|info| info.id == bundle && info.state.is_in_effect() && in_effect(info))
     }
 }
 

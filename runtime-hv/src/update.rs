@@ -13,6 +13,7 @@ pub mod area;
 pub mod code;
 pub mod data;
 pub mod link;
+pub mod open;
 pub mod plan;
 pub mod quiet;
 pub mod sites;
@@ -37,10 +38,12 @@ mod undo;
 mod watch;
 
 pub use errors::UpdateError;
+pub(crate) use open::LOOK_EVERY;
 
 use crate::engine::Engine;
 
 use crate::guest::arena::{Allocation, Write};
+use crate::guest::frames::Unwinder;
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
@@ -51,6 +54,7 @@ use admit::Admitted;
 use area::Area;
 use data::Changes;
 use lpk_format::{Bundle, DataChange, HookKind, Place};
+use open::{Open, Shared, Survey};
 use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
@@ -95,6 +99,10 @@ pub struct Updater<E> {
     seen: Option<watch::Seen>,
     /// How often the guest's modules were looked at.
     looks: u64,
+    /// Walks the stacks of this boot.
+    unwinder: Option<Unwinder>,
+    /// Updates that threads are still inside.
+    opens: Shared,
 }
 
 impl<E: Engine> Updater<E> {
@@ -106,15 +114,26 @@ impl<E: Engine> Updater<E> {
         let document = journal.load()?;
         let resets = engine.resets();
         let bundles = BTreeMap::new();
-        let mut updater =
-            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
+        let mut updater = Updater {
+            engine,
+            journal,
+            document,
+            bundles,
+            patience,
+            resets,
+            unsettled: false,
+            seen: None,
+            looks: 0,
+            unwinder: None,
+            opens: Shared::default(),
+        };
         updater.recover()?;
         Ok(updater)
     }
 
     /// All bundles of this boot, oldest first.
     pub fn list(&self) -> Vec<BundleInfo> {
-        self.document.bundles.iter().map(|record| record.info.clone()).collect()
+        self.document.bundles.iter().map(|record| self.shown(&record.info)).collect()
     }
 
     /// One bundle, by name or by the beginning of its id; of several with the name, the newest.
@@ -122,12 +141,12 @@ impl<E: Engine> Updater<E> {
     /// # Errors
     /// [`UpdateError::Unknown`] or [`UpdateError::Ambiguous`].
     pub fn show(&self, name: &str) -> Result<BundleInfo, UpdateError> {
-        Ok(self.document.bundles[self.position(name)?].info.clone())
+        Ok(self.shown(&self.document.bundles[self.position(name)?].info))
     }
 
     fn position(&self, name: &str) -> Result<usize, UpdateError> {
         let bundles = &self.document.bundles;
-        let preferred = |info: &BundleInfo| info.state == BundleState::Applied;
+        let preferred = |info: &BundleInfo| info.state.is_in_effect();
         let named = |wanted: bool| bundles.iter().rposition(|r| r.info.name == name && preferred(&r.info) == wanted);
         if let Some(found) = named(true).or_else(|| named(false)) {
             return Ok(found);
@@ -349,23 +368,35 @@ impl<E: Engine> Updater<E> {
         // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
         let expected = data::to_new(&self.engine, &plan.data)?;
         self.journal.begin(&action(&expected, after), &self.document)?;
-        let (journal, before, kernel) = (&self.journal, &self.document, &first.kernel);
+        let old_code = open::code(admitted);
+        let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
+        let (journal, before, kernel, opens) = (&self.journal, &self.document, &first.kernel, &self.opens);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
             if check != Check::Ready {
                 return Ok(check);
             }
+            let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), &old_code))?;
+            let threads = match found {
+                Survey::Frames(threads) if threads.is_empty() => threads,
+                Survey::Frames(threads) if engine.watch().is_some() && plan.trampoline != 0 => threads,
+                Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
+                Survey::Unclear(who) => return Ok(Check::Busy(who)),
+            };
             journal.committing()?;
+            let count = threads.len() as u32;
             let mut changes = Changes::default();
             let mut switch = || {
                 times.measure("place", || transaction::write_all(engine, &plan.writes))?;
                 if let Some(hooks) = &plan.hooks {
-                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Pre, 0))?;
+                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Pre, count))?;
                 }
-                if !plan.data.is_empty() {
+                if !plan.data.is_empty() || count != 0 {
                     changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
+                    changes.returns = threads.iter().map(|thread| thread.divert(plan.trampoline)).collect();
                     if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
                         record.data.extend(changes.edits.iter().cloned());
+                        record.info.state = if count == 0 { BundleState::Applied } else { BundleState::Open };
                     }
                     journal.begin(&action(&changes, after), before)?;
                     journal.committing()?;
@@ -376,12 +407,16 @@ impl<E: Engine> Updater<E> {
                     times.measure("hooks", || hooks.about_data(engine, kernel, HookKind::SyncToNew))?;
                 }
                 times.measure("redirect", || transaction::write_all(engine, &plan.jumps))?;
+                if count != 0 {
+                    let open = Open::new(id, kernel, plan, threads.clone());
+                    return times.measure("protect", || opens.begin(engine, open));
+                }
                 if let Some(hooks) = &plan.hooks {
                     times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Post, 0))?;
                 }
-                Ok::<_, UpdateError>(Check::Ready)
+                Ok::<_, UpdateError>(())
             };
-            switch().or_else(|error| {
+            switch().map(|()| Check::Ready).or_else(|error| {
                 let writes: Vec<Write> = action(&changes, after).writes;
                 match errors::with_undo(error, transaction::take_back(engine, &writes)) {
                     error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
@@ -389,6 +424,7 @@ impl<E: Engine> Updater<E> {
                 }
             })
         });
+        self.unwinder = unwinder.or(self.unwinder.take());
         let result = match outcome {
             Ok((result, time)) => {
                 times.paused(time);
@@ -464,6 +500,8 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
         data: data.collect(),
+        inside: Vec::new(),
+        open: None,
         hooks: hooks.collect(),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),

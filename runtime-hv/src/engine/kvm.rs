@@ -116,10 +116,19 @@ impl Machine {
             rsp: regs.rsp,
             rbp: regs.rbp,
             rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
             rdx: regs.rdx,
+            rsi: regs.rsi,
             rdi: regs.rdi,
+            r8: regs.r8,
+            r9: regs.r9,
             r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
             r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
             rflags: regs.rflags,
             // The privilege of the stack segment is the processor's (Intel SDM vol. 3, 5.5).
             cpl: special.ss.dpl,
@@ -167,6 +176,7 @@ impl Pause for KvmEngine {
 
     fn resume(&mut self) -> Result<(), EngineError> {
         if let Some(since) = self.held.take() {
+            self.machine().refresh();
             self.machine().gate.release();
             self.last_pause = since.elapsed();
         }
@@ -264,5 +274,9 @@ impl Calls for KvmEngine {
 impl Engine for KvmEngine {
     fn name(&self) -> &'static str {
         "kvm"
+    }
+
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        Some(self)
     }
 }

@@ -12,7 +12,7 @@ use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
 use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
-use crate::protocol::{BundleState, DataInfo, DataStrategy, ModuleFunction};
+use crate::protocol::{DataInfo, DataStrategy, ModuleFunction};
 use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, Place, UpdateType, hex};
 use std::ops::Range;
 
@@ -29,8 +29,10 @@ pub struct Admitted {
     /// Live bytes of each old function, in the order of the bundle.
     pub live: Vec<Vec<u8>>,
     /// Link addresses between which no saved instruction pointer may lie: inside the bytes of the jumps, where these are not a
-    /// single instruction; all old code when data change with it.
+    /// single instruction.
     pub inside: Vec<std::ops::Range<u64>>,
+    /// All code that an update of type 2 leaves: link addresses and names.
+    pub old_code: Vec<(std::ops::Range<u64>, String)>,
     /// Link addresses of the bytes that the jumps take.
     pub jumps: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
@@ -78,6 +80,7 @@ pub fn admit<E: Engine>(
         facts,
         live: Vec::new(),
         inside: Vec::new(),
+        old_code: Vec::new(),
         jumps: Vec::new(),
         starts: Vec::new(),
         resets,
@@ -130,26 +133,26 @@ pub fn admit<E: Engine>(
         admitted.live.push(live);
     }
     if bundle.manifest.update_type == UpdateType::Type2 {
-        admitted.inside = old_code(bundle);
+        admitted.old_code = old_code(bundle);
         data::are_unchanged(engine, &admitted.kernel, bundle)?;
     }
     Ok(admitted)
 }
 
-/// Link addresses of all code that an update of type 2 leaves. The first instruction of a function is not inside yet; a call that
-/// ends one returns to the byte behind it.
-fn old_code(bundle: &Bundle) -> Vec<Range<u64>> {
+/// All code that an update of type 2 leaves. The first instruction of a function is not inside yet.
+fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String)> {
     let functions = bundle.functions.iter().map(|function| {
         let start = function.old_address;
-        start + 1..start.saturating_add(function.expected.len() as u64 + 1)
+        (start + 1..start.saturating_add(function.expected.len() as u64), function.name.clone())
     });
-    let left = bundle.manifest.left.iter().map(|code| code.address..code.address.saturating_add(code.size + 1));
+    let left = &bundle.manifest.left;
+    let left = left.iter().map(|code| (code.address..code.address.saturating_add(code.size), code.name.clone()));
     functions.chain(left).collect()
 }
 
 /// Refuses what is applied, and what another bundle has redirected or changed.
 fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
-    for record in document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+    for record in document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
         let (name, other) = (record.info.name.clone(), record.info.id.clone());
         if other == id {
             return Err(UpdateError::AlreadyApplied { name, id: other });

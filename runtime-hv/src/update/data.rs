@@ -9,7 +9,7 @@ use super::admit::Admitted;
 use super::link::Addresses;
 use super::transfer::transfer;
 use super::{UpdateError, link};
-use crate::engine::{Pa, ReadMemory, Va};
+use crate::engine::{EngineError, Pa, ReadMemory, Stopped, Va};
 use crate::guest::Kernel;
 use crate::guest::arena::Write;
 use crate::guest::paging::PAGE;
@@ -42,6 +42,15 @@ pub struct Datum {
     initial: Vec<u8>,
 }
 
+/// From which version of a datum to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The new copy is made from the old one.
+    ToNew,
+    /// The old copy is made from the new one.
+    ToOld,
+}
+
 /// What changes in data.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -49,12 +58,14 @@ pub struct Changes {
     pub edits: Vec<Edit>,
     /// Contents of copies.
     pub copies: Vec<Write>,
+    /// Return addresses of threads inside.
+    pub returns: Vec<Write>,
 }
 
 impl Changes {
     /// All of them.
     pub fn writes(&self) -> impl Iterator<Item = &Write> {
-        self.copies.iter().chain(self.edits.iter().map(|edit| &edit.write))
+        self.copies.iter().chain(self.edits.iter().map(|edit| &edit.write)).chain(&self.returns)
     }
 }
 
@@ -221,6 +232,83 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
 }
 
 impl Datum {
+    /// Whether there are two copies of it.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        !self.new.is_empty()
+    }
+
+    /// Link address of the old one.
+    #[must_use]
+    pub fn old_address(&self) -> u64 {
+        self.patch.old_address
+    }
+
+    /// Where a copy is.
+    fn places(&self, old: bool) -> Vec<(Pa, usize)> {
+        if !old {
+            return self.new.clone();
+        }
+        let (mut at, mut rest, mut places) = (self.old.0, self.patch.old_size as usize, Vec::new());
+        while rest != 0 {
+            let here = rest.min(PAGE - (at as usize & (PAGE - 1)));
+            places.push((Pa(at), here));
+            (at, rest) = (at.wrapping_add(here as u64), rest - here);
+        }
+        places
+    }
+
+    /// Pages of both copies.
+    pub fn pages(&self) -> impl Iterator<Item = Pa> {
+        let all = [self.places(true), self.places(false)].concat();
+        all.into_iter().map(|(pa, _)| Pa(pa.0 & !(PAGE as u64 - 1)))
+    }
+
+    /// Whether a write to a page has changed the copy that `direction` starts from.
+    #[must_use]
+    pub fn is_source_written(&self, direction: Direction, page: Pa, before: &[u8], after: &[u8]) -> bool {
+        self.places(direction == Direction::ToNew).into_iter().any(|(pa, length)| {
+            let offset = pa.0.wrapping_sub(page.0);
+            let part = offset as usize..offset as usize + length;
+            offset < PAGE as u64 && before.get(part.clone()) != after.get(part)
+        })
+    }
+
+    /// Makes one copy from the other, in the stopped guest.
+    ///
+    /// # Errors
+    /// [`UpdateError::DoesNotFit`], and of the engine.
+    pub fn carry(&self, guest: &mut dyn Stopped, direction: Direction) -> Result<(), UpdateError> {
+        let DataChange::Moved { to_new, to_old } = &self.patch.change else { return Ok(()) };
+        let copy = |old: bool| {
+            let mut bytes = Vec::new();
+            for (pa, length) in self.places(old) {
+                let start = bytes.len();
+                bytes.resize(start + length, 0);
+                guest.read(pa, &mut bytes[start..])?;
+            }
+            Ok::<_, EngineError>(bytes)
+        };
+        let (mut old, mut new) = (copy(true)?, copy(false)?);
+        let (made, places) = match direction {
+            Direction::ToNew => {
+                self.carried(transfer(to_new, &old, &mut new))?;
+                (new, self.places(false))
+            }
+            Direction::ToOld => {
+                self.carried(transfer(to_old, &new, &mut old))?;
+                (old, self.places(true))
+            }
+        };
+        let mut rest = made.as_slice();
+        for (pa, length) in places {
+            let (here, behind) = rest.split_at(length.min(rest.len()));
+            guest.write(pa, here)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
     /// A range of the new contents that is written over the old ones.
     fn edit(&self, memory: &dyn ReadMemory, range: &Range<u32>, guarded: bool) -> Result<Option<Edit>, UpdateError> {
         let part = range.start as usize..range.end as usize;

@@ -7,6 +7,7 @@ use super::transfer::Overflow;
 use crate::engine::{CallError, EngineError};
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
+use crate::guest::frames::UnwindError;
 use crate::guest::support::{Operation, SupportError};
 use crate::journal::JournalError;
 use crate::protocol::Problem;
@@ -225,6 +226,9 @@ pub enum UpdateError {
         /// Attempts made.
         attempts: usize,
     },
+    /// Stacks cannot be walked.
+    #[error(transparent)]
+    Unwind(#[from] UnwindError),
     /// The hypervisor failed; the guest is as it was.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -279,7 +283,8 @@ impl UpdateError {
                 refused("data-taken").help(format!("undo {} first", id.get(..12).unwrap_or(id)))
             }
             UpdateError::Unsupported(_) => refused("unsupported"),
-            UpdateError::Guest(error)
+            UpdateError::Unwind(UnwindError::Guest(error))
+            | UpdateError::Guest(error)
             | UpdateError::Arena(ArenaError::Guest(error))
             | UpdateError::Support(SupportError::Guest(error)) => guest(error, self),
             UpdateError::Support(_) | UpdateError::NoSupport => {
@@ -324,6 +329,7 @@ impl UpdateError {
                 refused("changed-since").help("stop tracing or probing this function in the guest, then undo again")
             }
             UpdateError::ProbedSince { .. } => refused("probed").help("remove the kprobe in the guest, then undo again"),
+            UpdateError::Unwind(_) => refused("no-unwind-tables"),
             UpdateError::Busy { .. } => refused("busy").help("try again later"),
             UpdateError::Transaction(TransactionError::Stuck { .. }) => failed("guest-half-changed")
                 .help("restart the service with `lucos-hv attach`: it finishes taking back from its journal"),

@@ -5,16 +5,16 @@
 
 use super::UpdateError;
 use super::admit::{Admitted, JUMP};
-use super::area::Area;
+use super::area::{Area, REPORT_ROOM};
 use super::code::{CALL, JMP, branch};
 use super::data::{self, Datum};
-use super::hooks::Hooks;
+use super::hooks::{self, Hooks};
 use super::link::{self, Addresses, LinkError};
 use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
 use crate::guest::paging::PAGE;
 use crate::journal::Document;
-use lpk_format::{Bundle, DataChange, DataPatch, Payload, Place, SectionKind};
+use lpk_format::{Bundle, DataChange, DataPatch, Payload, Place, SectionKind, UpdateType};
 use std::ops::Range;
 
 /// What will be written, and what holds afterwards.
@@ -40,6 +40,8 @@ pub struct Plan {
     pub data: Vec<Datum>,
     /// The author's hooks.
     pub hooks: Option<Hooks>,
+    /// Where threads return to that are inside old code.
+    pub trampoline: u64,
 }
 
 impl Plan {
@@ -57,6 +59,7 @@ impl Plan {
             idle: None,
             data: Vec::new(),
             hooks: None,
+            trampoline: 0,
         }
     }
 
@@ -70,6 +73,7 @@ impl Plan {
         self.mapped.extend_from_slice(&other.mapped);
         self.data.extend_from_slice(&other.data);
         self.hooks = self.hooks.or_else(|| other.hooks.clone());
+        self.trampoline = self.trampoline.max(other.trampoline);
         self
     }
 }
@@ -137,6 +141,7 @@ fn fresh<E: Engine>(
         idle: None,
         data: Vec::new(),
         hooks: None,
+        trampoline: 0,
     })
 }
 
@@ -185,6 +190,7 @@ fn reuse<E: Engine>(
         idle: None,
         data: Vec::new(),
         hooks: None,
+        trampoline: 0,
     }))
 }
 
@@ -222,6 +228,9 @@ pub fn in_area<E: Engine>(
         }
     }
     let hooks = Hooks::prepare(engine, &admitted.kernel, bundle, area)?;
+    if bundle.manifest.update_type == UpdateType::Type2 {
+        writes.extend(hooks::report_code(engine, &admitted.kernel, &addresses)?);
+    }
     if let Some(hooks) = &hooks {
         writes.extend(hooks.writes(engine)?);
     }
@@ -239,6 +248,7 @@ pub fn in_area<E: Engine>(
         idle: None,
         data: data::prepare(engine, admitted, bundle, &addresses)?,
         hooks,
+        trampoline: addresses.rodata.wrapping_sub(REPORT_ROOM),
     })
 }
 
@@ -339,6 +349,7 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
         idle: None,
         data: Vec::new(),
         hooks: None,
+        trampoline: 0,
     })
 }
 

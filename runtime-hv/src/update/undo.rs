@@ -8,6 +8,7 @@ use super::area::Area;
 use super::data::{self, Changes, Datum, Edit};
 use super::hooks::Hooks;
 use super::link::Addresses;
+use super::open::{self, Code, Survey};
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
 use crate::engine::{Engine, Pa};
@@ -62,7 +63,7 @@ struct NewCode {
     /// All of it.
     all: Vec<Range<u64>>,
     /// The code in it.
-    code: Vec<Range<u64>>,
+    code: Vec<Code>,
 }
 
 /// How a stop ended.
@@ -87,7 +88,7 @@ impl<E: Engine> Updater<E> {
         let index = self.position(name)?;
         let record = self.document.bundles[index].clone();
         let (name, id) = (record.info.name.clone(), record.info.id.clone());
-        if record.info.state != BundleState::Applied {
+        if !record.info.state.is_in_effect() {
             return Err(UpdateError::NotApplied { name, state: record.info.state.word() });
         }
         let bundle = self.bundle(&id)?;
@@ -223,7 +224,8 @@ impl<E: Engine> Updater<E> {
         let expected = data::to_old(&self.engine, data, edits)?;
         self.journal.begin(&planned(true, &expected), &self.document)?;
         let ranges = self.new_code(action);
-        let (journal, resets, before) = (&self.journal, self.resets, &self.document);
+        let mut unwinder = if action.exclusive { self.unwinder(&action.kernel)? } else { None };
+        let (journal, resets, before, opens) = (&self.journal, self.resets, &self.document, &self.opens);
         let outcome = paused(&mut self.engine, |engine| {
             let check = times.measure("check", || {
                 if engine.resets() != resets {
@@ -244,11 +246,12 @@ impl<E: Engine> Updater<E> {
                 if !transaction::unchanged(engine, &back.writes)? {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
-                if action.exclusive
-                    && back.leads_back
-                    && let Some(who) = quiet::nobody_in(engine, &action.kernel, &ranges.code)?
-                {
-                    return Ok(Err(who));
+                if action.exclusive && back.leads_back {
+                    match open::survey(engine, &action.kernel, unwinder.as_mut(), &ranges.code)? {
+                        Survey::Frames(threads) if threads.is_empty() => {}
+                        Survey::Frames(threads) => return Ok(Err(open::who(&threads))),
+                        Survey::Unclear(who) => return Ok(Err(who)),
+                    }
                 }
                 // The jumps do not wait for the memory.
                 let memory = memory.iter().flat_map(|plan| &plan.writes).cloned().collect::<Vec<_>>();
@@ -270,7 +273,10 @@ impl<E: Engine> Updater<E> {
                     other => other?,
                 }
             }
-            let changes = data::to_old(engine, data, edits)?;
+            let Some(returns) = opens.returns(engine, &action.id)? else {
+                return Ok((Switched::Busy("a thread is just leaving the old code".to_owned()), false));
+            };
+            let changes = Changes { returns, ..data::to_old(engine, data, edits)? };
             let planned = planned(is_free, &changes);
             if back.leads_back && (!is_free || changes != expected) {
                 journal.begin(&planned, before)?;
@@ -288,8 +294,12 @@ impl<E: Engine> Updater<E> {
                     return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
                 }
             }
+            if back.leads_back {
+                opens.end(engine, &action.id)?;
+            }
             Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))
         });
+        self.unwinder = unwinder.or(self.unwinder.take());
         self.unsettled = true;
         // On error the guest stands still: the action stays in the journal.
         let (result, time) = outcome?;
@@ -313,13 +323,14 @@ impl<E: Engine> Updater<E> {
     fn new_code(&self, action: &Undoing) -> NewCode {
         let arena = &self.document.arena;
         let (mut all, mut code) = (Vec::new(), Vec::new());
+        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0 };
         for known in arena.allocations.iter().filter(|known| known.bundle == action.id) {
             all.extend(arena::ranges(arena, known));
-            code.extend(arena::code(arena, known));
+            code.extend(arena::code(arena, known).into_iter().map(named));
         }
         for area in &action.areas {
             all.push(area.range());
-            code.push(area.base..area.base + area.parts.text);
+            code.push(named(area.base..area.base + area.parts.text));
         }
         NewCode { all, code }
     }

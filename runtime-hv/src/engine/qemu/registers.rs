@@ -62,17 +62,28 @@ fn one(body: &str) -> Result<Registers, EngineError> {
     }
     // The form with narrow registers has no others, and none of these is asked for there.
     let is_wide = value(body, &["RIP"]).is_some();
-    let general = |name| match value(body, &[name]) {
+    // Short names are padded: `R8 =`.
+    let tight = body.replace(" =", "=");
+    let general = |name| match value(&tight, &[name]) {
         None if is_wide => Err(unexpected("all general registers", body)),
         found => Ok(found.unwrap_or(0)),
     };
     Ok(Registers {
         rbp: general("RBP")?,
         rax: general("RAX")?,
+        rbx: general("RBX")?,
+        rcx: general("RCX")?,
         rdx: general("RDX")?,
+        rsi: general("RSI")?,
         rdi: general("RDI")?,
+        r8: general("R8")?,
+        r9: general("R9")?,
         r10: general("R10")?,
+        r11: general("R11")?,
+        r12: general("R12")?,
         r13: general("R13")?,
+        r14: general("R14")?,
+        r15: general("R15")?,
         rip: value(body, &["RIP", "EIP"]).ok_or_else(|| unexpected("a value for RIP", body))?,
         rsp: value(body, &["RSP", "ESP"]).ok_or_else(|| unexpected("a value for RSP", body))?,
         rflags: value(body, &["RFL", "EFL"]).ok_or_else(|| unexpected("a value for RFL", body))?,
@@ -148,10 +159,19 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
                 rsp: 0xffff_ce32_c243_bab0,
                 rbp: 0xffff_8c52_811b_e400,
                 rax: 0,
+                rbx: 0x7ff_ffff,
+                rcx: i64::MAX.cast_unsigned(),
                 rdx: 1,
+                rsi: 0xa20,
                 rdi: 0xffff_8c52_811b_e400,
+                r8: 1,
+                r9: 0x4c,
                 r10: 0xffff_8c52_8122_0040,
+                r11: 1,
+                r12: 2,
                 r13: 3,
+                r14: 0xffff_8c52_8122_0000,
+                r15: 5,
                 rflags: 0x82,
                 cpl: 0,
                 cr3: 0xa61_0000,
