@@ -162,7 +162,10 @@ fn a_reset_ends_a_call(guest: &mut Guest) {
     const ENDLESS: u64 = 0x40;
     let mut engine = attach(guest);
     engine.pause().expect("stopped");
-    let Registers { cr3, gs_base, .. } = registers(&mut engine)[0];
+    // `panic` runs on one processor and has stopped the other, with interrupts off (arch/x86/kernel/smp.c).
+    let all = registers(&mut engine);
+    let cpu = all.iter().position(|one| one.rflags & 0x200 != 0).expect("one runs");
+    let Registers { cr3, gs_base, .. } = all[cpu];
     // A free entry of the table that maps the kernel's last 2 GiB but one leads to one page: code, and behind it a stack.
     let mut entry = [0; 8];
     engine.read(Pa((cr3 & ADDRESS) + 511 * 8), &mut entry).expect("a page table");
@@ -190,7 +193,7 @@ fn a_reset_ends_a_call(guest: &mut Guest) {
         gs_base,
         cr3,
         limit: Duration::from_secs(60),
-        wake: Wake { apic_id: 0, vector: 0xfd },
+        wake: Wake { apic_id: cpu as u8, vector: 0xfd },
     };
     let other = guest.other_qmp();
     let error = std::thread::scope(|scope| {
@@ -201,7 +204,7 @@ fn a_reset_ends_a_call(guest: &mut Guest) {
             std::thread::sleep(Duration::from_millis(300));
             monitor(&other, "stop");
         });
-        engine.call(Vcpu(0), &call).expect_err("there is nothing to return to")
+        engine.call(Vcpu(cpu), &call).expect_err("there is nothing to return to")
     });
     assert!(matches!(error, CallError::Engine(EngineError::State(state)) if state.contains("reset")), "{error}");
     // The firmware may reset once more.
