@@ -219,6 +219,8 @@ fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl
                 State::SwitchedOut => "switched out",
                 State::New => "new",
                 State::Dead => "dead",
+                State::Offline => "offline",
+                State::Unsettled => "unsettled",
             };
             let end = match context.walk.end {
                 End::Complete => "complete".to_owned(),
