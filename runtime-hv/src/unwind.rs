@@ -1,7 +1,7 @@
 //! Stack walks with the kernel's own unwind tables (ORC), from outside.
 //!
-//! Comes in: the facts that tell the format of a kernel's tables ([`format`]), the tables themselves ([`tables`]), and a way to
-//! read stacks ([`Source`]). Decided: who called whom, frame by frame, or why that cannot be told ([`walk`]). Goes out:
+//! Comes in: the facts that tell the format of a kernel's tables ([`mod@format`]), the tables themselves ([`tables`]), and a way to
+//! read stacks ([`Source`]). Decided: who called whom, frame by frame, or why that cannot be told ([`mod@walk`]). Goes out:
 //! [`Walk`]s. Nothing here knows how a guest is read or where its tasks are: `guest/frames.rs` does.
 //!
 //! ORC is what x86-64 kernels without frame pointers carry for their own unwinder (`arch/x86/kernel/unwind_orc.c`): a sorted

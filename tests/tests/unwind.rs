@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 /// A module of the kernel whose threads sleep in its own code.
 const MODULE: &str = "kernel/net/core/pktgen.ko";
+const MODULE_FUNCTION: &str = "pktgen_thread_worker";
 const TRACING: &str = "/sys/kernel/tracing";
 /// Its own command line does not match.
 const END_LOAD: &str = "for p in /proc/[0-9]*; do grep -q '/tmp/load[.]sh' $p/cmdline && kill ${p#/proc/}; done";
@@ -219,6 +220,8 @@ fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl
                 State::SwitchedOut => "switched out",
                 State::New => "new",
                 State::Dead => "dead",
+                State::Offline => "offline",
+                State::Unsettled => "unsettled",
             };
             let end = match context.walk.end {
                 End::Complete => "complete".to_owned(),
@@ -251,9 +254,15 @@ fn truth(name: &str, kernel: &Kernel) {
     start_load(&mut guest);
     let mut outside = Outside::attach(&guest, &bundle);
     let symbols = Symbols::of(kernel, &mut guest, outside.kernel.slide());
-    let compared = (0..5).map(|_| compare(&mut guest, &mut outside, &symbols).0).min().unwrap_or(0);
+    let looks: Vec<_> = (0..5).map(|_| compare(&mut guest, &mut outside, &symbols)).collect();
+    let compared = looks.iter().map(|(compared, _)| *compared).min().unwrap_or(0);
     eprintln!("{compared} tasks and more as the kernel walks them");
     assert!(compared > 40, "{compared} tasks");
+    let is_in_module = |frame: &Frame| symbols.of_frame(frame).0.iter().any(|name| name == MODULE_FUNCTION);
+    for (_, look) in &looks {
+        let threads = look.contexts.iter().filter(|context| context.walk.frames.iter().any(is_in_module));
+        assert!(threads.count() >= 2, "a thread for each processor sleeps in {MODULE_FUNCTION}");
+    }
     stops(&mut outside, &symbols, 50, |_, _| false);
 
     // A processor that is taken away, and comes back.

@@ -16,8 +16,9 @@ use super::returns::{self, Taken};
 use super::tasks::{PerCpu, Task};
 use super::{GuestError, Kernel, identity::KERNEL_HALF};
 use crate::engine::{ReadMemory, Registers, Va};
+use crate::unwind::format::Kind;
 use crate::unwind::format::Undefined;
-use crate::unwind::{Entry, Saved, Source, Stack, StackKind, Start, Tables, Walk, walk};
+use crate::unwind::{End, Entry, Saved, Source, Stack, StackKind, Start, Stop, Tables, Walk, walk};
 use stacks::{Pages, Stacks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -34,6 +35,8 @@ const RET: u8 = 0xc3;
 /// Code that tracers put in the place of return addresses (`arch/x86/kernel/ftrace_64.S`, `rethook.c`, `kprobes/core.c`).
 const HOOKS: [&str; 4] =
     ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
+/// More bytes than each of these has; what lies behind is called like any function.
+const HOOK_SIZE: u64 = 256;
 /// Where a new task begins (`arch/x86/kernel/process.c`, `copy_thread`).
 const BEGINNINGS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
 
@@ -50,6 +53,10 @@ pub enum State {
     New,
     /// It has ended, and its stack is gone.
     Dead,
+    /// The idle task of a processor that does not run the kernel: not started, or just beginning to.
+    Offline,
+    /// It may be on a processor or not; its walk says so.
+    Unsettled,
 }
 
 /// A thread of control.
@@ -137,6 +144,8 @@ impl Unwinder {
         let mut found = Vec::new();
         // Tasks whose place is told by a processor, and per-CPU areas whose processor is in the kernel.
         let (mut placed, mut in_kernel) = (BTreeSet::new(), BTreeSet::new());
+        // Tasks on whose stacks a processor is while its GS base is not the kernel's.
+        let mut drifting = Vec::new();
         for (index, registers) in registers.iter().enumerate() {
             if registers.idt_base < KERNEL_HALF || registers.cpl == 3 {
                 continue; // not started, or in user mode
@@ -152,27 +161,32 @@ impl Unwinder {
                 StackKind::Task(at) => Some(Va(*at)),
                 _ => None,
             });
+            drifting.extend(on_stack.filter(|_| settled.is_none()));
             let owner = on_stack.or(settled.map(|cpu| cpu.current));
             let task = owner.and_then(|owner| tasks.iter().position(|task| task.at == owner));
             placed.extend(owner);
             found.push(Context { task, state: State::Running(index), walk });
         }
-        let in_user: BTreeSet<Va> = processors
-            .iter()
-            .filter(|cpu| {
-                !in_kernel.contains(&cpu.base) && !processors.iter().any(|other| other.idle == Some(cpu.current))
-            })
-            .map(|cpu| cpu.current)
-            .collect();
+        let elsewhere: Vec<&PerCpu> = processors.iter().filter(|cpu| !in_kernel.contains(&cpu.base)).collect();
+        // On the way to user mode it is the current task's stack; but the kernel also looks at a program's GS base while it
+        // changes from one task to another (`arch/x86/entry/entry_64.S`, `asm_load_gs_index`).
+        let is_adrift = drifting.iter().any(|task| !elsewhere.iter().any(|cpu| cpu.current == *task));
         for (index, task) in tasks.iter().enumerate().filter(|(_, task)| !placed.contains(&task.at)) {
-            let (state, walk) = if task.stack == 0 {
-                (State::Dead, Walk::empty())
-            } else if in_user.contains(&task.at) {
-                (State::User, Walk::empty())
-            } else {
-                let start = self.saved(&pages, task);
-                let is_new = start.exact && self.beginnings.contains(&start.ip);
-                (if is_new { State::New } else { State::SwitchedOut }, walk(&view(None), &start))
+            let current = elsewhere.iter().find(|cpu| cpu.current == task.at);
+            // Before a processor was ever started, its area names the first of all tasks.
+            let is_idle = || processors.iter().any(|cpu| cpu.idle == Some(task.at));
+            let (state, walk) = match current {
+                _ if task.stack == 0 => (State::Dead, Walk::empty()),
+                Some(_) if is_adrift => {
+                    (State::Unsettled, Walk { end: End::Stopped(Stop::Unsettled), ..Walk::empty() })
+                }
+                Some(cpu) if cpu.idle == Some(task.at) => (State::Offline, Walk::empty()),
+                Some(_) if !is_idle() => (State::User, Walk::empty()),
+                _ => {
+                    let start = self.saved(&pages, task);
+                    let state = if start.exact { State::New } else { State::SwitchedOut };
+                    (state, walk(&view(None), &start))
+                }
             };
             found.push(Context { task: Some(index), state, walk });
         }
@@ -222,7 +236,16 @@ impl Source for View<'_> {
     }
 
     fn entry(&self, ip: u64) -> Option<Result<Entry, Undefined>> {
-        self.unwinder.tables().entry(ip)
+        let mut entry = self.unwinder.tables().entry(ip);
+        // Before Linux 6.4 the tables say that nobody called this code, for want of a word for "not known"
+        // (`UNWIND_HINT_EMPTY`, `arch/x86/kernel/ftrace_64.S`).
+        if let Some(Ok(entry)) = &mut entry
+            && entry.kind == Kind::EndOfStack
+            && self.unwinder.hooks.iter().any(|start| ip.wrapping_sub(*start) < HOOK_SIZE)
+        {
+            entry.kind = Kind::Undefined;
+        }
+        entry
     }
 
     fn is_hook(&self, address: u64) -> bool {

@@ -136,7 +136,7 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Says that a table is about a range of code. Of two that are about the same code the later one counts.
+    /// Says that a table is about a range of code. Ranges do not overlap; of two that begin at the same address the later counts.
     pub fn add(&mut self, code: Range<u64>, table: Arc<Table>) {
         let at = self.regions.partition_point(|region| region.code.start <= code.start);
         self.regions.insert(at, Region { code, table });

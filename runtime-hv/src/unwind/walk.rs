@@ -196,6 +196,11 @@ pub enum Stop {
         /// The slot.
         slot: u64,
     },
+    /// The task may be on a processor or not.
+    #[error(
+        "a processor changes from one task to another, and its GS base does not tell which; look again a moment later"
+    )]
+    Unsettled,
     /// Too many frames.
     #[error("there are more than {FRAMES_LIMIT} frames")]
     Deep,
@@ -215,7 +220,7 @@ pub enum End {
 pub struct Walk {
     /// The frames.
     pub frames: Vec<Frame>,
-    /// The stacks they are on, in the order they were come to.
+    /// The stacks that were read, in the order they were come to.
     pub stacks: Vec<StackKind>,
     /// Whether they are all.
     pub end: End,
@@ -231,18 +236,16 @@ impl Walk {
 
 /// Walks a stack.
 pub fn walk<S: Source + ?Sized>(source: &S, start: &Start) -> Walk {
+    // An interrupt or a system call may have been taken a moment ago, and the stack pointer still be one of the program's choice:
+    // a stack counts once something was read from it.
     let mut walker = Walker {
         source,
         frame: Frame { ip: start.ip, exact: start.exact, slot: start.slot, hooked: false, sp: start.sp },
         bp: start.bp,
         registers: start.registers,
-        stack: None,
+        stack: source.stack(start.sp),
         visited: Vec::new(),
     };
-    if let Some(stack) = source.stack(start.sp) {
-        walker.visited.push(stack.kind);
-        walker.stack = Some(stack);
-    }
     let mut frames = Vec::new();
     let first = if start.exact { walker.see_through_interrupted() } else { walker.see_through() };
     let end = match first {
@@ -416,7 +419,10 @@ impl<S: Source + ?Sized> Walker<'_, S> {
         if !at.is_multiple_of(8) {
             return Err(Stop::NoStack { ip, at });
         }
-        if self.stack.as_ref().is_some_and(holds) {
+        if let Some(stack) = self.stack.as_ref().filter(|stack| holds(stack)) {
+            if self.visited.is_empty() {
+                self.visited.push(stack.kind);
+            }
             return Ok(());
         }
         let stack = self.source.stack(at).filter(holds).ok_or(Stop::NoStack { ip, at })?;

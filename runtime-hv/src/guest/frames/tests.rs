@@ -41,9 +41,9 @@ fn profile() -> GuestProfile {
         ("_stext", 0),
         ("_etext", 0x3000),
         ("__start_orc_unwind_ip", ADDRESSES),
-        ("__stop_orc_unwind_ip", ADDRESSES + 16),
+        ("__stop_orc_unwind_ip", ADDRESSES + 20),
         ("__start_orc_unwind", ENTRIES),
-        ("__stop_orc_unwind", ENTRIES + 24),
+        ("__stop_orc_unwind", ENTRIES + 30),
         ("return_to_handler", HOOK),
         ("arch_rethook_trampoline", HOOK + 0x20),
         ("ret_from_fork", FORK),
@@ -99,7 +99,8 @@ fn table(image: &mut Image, addresses: u64, entries: u64, code: &[(u64, [u8; 6])
 /// The guest: both tasks sleep in two functions.
 fn image() -> Image {
     let mut image = fake::image(&[0x90; 8]);
-    let code = [(live(0), END), (live(0x1000), CALL_8), (live(0x1100), CALL_24), (live(0x2000), CALL_8)];
+    let code =
+        [(live(0), END), (live(0x1000), CALL_8), (live(0x1100), CALL_24), (live(HOOK), END), (live(0x2000), CALL_8)];
     table(&mut image, ADDRESSES, ENTRIES, &code);
     for (task, stack) in [(INIT_TASK, STACK), (SECOND_TASK, SECOND_STACK)] {
         image.word(task + 48, live(stack) + 0x3ee0);
@@ -156,6 +157,11 @@ impl Setup {
     }
 }
 
+/// The idle task of a processor that is elsewhere, though it is its current task.
+fn offline() -> Found {
+    (Some(0), State::Offline, vec![], End::Complete)
+}
+
 /// What the second task always gives.
 fn asleep(pid: u32) -> Found {
     (Some(pid), State::SwitchedOut, vec![LEAF, DEEP, FIRST], End::Complete)
@@ -171,8 +177,7 @@ fn each_task_and_processor_has_its_context() {
     let stack = live(STACK);
     let unsettled = Registers { gs_base: 0, ..running(live(FIRST), 0x7fff_0000) };
     let cases = [
-        // In user mode the idle task is not on the processor; here the first task is both.
-        ("user mode", fake::user(), vec![asleep(0), asleep(42)]),
+        ("elsewhere", fake::user(), vec![offline(), asleep(42)]),
         (
             "in a function",
             running(live(LEAF), stack + 0x3f18),
@@ -188,7 +193,28 @@ fn each_task_and_processor_has_its_context() {
             running(live(LEAF), live(SECOND_STACK) + 0x3f18),
             vec![(Some(42), State::Running(0), vec![LEAF, DEEP, FIRST], End::Complete), asleep(0)],
         ),
-        ("entering", unsettled, vec![(None, State::Running(0), vec![FIRST], End::Complete), asleep(0), asleep(42)]),
+        ("entering", unsettled, vec![(None, State::Running(0), vec![FIRST], End::Complete), offline(), asleep(42)]),
+        (
+            "in the middle of a switch, with a program's GS base",
+            Registers { rip: live(LEAF), rsp: live(SECOND_STACK) + 0x3f18, ..unsettled },
+            vec![
+                (Some(42), State::Running(0), vec![LEAF, DEEP, FIRST], End::Complete),
+                (Some(0), State::Unsettled, vec![], stopped(Stop::Unsettled)),
+            ],
+        ),
+        (
+            "in code of a tracer",
+            running(live(HOOK + 0x10), stack + TOP),
+            vec![
+                (Some(0), State::Running(0), vec![HOOK + 0x10], stopped(Stop::LeftOut { ip: live(HOOK + 0x10) })),
+                asleep(42),
+            ],
+        ),
+        (
+            "entering, with a stack pointer that a program chose",
+            Registers { rsp: live(SECOND_STACK) + TOP, ..unsettled },
+            vec![(None, State::Running(0), vec![FIRST], End::Complete), offline(), asleep(42)],
+        ),
         (
             "on no stack",
             running(live(LEAF), 0x7fff_0000),
@@ -202,7 +228,7 @@ fn each_task_and_processor_has_its_context() {
             running(live(0x4000), stack + 0x3f18),
             vec![(Some(0), State::Running(0), vec![0x4000], stopped(Stop::NoTable { ip: live(0x4000) })), asleep(42)],
         ),
-        ("not started", Registers { idt_base: 0, ..fake::kernel(0) }, vec![asleep(0), asleep(42)]),
+        ("not started", Registers { idt_base: 0, ..fake::kernel(0) }, vec![offline(), asleep(42)]),
     ];
     for (what, registers, expected) in cases {
         let mut setup = setup(&image(), &profile()).expect("tables");
@@ -230,7 +256,7 @@ fn beginnings_and_ends_of_tasks() {
     // It has ended.
     setup.poke(SECOND_TASK + 40, 0);
     let found = setup.contexts(fake::user()).expect("contexts");
-    assert_eq!(found, [asleep(0), (Some(42), State::Dead, vec![], End::Complete)]);
+    assert_eq!(found, [offline(), (Some(42), State::Dead, vec![], End::Complete)]);
 }
 
 #[test]
