@@ -376,7 +376,7 @@ impl<E: Engine> Updater<E> {
             if check != Check::Ready {
                 return Ok(check);
             }
-            let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), &old_code))?;
+            let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), opens, &old_code))?;
             let threads = match found {
                 Survey::Frames(threads) if threads.is_empty() => threads,
                 Survey::Frames(threads) if engine.watch().is_some() && plan.trampoline != 0 => threads,

@@ -27,6 +27,7 @@ mod little;
 mod machine;
 mod measure;
 mod memory;
+mod mptable;
 mod probe;
 mod serial;
 mod start;

@@ -247,7 +247,7 @@ impl<E: Engine> Updater<E> {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
                 if action.exclusive && back.leads_back {
-                    match open::survey(engine, &action.kernel, unwinder.as_mut(), &ranges.code)? {
+                    match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
                         Survey::Frames(threads) if threads.is_empty() => {}
                         Survey::Frames(threads) => return Ok(Err(open::who(&threads))),
                         Survey::Unclear(who) => return Ok(Err(who)),

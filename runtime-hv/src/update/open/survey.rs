@@ -3,7 +3,7 @@
 //! Comes in: a stopped guest and ranges of code. Decided: for every task and processor, from its frames; where a stack cannot be
 //! unwound to its end, whether any word of the rest could be an address in that code. Goes out: [`Survey`].
 
-use super::Inside;
+use super::{Inside, Shared};
 use crate::engine::{Engine, ReadMemory, Va};
 use crate::guest::frames::{Context, Unwinder};
 use crate::guest::snapshot::Snapshot;
@@ -13,6 +13,7 @@ use crate::guest::{GuestError, Kernel};
 use crate::unwind::End;
 use crate::update::admit::Admitted;
 use crate::update::{UpdateError, quiet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Code that is left.
@@ -58,6 +59,7 @@ pub fn survey<E: Engine>(
     engine: &mut E,
     kernel: &Kernel,
     unwinder: Option<&mut Unwinder>,
+    opens: &Shared,
     code: &[Code],
 ) -> Result<Survey, UpdateError> {
     if code.is_empty() {
@@ -68,6 +70,12 @@ pub fn survey<E: Engine>(
         let who = quiet::nobody_in(engine, kernel, &ranges(code))?;
         return Ok(who.map_or(Survey::Frames(Vec::new()), Survey::Unclear));
     };
+    let (mut trampolines, mut originals) = (Vec::new(), BTreeMap::new());
+    for open in opens.lock().iter() {
+        trampolines.push(open.trampoline.0);
+        originals.extend(open.threads.iter().map(|thread| (thread.slot, thread.original)));
+    }
+    unwinder.set_diverted(trampolines, originals);
     let registers = engine.registers()?;
     let memory = Snapshot::of(engine);
     match look(&memory, kernel, &registers, unwinder, code) {
