@@ -142,6 +142,26 @@ fn one(info: &BundleInfo) {
     if !info.data.is_empty() {
         println!("{data}");
     }
+    if let Some(open) = &info.open {
+        println!(
+            "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} lost",
+            open.ms as f64 / 1000.0,
+            open.left,
+            open.frames,
+            open.to_new,
+            open.to_old,
+            open.false_sharing,
+            open.lost
+        );
+        open.trouble.iter().for_each(|trouble| println!("last trouble: {trouble}"));
+    }
+    let mut threads = table(&["thread", "name", "inside", "at"]);
+    for thread in &info.inside {
+        threads.add_row([&thread.pid.to_string(), &thread.name, &thread.function, &thread.at]);
+    }
+    if !info.inside.is_empty() {
+        println!("{threads}");
+    }
     for hook in &info.hooks {
         println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
     }
@@ -183,6 +203,9 @@ fn state(info: &BundleInfo) -> String {
     let word = info.state.word();
     let mut state = info.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));
     // What is not like the whole.
+    if !info.inside.is_empty() {
+        state.push_str(&format!(", {} inside", info.inside.len()));
+    }
     for module in info.modules.iter().filter(|module| module.state.word() != word) {
         state.push_str(&format!(", {}: {}", module.name, module.state.word()));
     }
