@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{data_bundle, edit, undo};
+use common::{becomes, data_bundle, edit, show, undo};
 use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::{programs, require};
@@ -17,25 +17,6 @@ fn apply_open(hv: &Hv, bundle: &Path) -> Outcome {
     let outcome = hv.apply(bundle).expect("lucos-hv runs");
     assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
     outcome
-}
-
-fn show(hv: &Hv, name: &str) -> Outcome {
-    let outcome = hv.show(name).expect("lucos-hv runs");
-    assert_eq!(outcome.status, 0, "{}", outcome.describe());
-    outcome
-}
-
-/// Waits until an update has a state.
-fn becomes(hv: &Hv, name: &str, state: &str) -> Outcome {
-    let start = Instant::now();
-    loop {
-        let outcome = show(hv, name);
-        if outcome.text("/state") == state {
-            return outcome;
-        }
-        assert!(start.elapsed() < LIMIT, "not {state}: {}", outcome.describe());
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Starts programs that sleep in `pipe_read`.

@@ -8,6 +8,7 @@ use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit, VISIBLE_FILE};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Name of the visible bundle.
 pub(crate) const NAME: &str = "proc-version";
@@ -120,6 +121,39 @@ pub(crate) fn apply(hv: &Hv, bundle: &Path) -> Outcome {
     let outcome = hv.apply(bundle).expect("lucos-hv runs");
     assert_eq!((outcome.status, outcome.text("/state")), (0, "applied"), "{}", outcome.describe());
     outcome
+}
+
+/// What is known of a bundle.
+pub(crate) fn show(hv: &Hv, name: &str) -> Outcome {
+    let outcome = hv.show(name).expect("lucos-hv runs");
+    assert_eq!(outcome.status, 0, "{}", outcome.describe());
+    outcome
+}
+
+/// Waits until a bundle has a state.
+pub(crate) fn becomes(hv: &Hv, name: &str, state: &str) -> Outcome {
+    let start = Instant::now();
+    loop {
+        let outcome = show(hv, name);
+        if outcome.text("/state") == state {
+            return outcome;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "not {state}: {}", outcome.describe());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Tries until the moment is right: nobody may be inside of what is left. How often it was not is added up.
+pub(crate) fn patiently(busy: &mut usize, mut action: impl FnMut() -> Outcome) -> Outcome {
+    loop {
+        let outcome = action();
+        if outcome.status != 3 || *busy > 200 {
+            assert_eq!(outcome.status, 0, "{}", outcome.describe());
+            return outcome;
+        }
+        assert_eq!(outcome.text("/error/reason"), "busy", "{}", outcome.describe());
+        *busy += 1;
+    }
 }
 
 /// Takes back a bundle that must go.
