@@ -35,8 +35,8 @@ const RET: u8 = 0xc3;
 /// Code that tracers put in the place of return addresses (`arch/x86/kernel/ftrace_64.S`, `rethook.c`, `kprobes/core.c`).
 const HOOKS: [&str; 4] =
     ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
-/// More bytes than each of these has; what lies behind is called like any function.
-const HOOK_SIZE: u64 = 256;
+/// More bytes than `return_to_handler` has; it ends where another of these begins.
+const HANDLER_SIZE: u64 = 256;
 /// Where a new task begins (`arch/x86/kernel/process.c`, `copy_thread`).
 const BEGINNINGS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
 
@@ -76,6 +76,8 @@ pub struct Context {
 pub struct Unwinder {
     tables: tables::Known,
     hooks: Vec<u64>,
+    /// `return_to_handler`.
+    handler: Range<u64>,
     beginnings: Vec<u64>,
     thunks: Vec<Range<u64>>,
     return_thunk: Option<u64>,
@@ -90,9 +92,13 @@ impl Unwinder {
     pub fn read(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Unwinder, UnwindError> {
         let live = |name: &&str| kernel.symbol(name).ok().map(|link| kernel.live(link).0);
         let thunk = |start: u64| start..start.wrapping_add(THUNKS_SIZE);
+        let hooks: Vec<u64> = HOOKS.iter().filter_map(live).collect();
+        let start = live(&HOOKS[0]).unwrap_or(0);
+        let size = hooks.iter().filter_map(|hook| hook.checked_sub(start)).filter(|size| *size != 0).min();
         Ok(Unwinder {
             tables: tables::Known::read(memory, kernel)?,
-            hooks: HOOKS.iter().filter_map(live).collect(),
+            handler: start..start.wrapping_add(size.unwrap_or(HANDLER_SIZE).min(HANDLER_SIZE)),
+            hooks,
             beginnings: BEGINNINGS.iter().filter_map(live).collect(),
             thunks: THUNKS.iter().filter_map(live).map(thunk).collect(),
             return_thunk: live(&RETURN_THUNK),
@@ -237,12 +243,9 @@ impl Source for View<'_> {
 
     fn entry(&self, ip: u64) -> Option<Result<Entry, Undefined>> {
         let mut entry = self.unwinder.tables().entry(ip);
-        // Before Linux 6.4 the tables say that nobody called this code, for want of a word for "not known"
-        // (`UNWIND_HINT_EMPTY`, `arch/x86/kernel/ftrace_64.S`).
-        if let Some(Ok(entry)) = &mut entry
-            && entry.kind == Kind::EndOfStack
-            && self.unwinder.hooks.iter().any(|start| ip.wrapping_sub(*start) < HOOK_SIZE)
-        {
+        // It has the return address in a register, then puts it on the stack by itself; before Linux 6.4 the tables say that
+        // nobody called this code, for want of a word for "not known" (`arch/x86/kernel/ftrace_64.S`).
+        if let (true, Some(Ok(entry))) = (self.unwinder.handler.contains(&ip), &mut entry) {
             entry.kind = Kind::Undefined;
         }
         entry
