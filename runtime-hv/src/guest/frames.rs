@@ -35,8 +35,13 @@ const RET: u8 = 0xc3;
 /// Code that tracers put in the place of return addresses (`arch/x86/kernel/ftrace_64.S`, `rethook.c`, `kprobes/core.c`).
 const HOOKS: [&str; 4] =
     ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
-/// More bytes than `return_to_handler` has; it ends where another of these begins.
-const HANDLER_SIZE: u64 = 256;
+/// Code of which the tables say what is not so. `return_to_handler` has the return address in a register, then puts it on the
+/// stack by itself; before Linux 6.4 the tables say that nobody called it (`arch/x86/kernel/ftrace_64.S`). `__switch_to_asm`
+/// fills the return stack buffer by calls whose addresses the tables place wrongly, for there are alternatives of it
+/// (`arch/x86/include/asm/nospec-branch.h`, `FILL_RETURN_BUFFER`).
+const LEFT_OUT: [&str; 2] = ["return_to_handler", "__switch_to_asm"];
+/// More bytes than each of them has; it ends where a hook or a beginning is.
+const LEFT_OUT_SIZE: u64 = 256;
 /// Where a new task begins (`arch/x86/kernel/process.c`, `copy_thread`).
 const BEGINNINGS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
 
@@ -76,8 +81,7 @@ pub struct Context {
 pub struct Unwinder {
     tables: tables::Known,
     hooks: Vec<u64>,
-    /// `return_to_handler`.
-    handler: Range<u64>,
+    left_out: Vec<Range<u64>>,
     beginnings: Vec<u64>,
     thunks: Vec<Range<u64>>,
     return_thunk: Option<u64>,
@@ -93,13 +97,16 @@ impl Unwinder {
         let live = |name: &&str| kernel.symbol(name).ok().map(|link| kernel.live(link).0);
         let thunk = |start: u64| start..start.wrapping_add(THUNKS_SIZE);
         let hooks: Vec<u64> = HOOKS.iter().filter_map(live).collect();
-        let start = live(&HOOKS[0]).unwrap_or(0);
-        let size = hooks.iter().filter_map(|hook| hook.checked_sub(start)).filter(|size| *size != 0).min();
+        let beginnings: Vec<u64> = BEGINNINGS.iter().filter_map(live).collect();
+        let left_out = LEFT_OUT.iter().filter_map(live).map(|start| {
+            let sizes = hooks.iter().chain(&beginnings).filter_map(|next| next.checked_sub(start));
+            start..start.wrapping_add(sizes.filter(|size| *size != 0).min().unwrap_or(LEFT_OUT_SIZE).min(LEFT_OUT_SIZE))
+        });
         Ok(Unwinder {
             tables: tables::Known::read(memory, kernel)?,
-            handler: start..start.wrapping_add(size.unwrap_or(HANDLER_SIZE).min(HANDLER_SIZE)),
+            left_out: left_out.collect(),
             hooks,
-            beginnings: BEGINNINGS.iter().filter_map(live).collect(),
+            beginnings,
             thunks: THUNKS.iter().filter_map(live).map(thunk).collect(),
             return_thunk: live(&RETURN_THUNK),
             layout: stacks::Layout::of(kernel)?,
@@ -243,9 +250,8 @@ impl Source for View<'_> {
 
     fn entry(&self, ip: u64) -> Option<Result<Entry, Undefined>> {
         let mut entry = self.unwinder.tables().entry(ip);
-        // It has the return address in a register, then puts it on the stack by itself; before Linux 6.4 the tables say that
-        // nobody called this code, for want of a word for "not known" (`arch/x86/kernel/ftrace_64.S`).
-        if let (true, Some(Ok(entry))) = (self.unwinder.handler.contains(&ip), &mut entry) {
+        let is_left_out = self.unwinder.left_out.iter().any(|code| code.contains(&ip));
+        if let (true, Some(Ok(entry))) = (is_left_out, &mut entry) {
             entry.kind = Kind::Undefined;
         }
         entry

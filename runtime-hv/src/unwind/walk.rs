@@ -16,9 +16,9 @@ const IRET_FRAME: u64 = 5 * 8;
 const CS: u64 = 8;
 const FLAGS: u64 = 16;
 const SP: u64 = 24;
-/// Bits of the flags that are always the same, and their value (Intel SDM vol. 1, 3.4.3).
-const FLAGS_FIXED: u64 = 0xffff_ffff_0000_802a;
-const FLAGS_VALUE: u64 = 2;
+/// Bits of the flags that are never set (Intel SDM vol. 1, 3.4.3). Bit 1 always is, but the kernel begins programs without it
+/// (`arch/x86/kernel/process_64.c`, `start_thread`).
+const FLAGS_CLEAR: u64 = 0xffff_ffff_0000_8028;
 /// `__KERNEL_CS` (`arch/x86/include/asm/segment.h`).
 const KERNEL_CS: u64 = 0x10;
 /// The end of a stack holds the registers of a system call and, since Linux 6.9, 16 bytes for FRED
@@ -329,7 +329,7 @@ impl<S: Source + ?Sized> Walker<'_, S> {
                 let flags = self.read(slot.wrapping_add(FLAGS))?;
                 // The tables can be wrong for an instruction of the entry code: what are no saved registers is not taken for a
                 // program's.
-                if flags & FLAGS_FIXED != FLAGS_VALUE || cs & 3 != 3 && cs != KERNEL_CS {
+                if flags & FLAGS_CLEAR != 0 || cs & 3 != 3 && cs != KERNEL_CS {
                     return Err(Stop::NotSaved { ip, at: slot });
                 }
                 if cs != KERNEL_CS {

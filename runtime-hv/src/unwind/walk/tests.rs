@@ -377,7 +377,7 @@ fn what_cannot_be_told_is_said() {
         (
             "no flags",
             running("early", low),
-            vec![(low + 8, 0x33), (low + 16, 0x5555)],
+            vec![(low + 8, 0x33), (low + 16, 0x8246)],
             Stop::NotSaved { ip: ip("early"), at: low },
         ),
         (
