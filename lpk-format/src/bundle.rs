@@ -134,6 +134,9 @@ pub struct Manifest {
     pub functions: Vec<ManifestFunction>,
     /// Data the bundle brings: name, unit, section and size.
     pub data: Vec<ManifestDatum>,
+    /// Old code beside the functions replaced, in an update of type 2, sorted by address.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<OldCode>,
     /// Object sections that were left out, with the consequence for the guest.
     pub left_out: Vec<LeftOut>,
     /// Parts of the diff that were left out because they cannot be applied live, with `--allow-partial`.
@@ -184,6 +187,20 @@ pub struct ManifestFunction {
     pub old_size: u64,
     /// Size of the new function in bytes.
     pub new_size: u64,
+}
+
+/// Old code that gives way without a jump of its own, because only replaced functions lead into it: the unlikely part of one,
+/// or a copy that the compiler made for some callers. Who is inside it is inside old code.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OldCode {
+    /// Link address.
+    pub address: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Symbol name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
 }
 
 /// A datum that the bundle brings.

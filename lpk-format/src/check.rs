@@ -81,7 +81,7 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
         }
     }
     functions::check(bundle, image)?;
-    manifest(bundle)?;
+    manifest(bundle, image)?;
     data::check(bundle, image)?;
     hooks::check(bundle, image)?;
     modules::parts(bundle)?;
@@ -134,7 +134,7 @@ fn size(bundle: &Bundle) -> Result<(), Problem> {
 }
 
 /// The manifest names exactly the functions that are redirected.
-fn manifest(bundle: &Bundle) -> Result<(), Problem> {
+fn manifest(bundle: &Bundle, image: Image<'_>) -> Result<(), Problem> {
     let manifest = &bundle.manifest;
     line("the name of the bundle", &manifest.name, limits::NAME_LEN)?;
     if manifest.name.contains('/') {
@@ -150,6 +150,13 @@ fn manifest(bundle: &Bundle) -> Result<(), Problem> {
     }
     if let Some(pair) = manifest.files.windows(2).find(|pair| pair[0] >= pair[1]) {
         return Err(Problem::FileOrder(pair[1].clone()));
+    }
+    for code in &manifest.left {
+        line("the name of old code", &code.name, limits::SYMBOL_NAME_LEN)?;
+        image.check("old code", code.address, code.size)?;
+    }
+    if let Some(pair) = manifest.left.windows(2).find(|pair| pair[0].address + pair[0].size > pair[1].address) {
+        return Err(Problem::OldCodeOrder(pair[1].name.clone()));
     }
     let mut listed = BTreeMap::new();
     for function in &manifest.functions {

@@ -7,7 +7,7 @@ use object::elf;
 use crate::{Place, SectionKind};
 
 /// Version of the format this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 /// Number of SHA-256 in `.lucos.digest`.
 pub(crate) const ALGORITHM_SHA256: u32 = 1;
 /// Bytes of `.lucos.digest`: version, algorithm, digest.

@@ -4,7 +4,7 @@
 
 use comfy_table::{Table, presets};
 use lpk_format::{
-    Bundle, DataChange, DataPatch, Hook, HookSubject, Place, ReadBundle, ReadError, SectionKind, Vouched,
+    Bundle, DataChange, DataPatch, Hook, HookSubject, OldCode, Place, ReadBundle, ReadError, SectionKind, Vouched,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -299,6 +299,9 @@ fn part_text(bundle: &Bundle, text: &mut String) {
         ]);
     }
     let _ = writeln!(text, "{functions}");
+    for OldCode { name, address, size, .. } in &bundle.manifest.left {
+        let _ = writeln!(text, "old code {name} at {address:#x}, {size} bytes: left by itself");
+    }
     for datum in &bundle.payload.changed {
         let _ = writeln!(text, "{}", changed_text(datum));
     }

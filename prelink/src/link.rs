@@ -34,7 +34,7 @@ use diff_analyzer::pieces::{PieceIndex, PieceKind, Pieces, Target};
 use diff_analyzer::special::SectionRole;
 use entry::NoPlace;
 use lpk_format::{
-    FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, Payload, Place, RelocKind, SectionKind, Symbol,
+    FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, OldCode, Payload, Place, RelocKind, SectionKind, Symbol,
 };
 use registered::{Code, Rows};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -67,6 +67,8 @@ pub struct Linked {
     pub manifest_functions: Vec<ManifestFunction>,
     /// New data for the manifest.
     pub manifest_data: Vec<ManifestDatum>,
+    /// Old code that gives way without a jump of its own, sorted by address.
+    pub left: Vec<OldCode>,
     /// Sections that are left out.
     pub left_out: Vec<LeftOut>,
     /// What the author should look at, though nothing forbids it.
@@ -296,6 +298,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             }
         }
         self.linked.functions.sort_by_key(|function| function.old_address);
+        self.note_old_code();
         self.note_left_out();
     }
 
@@ -359,6 +362,36 @@ impl<'a, 'o> Linker<'a, 'o> {
             new_offset: self.placed[&key].1,
             new_size: size,
         });
+    }
+
+    /// Old code that no jump leads away from: what is carried without being redirected, what the new version has no more, and the
+    /// unlikely parts of what is replaced.
+    fn note_old_code(&mut self) {
+        let mut left = BTreeMap::new();
+        let mut note = |unit: &str, name: &str, code: Range<u64>| {
+            let (name, unit) = (name.to_owned(), unit.to_owned());
+            left.insert(code.start, OldCode { address: code.start, size: code.end - code.start, name, unit });
+        };
+        for carried in &self.carried {
+            if let Some(old) = self.declared_function(carried.key) {
+                old.parts.iter().for_each(|part| note(&old.unit, &old.symbol.name, part.clone()));
+            }
+        }
+        for (index, unit) in self.units.iter().enumerate() {
+            let carried = self.carried.iter().filter(|carried| carried.key.0 == index);
+            for original in carried.filter_map(|carried| carried.original).chain(unit.diff.removed.iter().copied()) {
+                let piece = unit.original.piece(original);
+                if piece.kind == PieceKind::Function
+                    && let Some(&address) = unit.proof.functions.get(&original)
+                {
+                    note(unit.name, &piece.name, address..address + piece.size());
+                }
+            }
+        }
+        for function in &self.linked.functions {
+            left.remove(&function.old_address);
+        }
+        self.linked.left = left.into_values().filter(|code| code.size > 0).collect();
     }
 
     /// Sections that speak of carried functions, or hold them, and whose meaning is not carried.

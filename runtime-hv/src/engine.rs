@@ -30,16 +30,34 @@ pub struct Registers {
     pub rsp: u64,
     /// Frame pointer.
     pub rbp: u64,
-    /// General registers from which the kernel's unwind tables may count; zeros where a processor runs 32-bit code.
+    /// The other general registers; zeros where a processor runs 32-bit code.
     pub rax: u64,
+    /// See `rax`.
+    pub rbx: u64,
+    /// See `rax`.
+    pub rcx: u64,
     /// See `rax`.
     pub rdx: u64,
     /// See `rax`.
+    pub rsi: u64,
+    /// See `rax`.
     pub rdi: u64,
+    /// See `rax`.
+    pub r8: u64,
+    /// See `rax`.
+    pub r9: u64,
     /// See `rax`.
     pub r10: u64,
     /// See `rax`.
+    pub r11: u64,
+    /// See `rax`.
+    pub r12: u64,
+    /// See `rax`.
     pub r13: u64,
+    /// See `rax`.
+    pub r14: u64,
+    /// See `rax`.
+    pub r15: u64,
     /// Flags.
     pub rflags: u64,
     /// Current privilege level, 0 or 3.
@@ -201,6 +219,12 @@ pub trait Stopped: ReadMemory + WriteMemory {
     /// # Errors
     /// As [`Stopped::registers`].
     fn redirect(&mut self, vcpu: Vcpu, rip: u64) -> Result<(), EngineError>;
+
+    /// Runs a function on the processor that is attended to, as [`Calls::call`] does; what it writes to trapped pages is not told.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
 /// Attends to what the guest does while it runs. It is called with all processors stopped, and they wait for it.
@@ -209,7 +233,8 @@ pub trait Attend: Send {
     /// Contents that did not change are no write.
     fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]);
 
-    /// Code of the service in the guest reports; the processor goes on behind the report unless it is redirected.
+    /// Code of the service in the guest reports ([`Calls::report_code`], which changes no register); the processor stands in it,
+    /// and stays there unless it is redirected.
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, value: u32);
 }
 
@@ -235,6 +260,15 @@ pub trait Watch {
     fn untrap(&mut self, page: Pa) -> Result<(), EngineError>;
 }
 
+/// An interrupt of one processor: what [`Interrupt::interrupt`] raises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wake {
+    /// Local APIC id of the processor.
+    pub apic_id: u8,
+    /// The vector.
+    pub vector: u8,
+}
+
 /// A function of the guest to run to its return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Call {
@@ -244,7 +278,7 @@ pub struct Call {
     pub arguments: [u64; 6],
     /// End of a stack of its own, a multiple of 16; the stack grows down.
     pub stack: Va,
-    /// Code that reports and does nothing else; the function returns there.
+    /// Where the function returns: [`Calls::report_code`] is there.
     pub back: Va,
     /// Base of GS: the processor's per-CPU area.
     pub gs_base: u64,
@@ -252,6 +286,9 @@ pub struct Call {
     pub cr3: u64,
     /// How long it may take.
     pub limit: Duration,
+    /// An interrupt that the guest's kernel takes at any time without harm (Linux: that of a reschedule). An engine that can
+    /// wake a halted processor by no other means raises it; the guest takes it when it runs again.
+    pub wake: Wake,
 }
 
 /// Why a call gave no value. The processor is as it was before; what the function did to memory stays.
@@ -275,6 +312,18 @@ pub enum CallError {
         /// What it did.
         reason: String,
     },
+    /// The processor is in a state of a moment that the engine could not put back; nothing was done. Another processor may do,
+    /// or this one after the guest has run on.
+    #[error("processor {vcpu} {reason}; let the guest run on and try again, or try another processor")]
+    NotNow {
+        /// Index of the processor.
+        vcpu: usize,
+        /// Its state.
+        reason: &'static str,
+    },
+    /// The engine cannot do this on this guest at all; nothing was done.
+    #[error("functions of this guest cannot be called: {0}")]
+    Unsupported(&'static str),
     /// The hypervisor failed.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -282,19 +331,30 @@ pub enum CallError {
 
 /// Runs functions of the guest.
 pub trait Calls {
+    /// What the service has to place at [`Call::back`], mapped for execution as long as calls are made: code that ends a call
+    /// and never runs on.
+    fn report_code(&self) -> &'static [u8];
+
     /// Runs a function on a processor of the stopped guest, whatever that processor was doing, with interrupts off and the other
-    /// processors standing: for functions that take no lock and do not sleep. Gives RAX.
+    /// processors standing: for functions that take no lock, do not sleep and leave vector and x87 registers alone. Gives RAX.
+    /// While it runs so do the guest's clock and its devices; what a device writes then is not held back.
     ///
     /// # Consistency on error
-    /// The processor has its registers back, vector registers included. If that fails too, the guest is ended: it cannot go on.
+    /// The processor has its registers back, vector registers included as far as the hypervisor shows them. If that fails too,
+    /// the guest does not go on: it is ended, or stands until its registers are put back ([`Pause::resume`] tries that first).
     ///
     /// # Errors
     /// [`CallError`].
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
-/// An engine with all powers that a Type 1 update needs.
-pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Send {
+/// An engine with all powers that the service needs.
+pub trait Engine: ReadMemory + WriteMemory + Pause + Vcpus + Interrupt + Arena + Calls + Send {
     /// Name for people and JSON (`qemu`).
     fn name(&self) -> &'static str;
+
+    /// Tells of writes and reports, if it can.
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        None
+    }
 }

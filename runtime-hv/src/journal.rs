@@ -14,8 +14,9 @@
 
 use crate::guest::arena::{State, Write};
 use crate::guest::support::Operation;
-use crate::protocol::{BundleInfo, BundleState, ModuleState};
+use crate::protocol::{BundleInfo, ModuleState};
 use crate::update::area::Area;
+use crate::update::data::Edit;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -70,6 +71,9 @@ pub struct Record {
     pub info: BundleInfo,
     /// The jumps: old and new bytes of each redirected entry of the kernel image.
     pub jumps: Vec<Write>,
+    /// Edits of existing data.
+    #[serde(default)]
+    pub data: Vec<Edit>,
     /// What was done to modules, in the order of the description.
     #[serde(default)]
     pub parts: Vec<PartRecord>,
@@ -133,7 +137,7 @@ impl Document {
             Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
         };
         let mut records = self.bundles.iter().map(|record| &record.info);
-        records.any(|info| info.id == bundle && info.state == BundleState::Applied && in_effect(info))
+        records.any(|info| info.id == bundle && info.state.is_in_effect() && in_effect(info))
     }
 }
 

@@ -70,7 +70,7 @@ pub enum Reply {
     Status(Status),
 }
 
-/// State of a bundle: `loaded → applying → applied → undoing → removed`.
+/// State of a bundle: `loaded → applying → open → applied → undoing → removed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BundleState {
@@ -78,6 +78,8 @@ pub enum BundleState {
     Loaded,
     /// Being applied.
     Applying,
+    /// In effect, while threads are still inside the old code.
+    Open,
     /// In effect.
     Applied,
     /// Being taken back.
@@ -87,12 +89,19 @@ pub enum BundleState {
 }
 
 impl BundleState {
+    /// Whether new calls run the new code.
+    #[must_use]
+    pub fn is_in_effect(self) -> bool {
+        matches!(self, BundleState::Open | BundleState::Applied)
+    }
+
     /// The word used in JSON and tables.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             BundleState::Loaded => "loaded",
             BundleState::Applying => "applying",
+            BundleState::Open => "open",
             BundleState::Applied => "applied",
             BundleState::Undoing => "undoing",
             BundleState::Removed => "removed",
@@ -126,6 +135,15 @@ pub struct BundleInfo {
     pub module: Option<String>,
     /// Functions redirected in the kernel image.
     pub functions: Vec<FunctionInfo>,
+    /// Existing data of the kernel image that change.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub data: Vec<DataInfo>,
+    /// Threads inside the old code.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub inside: Vec<ThreadInfo>,
+    /// What has happened while threads were inside.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub open: Option<OpenInfo>,
     /// Hooks of the author, in the order of their kinds.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hooks: Vec<HookInfo>,
@@ -138,6 +156,81 @@ pub struct BundleInfo {
     pub times_us: BTreeMap<String, u64>,
     /// Guest pages that are still kept after undo.
     pub kept_pages: u64,
+}
+
+/// A thread inside the old code of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadInfo {
+    /// Thread number.
+    pub pid: u32,
+    /// Name.
+    pub name: String,
+    /// The old function that it is inside.
+    pub function: String,
+    /// Where it goes on in it, `0x…`.
+    pub at: String,
+}
+
+/// What has happened while an update was open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenInfo {
+    /// How long it has been, or was, in milliseconds.
+    pub ms: u64,
+    /// Frames that were inside when it began.
+    pub frames: u64,
+    /// Frames that have been left.
+    pub left: u64,
+    /// Writes to an old copy that were carried to the new one.
+    pub to_new: u64,
+    /// Writes to a new copy that were carried to the old one.
+    pub to_old: u64,
+    /// Writes to something else in the same pages.
+    pub false_sharing: u64,
+    /// Writes that could not be carried, and hooks that failed.
+    pub lost: u64,
+    /// What went wrong last.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub trouble: Option<String>,
+}
+
+/// A datum that a bundle changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataInfo {
+    /// Name.
+    pub name: String,
+    /// Translation unit.
+    pub unit: String,
+    /// What becomes of it.
+    pub strategy: DataStrategy,
+    /// Where the old one is, `0x…`.
+    pub old_address: String,
+    /// Its size in bytes.
+    pub old_size: u64,
+    /// Where the new copy is, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub new_address: Option<String>,
+    /// Size of the new contents in bytes.
+    pub new_size: u64,
+}
+
+impl DataInfo {
+    /// Live addresses of the old one.
+    #[must_use]
+    pub fn old_range(&self) -> std::ops::Range<u64> {
+        let digits = self.old_address.trim_start_matches("0x");
+        let start = u64::from_str_radix(digits, 16).unwrap_or_default();
+        start..start.saturating_add(self.old_size)
+    }
+}
+
+/// What becomes of a datum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataStrategy {
+    /// Bytes of it are written where it is.
+    InPlace,
+    /// New code uses a new copy.
+    Moved,
 }
 
 /// A hook of a bundle.

@@ -4,11 +4,9 @@
 //! when to end: the guest is gone, or somebody asks us to let go. Goes out: answers, and how it ended.
 
 use crate::engine::Engine;
-use crate::protocol::{
-    Answer, BundleState, LINE_LIMIT, Problem, Reply, Request, Status, read_bundle, read_line, write_line,
-};
+use crate::protocol::{Answer, LINE_LIMIT, Problem, Reply, Request, Status, read_bundle, read_line, write_line};
 use crate::timed::Timed;
-use crate::update::{UpdateError, Updater};
+use crate::update::{LOOK_EVERY, UpdateError, Updater};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs;
 use std::io;
@@ -98,11 +96,11 @@ pub fn serve<E: Engine>(
     mut gone: impl FnMut(&E) -> bool,
 ) -> io::Result<Ended> {
     let mut silent = 0;
-    let (mut settled, mut watched) = (Instant::now(), Instant::now());
+    let (mut settled, mut watched, mut looked) = (Instant::now(), Instant::now(), Instant::now());
     loop {
         let mut files =
             [PollFd::new(socket.listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
-        let look = if updater.has_modules() { MODULES_MS } else { LOOK_MS };
+        let look = if updater.has_modules() || updater.has_open() { MODULES_MS } else { LOOK_MS };
         match poll(&mut files, PollTimeout::from(look)) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
@@ -130,6 +128,11 @@ pub fn serve<E: Engine>(
         // Clients that ask all the time must not keep us from these.
         if settled.elapsed() >= Duration::from_millis(look.into()) {
             updater.settle();
+            let since = looked.elapsed();
+            updater.close_open(since >= LOOK_EVERY);
+            if since >= LOOK_EVERY {
+                looked = Instant::now();
+            }
             settled = Instant::now();
         }
         if watched.elapsed() >= Duration::from_millis(MODULES_MS.into()) {
@@ -180,7 +183,7 @@ fn answer<E: Engine>(updater: &mut Updater<E>, request: Request, from: &mut Time
                 paused: updater.engine.is_paused().map_err(|error| Problem::failed("engine-failed", error))?,
                 waiting: updater.is_waiting(),
                 lost_pages: updater.lost_pages(),
-                applied: updater.list().iter().filter(|info| info.state == BundleState::Applied).count(),
+                applied: updater.list().iter().filter(|info| info.state.is_in_effect()).count(),
             }))
         }
     }

@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use runtime_hv::engine::kvm::Costs;
-use runtime_hv::protocol::{BundleInfo, Problem, Reply};
+use runtime_hv::protocol::{BundleInfo, DataStrategy, Problem, Reply};
 use serde::Serialize;
 
 /// Prints why something was not done: on standard error, or as JSON on standard output.
@@ -130,6 +130,38 @@ fn one(info: &BundleInfo) {
     if !info.functions.is_empty() {
         println!("{functions}");
     }
+    let mut data = table(&["datum", "unit", "what", "old", "new", "size"]);
+    for datum in &info.data {
+        let (what, new) = match datum.strategy {
+            DataStrategy::InPlace => ("in place", "-"),
+            DataStrategy::Moved => ("moved", datum.new_address.as_deref().unwrap_or("-")),
+        };
+        let size = format!("{} -> {}", datum.old_size, datum.new_size);
+        data.add_row([&datum.name, &datum.unit, what, &datum.old_address, new, &size]);
+    }
+    if !info.data.is_empty() {
+        println!("{data}");
+    }
+    if let Some(open) = &info.open {
+        println!(
+            "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} lost",
+            open.ms as f64 / 1000.0,
+            open.left,
+            open.frames,
+            open.to_new,
+            open.to_old,
+            open.false_sharing,
+            open.lost
+        );
+        open.trouble.iter().for_each(|trouble| println!("last trouble: {trouble}"));
+    }
+    let mut threads = table(&["thread", "name", "inside", "at"]);
+    for thread in &info.inside {
+        threads.add_row([&thread.pid.to_string(), &thread.name, &thread.function, &thread.at]);
+    }
+    if !info.inside.is_empty() {
+        println!("{threads}");
+    }
     for hook in &info.hooks {
         println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
     }
@@ -171,6 +203,9 @@ fn state(info: &BundleInfo) -> String {
     let word = info.state.word();
     let mut state = info.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));
     // What is not like the whole.
+    if !info.inside.is_empty() {
+        state.push_str(&format!(", {} inside", info.inside.len()));
+    }
     for module in info.modules.iter().filter(|module| module.state.word() != word) {
         state.push_str(&format!(", {}: {}", module.name, module.state.word()));
     }

@@ -11,14 +11,22 @@
 pub mod admit;
 pub mod area;
 pub mod code;
+pub mod data;
 pub mod link;
+pub mod open;
 pub mod plan;
 pub mod quiet;
 pub mod sites;
 pub mod transaction;
+pub mod transfer;
 
 mod call;
+#[cfg(test)]
+mod data_tests;
 mod errors;
+#[cfg(test)]
+mod hook_tests;
+pub mod hooks;
 mod parts;
 mod prepare;
 #[cfg(test)]
@@ -30,17 +38,23 @@ mod undo;
 mod watch;
 
 pub use errors::UpdateError;
+pub(crate) use open::LOOK_EVERY;
 
 use crate::engine::Engine;
 
-use crate::guest::arena::Allocation;
+use crate::guest::arena::{Allocation, Write};
+use crate::guest::frames::Unwinder;
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
 use crate::journal::{Action, Document, Journal, PartRecord, Record};
-use crate::protocol::{BundleInfo, BundleState, FunctionInfo, HookInfo, MemoryKind, ModuleState};
+use crate::protocol::{
+    BundleInfo, BundleState, DataInfo, DataStrategy, FunctionInfo, HookInfo, MemoryKind, ModuleState,
+};
 use admit::Admitted;
 use area::Area;
-use lpk_format::Bundle;
+use data::Changes;
+use lpk_format::{Bundle, DataChange, HookKind, Place};
+use open::{Open, Shared, Survey};
 use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
@@ -85,6 +99,10 @@ pub struct Updater<E> {
     seen: Option<watch::Seen>,
     /// How often the guest's modules were looked at.
     looks: u64,
+    /// Walks the stacks of this boot.
+    unwinder: Option<Unwinder>,
+    /// Updates that threads are still inside.
+    opens: Shared,
 }
 
 impl<E: Engine> Updater<E> {
@@ -96,15 +114,26 @@ impl<E: Engine> Updater<E> {
         let document = journal.load()?;
         let resets = engine.resets();
         let bundles = BTreeMap::new();
-        let mut updater =
-            Updater { engine, journal, document, bundles, patience, resets, unsettled: false, seen: None, looks: 0 };
+        let mut updater = Updater {
+            engine,
+            journal,
+            document,
+            bundles,
+            patience,
+            resets,
+            unsettled: false,
+            seen: None,
+            looks: 0,
+            unwinder: None,
+            opens: Shared::default(),
+        };
         updater.recover()?;
         Ok(updater)
     }
 
     /// All bundles of this boot, oldest first.
     pub fn list(&self) -> Vec<BundleInfo> {
-        self.document.bundles.iter().map(|record| record.info.clone()).collect()
+        self.document.bundles.iter().map(|record| self.shown(&record.info)).collect()
     }
 
     /// One bundle, by name or by the beginning of its id; of several with the name, the newest.
@@ -112,12 +141,12 @@ impl<E: Engine> Updater<E> {
     /// # Errors
     /// [`UpdateError::Unknown`] or [`UpdateError::Ambiguous`].
     pub fn show(&self, name: &str) -> Result<BundleInfo, UpdateError> {
-        Ok(self.document.bundles[self.position(name)?].info.clone())
+        Ok(self.shown(&self.document.bundles[self.position(name)?].info))
     }
 
     fn position(&self, name: &str) -> Result<usize, UpdateError> {
         let bundles = &self.document.bundles;
-        let preferred = |info: &BundleInfo| info.state == BundleState::Applied;
+        let preferred = |info: &BundleInfo| info.state.is_in_effect();
         let named = |wanted: bool| bundles.iter().rposition(|r| r.info.name == name && preferred(&r.info) == wanted);
         if let Some(found) = named(true).or_else(|| named(false)) {
             return Ok(found);
@@ -221,7 +250,8 @@ impl<E: Engine> Updater<E> {
             }
             let mut active = Vec::new();
             for (target, admitted) in admitted {
-                let in_area = goal.in_area && !target.bundle.functions.is_empty();
+                let brings_nothing = target.bundle.functions.is_empty() && target.bundle.payload.changed.is_empty();
+                let in_area = goal.in_area && !brings_nothing;
                 let area = self.usable_area(target, &admitted, prepared).filter(|_| in_area);
                 if in_area && area.is_none() {
                     let area = self.prepare(&admitted, &target.bundle, &target.id, times)?;
@@ -234,7 +264,7 @@ impl<E: Engine> Updater<E> {
                         let again = !prepared.iter().any(|(known, _)| known.base == area.base);
                         plan::in_area(&self.engine, &admitted, document, bundle, area, again)
                     }
-                    None if bundle.functions.is_empty() => Ok(Plan::nothing(document)),
+                    None if brings_nothing => Ok(Plan::nothing(document)),
                     None => plan::apply(&self.engine, &admitted, document, bundle, &target.id),
                 })?;
                 active.push(Active { target, admitted, area, plan });
@@ -257,6 +287,7 @@ impl<E: Engine> Updater<E> {
                 _ => Record {
                     info: describe(&first.target.bundle, goal.id, &first.admitted, &first.plan, first.area.as_ref()),
                     jumps: first.plan.jumps.clone(),
+                    data: Vec::new(),
                     parts: vec![PartRecord::default(); goal.bundle.modules.len()],
                 },
             };
@@ -276,8 +307,8 @@ impl<E: Engine> Updater<E> {
             after.areas.iter_mut().filter(used).for_each(|area| area.kept = false);
             after.sequence += 1;
             let admitted: Vec<&Admitted> = active.iter().map(|part| &part.admitted).collect();
-            let committed = self.commit(&admitted, &plan, &after, goal.id, times);
-            self.unsettled = committed.is_err();
+            let committed = self.commit(&admitted, &plan, &mut after, goal.id, times);
+            self.unsettled = committed.as_ref().is_err_and(|error| !error.is_taken_back());
             match committed? {
                 Check::Ready => {
                     times.add("total", start.elapsed());
@@ -312,41 +343,88 @@ impl<E: Engine> Updater<E> {
         self.document.areas.iter().find(|known| known.base == area.base && known.module != 0).cloned()
     }
 
-    /// Stops the guest, checks, and does the plan's writes if the moment is right.
+    /// Stops the guest, checks, and does the plan's writes if the moment is right. What data hold is known only then.
     fn commit(
         &mut self,
         admitted: &[&Admitted],
         plan: &Plan,
-        after: &Document,
+        after: &mut Document,
         id: &str,
         times: &mut Times,
     ) -> Result<Check, UpdateError> {
         let Some(first) = admitted.first() else { return Ok(Check::Ready) };
-        let action = Action {
+        let owner_paused = self.engine.is_paused()?;
+        let action = |changes: &Changes, after: &Document| Action {
             sequence: after.sequence,
             boot: first.boot(),
             bundle: id.to_owned(),
-            owner_paused: self.engine.is_paused()?,
-            writes: plan.writes.iter().chain(&plan.jumps).cloned().collect(),
-            moving: plan.moving.clone(),
+            owner_paused,
+            writes: plan.writes.iter().chain(changes.writes()).chain(&plan.jumps).cloned().collect(),
+            moving: plan.moving.iter().copied().chain(changes.writes().map(|write| write.pa)).collect(),
             list: None,
             mapped: plan.mapped.clone(),
             after: after.clone(),
         };
-        self.journal.begin(&action, &self.document)?;
-        let journal = &self.journal;
+        // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
+        let expected = data::to_new(&self.engine, &plan.data)?;
+        self.journal.begin(&action(&expected, after), &self.document)?;
+        let old_code = open::code(admitted);
+        let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
+        let (journal, before, kernel, opens) = (&self.journal, &self.document, &first.kernel, &self.opens);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
-            if check == Check::Ready {
-                journal.committing()?;
-                times.measure("place", || transaction::write_all(engine, &plan.writes))?;
-                let redirected = times.measure("redirect", || transaction::write_all(engine, &plan.jumps));
-                if let Err(error) = redirected {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &plan.writes)));
-                }
+            if check != Check::Ready {
+                return Ok(check);
             }
-            Ok::<_, UpdateError>(check)
+            let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), opens, &old_code))?;
+            let threads = match found {
+                Survey::Frames(threads) if threads.is_empty() => threads,
+                Survey::Frames(threads) if engine.watch().is_some() && plan.trampoline != 0 => threads,
+                Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
+                Survey::Unclear(who) => return Ok(Check::Busy(who)),
+            };
+            journal.committing()?;
+            let count = threads.len() as u32;
+            let mut changes = Changes::default();
+            let mut switch = || {
+                times.measure("place", || transaction::write_all(engine, &plan.writes))?;
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Pre, count))?;
+                }
+                if !plan.data.is_empty() || count != 0 {
+                    changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
+                    changes.returns = threads.iter().map(|thread| thread.divert(plan.trampoline)).collect();
+                    if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
+                        record.data.extend(changes.edits.iter().cloned());
+                        record.info.state = if count == 0 { BundleState::Applied } else { BundleState::Open };
+                    }
+                    journal.begin(&action(&changes, after), before)?;
+                    journal.committing()?;
+                    let writes: Vec<Write> = changes.writes().cloned().collect();
+                    times.measure("transfer", || transaction::write_all(engine, &writes))?;
+                }
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_data(engine, kernel, HookKind::SyncToNew))?;
+                }
+                times.measure("redirect", || transaction::write_all(engine, &plan.jumps))?;
+                if count != 0 {
+                    let open = Open::new(id, kernel, plan, threads.clone());
+                    return times.measure("protect", || opens.begin(engine, open));
+                }
+                if let Some(hooks) = &plan.hooks {
+                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Post, 0))?;
+                }
+                Ok::<_, UpdateError>(())
+            };
+            switch().map(|()| Check::Ready).or_else(|error| {
+                let writes: Vec<Write> = action(&changes, after).writes;
+                match errors::with_undo(error, transaction::take_back(engine, &writes)) {
+                    error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
+                    error => Err(error),
+                }
+            })
         });
+        self.unwinder = unwinder.or(self.unwinder.take());
         let result = match outcome {
             Ok((result, time)) => {
                 times.paused(time);
@@ -392,6 +470,20 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         kind: hook.kind,
         subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
     });
+    let data = bundle.payload.changed.iter().map(|patch| {
+        let place = Place::Payload { section: patch.section, offset: patch.new_offset };
+        let new = link::address(&bundle.payload, &plan.addresses, &admitted.facts, place);
+        let moved = matches!(patch.change, DataChange::Moved { .. });
+        DataInfo {
+            name: patch.name.clone(),
+            unit: patch.unit.clone(),
+            strategy: if moved { DataStrategy::Moved } else { DataStrategy::InPlace },
+            old_address: format!("{:#x}", patch.old_address.wrapping_add(slide)),
+            old_size: patch.old_size.into(),
+            new_address: moved.then(|| format!("{new:#x}")),
+            new_size: patch.new_size.into(),
+        }
+    });
     BundleInfo {
         name: bundle.manifest.name.clone(),
         id: id.to_owned(),
@@ -400,9 +492,16 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         update_type: bundle.manifest.update_type,
         release: bundle.kernel.release.clone(),
         slide: format!("{slide:#x}"),
-        memory: if area.is_some() || bundle.functions.is_empty() { MemoryKind::Module } else { MemoryKind::Arena },
+        memory: if area.is_some() || (bundle.functions.is_empty() && bundle.payload.changed.is_empty()) {
+            MemoryKind::Module
+        } else {
+            MemoryKind::Arena
+        },
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
+        data: data.collect(),
+        inside: Vec::new(),
+        open: None,
         hooks: hooks.collect(),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),

@@ -7,7 +7,7 @@
 use runtime_hv::engine::kvm::{End, KvmEngine, MachineConfig, probe};
 use runtime_hv::engine::{
     Arena as _, ArenaSource, Attend, Call, Calls as _, Pa, Pause as _, ReadMemory, Registers, Stopped, Va, Vcpu,
-    Vcpus as _, Watch as _, WriteMemory as _,
+    Vcpus as _, Wake, Watch as _, WriteMemory as _,
 };
 use runtime_hv::guest::paging::{ADDRESS, LARGE, Root, translate};
 use std::collections::BTreeMap;
@@ -25,8 +25,8 @@ const LIMIT: Duration = Duration::from_secs(240);
 const READ_EXECUTE: u64 = 1 | 1 << 5;
 const READ_WRITE: u64 = 0b11 | 1 << 5 | 1 << 6 | 1 << 63;
 const TABLE: u64 = 0b11 | 1 << 5;
-/// `mov dx, 0x6c75; out dx, eax`: the report (runtime-hv/src/engine/kvm/layout.rs).
-const REPORT: [u8; 5] = [0x66, 0xba, 0x75, 0x6c, 0xef];
+/// The kernel's own interrupt for "look again whether to reschedule" (arch/x86/include/asm/irq_vectors.h, `RESCHEDULE_VECTOR`).
+const RESCHEDULE: u8 = 0xfd;
 
 #[derive(Clone, Default)]
 struct Screen(Arc<Mutex<Vec<u8>>>);
@@ -158,7 +158,8 @@ impl Guest {
         let table =
             [(1, READ_EXECUTE), (2, READ_WRITE), (3, READ_WRITE)].map(|(page, bits)| (base.0 + page * 0x1000) | bits);
         self.engine.write(base, &table.map(u64::to_le_bytes).concat()).expect("memory");
-        self.engine.write(Pa(base.0 + 0x1000), &REPORT).expect("memory");
+        let report = self.engine.report_code();
+        self.engine.write(Pa(base.0 + 0x1000), report).expect("memory");
         self.engine.write(Pa(directory.0 + entry * 8), &(base.0 | TABLE).to_le_bytes()).expect("memory");
         let window = KERNEL_MAP + entry * LARGE;
         (Va(window), Va(window + 0x3000))
@@ -248,6 +249,7 @@ fn calls_return_the_right_value_from_whatever_a_processor_was_doing() {
             gs_base: area,
             cr3: kernel_table,
             limit: Duration::from_secs(2),
+            wake: Wake { apic_id: cpu as u8, vector: RESCHEDULE },
         };
         let value = guest.engine.call(Vcpu(cpu), &call).expect("returns");
         assert_eq!((value, guest.engine.registers().expect("registers")), (round, before), "round {round}");

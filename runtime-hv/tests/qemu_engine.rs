@@ -9,7 +9,10 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use runtime_hv::engine::qemu::{Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue};
-use runtime_hv::engine::{EngineError, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
+use runtime_hv::engine::{
+    Call, CallError, Calls as _, EngineError, Pa, Pause, ReadMemory, Registers, Va, Vcpu, Vcpus, Wake, WriteMemory,
+};
+use runtime_hv::guest::paging::ADDRESS;
 
 /// Low memory that a booted kernel does not use (it keeps all below 1 MiB for itself: arch/x86/kernel/setup.c).
 const SCRATCH: Pa = Pa(0x2000);
@@ -148,8 +151,71 @@ fn a_stock_kernel_is_read_written_and_left_running() {
     a_dead_tool_is_cleared_up_after(&guest);
     strangers_stub_is_refused(&guest);
     assert_running_and_clean(&guest);
+    a_reset_ends_a_call(&mut guest);
+    assert_running_and_clean(&guest);
     pauses_are_timed_and_resets_heard_of(&guest);
     assert_running_and_clean(&guest);
+}
+
+/// A function that never returns; its owner resets the guest meanwhile. It boots again, and nothing of the call is left.
+fn a_reset_ends_a_call(guest: &mut Guest) {
+    const ENDLESS: u64 = 0x40;
+    let mut engine = attach(guest);
+    engine.pause().expect("stopped");
+    // `panic` runs on one processor and has stopped the other, with interrupts off (arch/x86/kernel/smp.c).
+    let all = registers(&mut engine);
+    let cpu = all.iter().position(|one| one.rflags & 0x200 != 0).expect("one runs");
+    let Registers { cr3, gs_base, .. } = all[cpu];
+    // A free entry of the table that maps the kernel's last 2 GiB but one leads to one page: code, and behind it a stack.
+    let mut entry = [0; 8];
+    engine.read(Pa((cr3 & ADDRESS) + 511 * 8), &mut entry).expect("a page table");
+    engine.read(Pa((u64::from_le_bytes(entry) & ADDRESS) + 510 * 8), &mut entry).expect("a page table");
+    let directory = u64::from_le_bytes(entry) & ADDRESS;
+    let is_free = |index: &u64| {
+        let mut entry = [0; 8];
+        engine.read(Pa(directory + index * 8), &mut entry).expect("a page table");
+        entry == [0; 8]
+    };
+    let index = (1..512).find(is_free).expect("a free entry");
+    let (table, page) = (SCRATCH, Pa(SCRATCH.0 + 0x1000));
+    let code = engine.report_code();
+    engine.write(table, &[0; 4096]).expect("low memory");
+    engine.write(table, &(page.0 | 0b10_0011).to_le_bytes()).expect("low memory");
+    engine.write(page, code).expect("low memory");
+    engine.write(Pa(page.0 + ENDLESS), &[0xeb, 0xfe]).expect("low memory");
+    engine.write(Pa(directory + index * 8), &(table.0 | 0b10_0011).to_le_bytes()).expect("a page table");
+    let window = 0xffff_ffff_8000_0000 + (index << 21);
+    let call = Call {
+        function: Va(window + ENDLESS),
+        arguments: [0; 6],
+        stack: Va(window + 0x1000),
+        back: Va(window),
+        gs_base,
+        cr3,
+        limit: Duration::from_secs(60),
+        wake: Wake { apic_id: cpu as u8, vector: 0xfd },
+    };
+    let other = guest.other_qmp();
+    let error = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(300));
+            monitor(&other, "system_reset");
+            // All processors run again, and the stub says nothing of it.
+            std::thread::sleep(Duration::from_millis(300));
+            monitor(&other, "stop");
+        });
+        engine.call(Vcpu(cpu), &call).expect_err("there is nothing to return to")
+    });
+    assert!(matches!(error, CallError::Engine(EngineError::State(state)) if state.contains("reset")), "{error}");
+    // The firmware may reset once more.
+    assert!(engine.resets() >= 1);
+    engine.detach().expect("detached");
+    let booted = |guest: &Guest| guest.console().matches("end Kernel panic").count();
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while booted(guest) < 2 {
+        assert!(Instant::now() < deadline, "it does not boot again:\n{}", guest.console());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 fn pauses_are_timed_and_resets_heard_of(guest: &Guest) {

@@ -73,6 +73,18 @@ pub fn qemu(because: &str) -> bool {
     engine == Engine::Qemu
 }
 
+/// Whether tests run with the bundled hypervisor; a test that has no meaning otherwise says why.
+///
+/// # Panics
+/// When the variables that choose an engine are wrong.
+pub fn kvm(because: &str) -> bool {
+    let engine = Engine::wanted().unwrap_or_else(|error| panic!("{error}"));
+    if engine == Engine::Qemu {
+        eprintln!("SKIPPED on this engine: {because}");
+    }
+    engine != Engine::Qemu
+}
+
 /// Whether the tests run on the bundled hypervisor in the box; a test that is about it there is skipped elsewhere, with the reason.
 /// That is no missing piece, so it is never a failure.
 ///

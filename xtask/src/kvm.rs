@@ -6,7 +6,7 @@
 
 use crate::{JobError, cargo, say};
 use lucos_tests::guest::{Engine, GuestError};
-use lucos_tests::{boxed, initramfs, setup};
+use lucos_tests::{boxed, initramfs, selfbuilt, setup};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -25,6 +25,7 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
     if all {
         setup::for_tests(&say)?;
+        selfbuilt::prepare(&pair.older, &say)?;
     }
     let in_box = Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox;
     let hv = if in_box {
@@ -56,10 +57,14 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     say("live updates of a stock kernel");
     let mut live = cargo::test_command(&pair)?;
     // With the features that all tests are built with, so that nothing is built twice.
-    live.args(["--workspace", "--no-fail-fast", "--test"]).arg(if all { "live*" } else { "live" });
-    if all {
-        live.args(["--test", "root_file_system"]);
-    }
+    live.args(["--workspace", "--no-fail-fast"]);
+    let tests: &[&str] = if all {
+        &["live*", "refused", "official", "by_hand", "selfbuilt", "root_file_system"]
+    } else {
+        // The second is about what only this engine can do.
+        &["live", "live_open"]
+    };
+    live.args(tests.iter().flat_map(|test| ["--test", test]));
     cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
 }
 

@@ -206,6 +206,9 @@ pub enum Problem {
     /// The files are not sorted.
     #[error("the manifest's file {0:?} does not follow the one before it (sorted, each once)")]
     FileOrder(String),
+    /// Old code is not sorted, or overlaps.
+    #[error("the manifest's old code `{0}` does not follow the one before it (sorted by address, no byte twice)")]
+    OldCodeOrder(String),
     /// Two functions of the manifest have the same old address.
     #[error("the manifest lists the old address of `{0}` twice")]
     ListedTwice(String),

@@ -79,7 +79,13 @@ pub fn module_part(of: &Bundle, name: &str) -> Bundle {
     let mut listed = listed("answer", Some(MODULE + 0x40), 0x60, 16);
     listed.unit.clone_from(&function.unit);
     Bundle {
-        manifest: Manifest { functions: vec![listed], data: vec![], left_out: vec![], ..of.manifest.clone() },
+        manifest: Manifest {
+            functions: vec![listed],
+            data: vec![],
+            left: vec![],
+            left_out: vec![],
+            ..of.manifest.clone()
+        },
         payload: Payload {
             text: vec![0xcc; 16],
             symbols: vec![
@@ -180,6 +186,12 @@ pub fn image_only() -> Bundle {
                 listed("show", Some(TEXT + 0x1000), 0x80, 21),
             ],
             data: vec![ManifestDatum { name: "calls".to_owned(), unit: "fs/proc/show.c".to_owned(), size: 8 }],
+            left: vec![OldCode {
+                address: TEXT + 0x10e0,
+                size: 0x12,
+                name: "show.cold".to_owned(),
+                unit: "fs/proc/show.c".to_owned(),
+            }],
             left_out: vec![LeftOut {
                 section: ".orc_unwind".to_owned(),
                 unit: "fs/proc/show.c".to_owned(),

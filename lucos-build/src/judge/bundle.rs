@@ -54,6 +54,7 @@ impl Judge<'_, '_> {
                 files,
                 functions: Vec::new(),
                 data: Vec::new(),
+                left: Vec::new(),
                 left_out: Vec::new(),
                 omitted: Vec::new(),
                 vouched: report.vouched.clone(),
@@ -74,6 +75,9 @@ impl Judge<'_, '_> {
             let into = if module.is_some() { &mut part } else { &mut bundle };
             into.manifest.functions = linked.manifest_functions;
             into.manifest.data = linked.manifest_data;
+            if report.verdict == Verdict::Type2 {
+                into.manifest.left = linked.left;
+            }
             into.manifest.left_out = linked.left_out;
             into.payload = linked.payload;
             into.functions = linked.functions;

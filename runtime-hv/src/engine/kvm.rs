@@ -27,6 +27,7 @@ mod little;
 mod machine;
 mod measure;
 mod memory;
+mod mptable;
 mod probe;
 mod serial;
 mod start;
@@ -116,10 +117,19 @@ impl Machine {
             rsp: regs.rsp,
             rbp: regs.rbp,
             rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
             rdx: regs.rdx,
+            rsi: regs.rsi,
             rdi: regs.rdi,
+            r8: regs.r8,
+            r9: regs.r9,
             r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
             r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
             rflags: regs.rflags,
             // The privilege of the stack segment is the processor's (Intel SDM vol. 3, 5.5).
             cpl: special.ss.dpl,
@@ -167,6 +177,7 @@ impl Pause for KvmEngine {
 
     fn resume(&mut self) -> Result<(), EngineError> {
         if let Some(since) = self.held.take() {
+            self.machine().refresh();
             self.machine().gate.release();
             self.last_pause = since.elapsed();
         }
@@ -251,6 +262,10 @@ impl Watch for KvmEngine {
 }
 
 impl Calls for KvmEngine {
+    fn report_code(&self) -> &'static [u8] {
+        &layout::REPORT_CODE
+    }
+
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
         self.needs_hold("a call")?;
         call::run(&self.running.machine, vcpu, call)
@@ -260,5 +275,9 @@ impl Calls for KvmEngine {
 impl Engine for KvmEngine {
     fn name(&self) -> &'static str {
         "kvm"
+    }
+
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        Some(self)
     }
 }

@@ -8,7 +8,10 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::{Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
+use super::{
+    Arena, ArenaSource, Call as GuestCall, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory,
+    Registers, Vcpu, Vcpus, WriteMemory,
+};
 
 const PAGE: u64 = 4096;
 
@@ -44,10 +47,18 @@ pub enum Call {
         /// Which interrupt.
         vector: u8,
     },
+    /// [`Calls::call`].
+    Call {
+        /// The function.
+        function: u64,
+    },
 }
 
 /// What the guest's own code does when it runs with an interrupt raised. It may use the engine's memory as it likes.
 pub type Handler = fn(&mut MockEngine, apic_id: u8, vector: u8);
+
+/// What a function of the guest does that is called.
+pub type Function = fn(&mut MockEngine, call: &GuestCall) -> Result<u64, CallError>;
 
 /// Which calls fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +86,7 @@ pub struct MockEngine {
     /// Raised while the guest stands.
     raised: Vec<(u8, u8)>,
     handler: Option<Handler>,
+    function: Option<Function>,
 }
 
 impl Default for MockEngine {
@@ -98,7 +110,13 @@ impl MockEngine {
             resets: 0,
             raised: Vec::new(),
             handler: None,
+            function: None,
         }
+    }
+
+    /// From now on functions of the guest do this.
+    pub fn set_function(&mut self, function: Function) {
+        self.function = Some(function);
     }
 
     /// What the guest does with interrupts; without it they are lost.
@@ -335,6 +353,21 @@ impl Interrupt for MockEngine {
         }
         self.raised.push((apic_id, vector));
         Ok(())
+    }
+}
+
+impl Calls for MockEngine {
+    fn report_code(&self) -> &'static [u8] {
+        &[0xeb, 0xfe]
+    }
+
+    fn call(&mut self, _: Vcpu, call: &GuestCall) -> Result<u64, CallError> {
+        self.enter(Call::Call { function: call.function.0 })?;
+        if self.running {
+            return Err(EngineError::Running("a call").into());
+        }
+        let function = self.function.ok_or(CallError::Unsupported("the mock has no functions"))?;
+        function(self, call)
     }
 }
 

@@ -10,13 +10,18 @@
 //! | registers | `info registers -a` | 0.5 ms |
 //! | read | `process_vm_readv`, else `pmemsave` | a few µs, else about 1 ms |
 //! | write | stub, `M`, physical addresses | 0.1 ms once a pause, then 0.05 ms a KB |
+//! | call | stub: other registers, one processor run alone (`call`) | about 3 ms |
 //! | interrupt | stub, `M`, at the address of a message-signalled interrupt | as a write |
 
+mod call;
+mod description;
 mod gdb;
 mod launch;
 mod memory_map;
 mod monitor;
 mod packet;
+mod processor;
+mod record;
 mod registers;
 mod rescue;
 mod stub;
@@ -33,6 +38,7 @@ use tempfile::TempDir;
 use super::{Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
 use memory_map::{MemoryMap, Piece};
 use monitor::{Monitor, Peer};
+use record::Record;
 use stub::{Found, Stub};
 
 pub use launch::{LaunchConfig, LaunchError, Serial, launch};
@@ -53,6 +59,8 @@ pub struct QemuEngine {
     map: RefCell<MemoryMap>,
     /// Whether memory is read straight out of the QEMU process.
     direct: Cell<bool>,
+    /// Whether QEMU runs the guest with KVM, once that was asked.
+    kvm: Option<bool>,
     hold: Option<Hold>,
     last_pause: Duration,
     /// The stub could not be closed after the last pause.
@@ -66,6 +74,8 @@ struct Hold {
     owner_paused: bool,
     since: Instant,
     stub: Stub,
+    /// A call has taken these registers and not put them back.
+    taken: Option<Record>,
 }
 
 impl QemuEngine {
@@ -87,6 +97,7 @@ impl QemuEngine {
             monitor: RefCell::new(monitor),
             map: RefCell::new(map),
             direct: Cell::new(false),
+            kvm: None,
             hold: None,
             last_pause: Duration::ZERO,
             stub_left_open: false,
@@ -204,6 +215,10 @@ impl Drop for QemuEngine {
     fn drop(&mut self) {
         // Nobody is left to be told; what can fail here is a VM that is gone or stuck.
         let _ = self.release();
+        if self.hold.as_ref().is_some_and(|hold| hold.taken.is_some()) && !self.is_gone() {
+            // The guest stands with registers that are not its own; they are written down for a rescue.
+            self.folder.disable_cleanup(true);
+        }
     }
 }
 
@@ -258,7 +273,7 @@ impl Pause for QemuEngine {
         });
         match stopped {
             Ok(owner_paused) => {
-                self.hold = Some(Hold { owner_paused, since, stub });
+                self.hold = Some(Hold { owner_paused, since, stub, taken: None });
                 Ok(())
             }
             Err(error) => {
@@ -274,6 +289,7 @@ impl Pause for QemuEngine {
     /// # Consistency on error
     /// The VM may still be stopped; call it again.
     fn resume(&mut self) -> Result<(), EngineError> {
+        self.put_back()?;
         let Some(hold) = &mut self.hold else { return Ok(()) };
         let monitor = self.monitor.get_mut();
         hold.stub.disconnect();
@@ -341,6 +357,8 @@ impl Engine for QemuEngine {
 /// continues only when the caller says that this is dealt with.
 fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), EngineError> {
     let running = monitor.is_running()?;
+    let mut stands = !running;
+    let mut owner_paused = false;
     match Found::ask(monitor)? {
         Found::Owners(address) => return Err(stub::owned(&address)),
         Found::Ours { socket, connected: true } => {
@@ -349,7 +367,7 @@ fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), Engine
                 reason: format!("another lucos-hv is at work on this VM (its stub {} is in use)", socket.display()),
             });
         }
-        Found::Ours { socket, .. } if !running && earlier == Earlier::Unknown => {
+        Found::Ours { socket, .. } if earlier == Earlier::Unknown && (!running || stub::has_record(&socket)?) => {
             return Err(EngineError::Connection {
                 peer: "GDB stub of QEMU",
                 reason: format!(
@@ -359,10 +377,15 @@ fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), Engine
                 ),
             });
         }
-        Found::Ours { socket, .. } => stub::clear(monitor, &socket)?,
+        Found::Ours { socket, .. } => {
+            if let Some(record) = call::put_back_after_death(monitor, &socket)? {
+                (stands, owner_paused) = (true, record.owner_paused);
+            }
+            stub::clear(monitor, &socket)?;
+        }
         Found::Closed => {}
     }
-    if !running && earlier == Earlier::Died { monitor.cont() } else { Ok(()) }
+    if stands && !owner_paused && earlier == Earlier::Died { monitor.cont() } else { Ok(()) }
 }
 
 /// A folder for QEMU and us alone. QEMU makes the files in it, so it belongs to QEMU's user.

@@ -362,8 +362,19 @@ pub fn take(
 /// The virtual ranges of an allocation.
 #[must_use]
 pub fn ranges(state: &State, allocation: &Allocation) -> Vec<Range<u64>> {
+    runs(state, allocation, |_| true)
+}
+
+/// Those of them that hold code.
+#[must_use]
+pub fn code(state: &State, allocation: &Allocation) -> Vec<Range<u64>> {
+    runs(state, allocation, |run| run.protection == Protection::Text)
+}
+
+fn runs(state: &State, allocation: &Allocation, wanted: impl Fn(&&Run) -> bool) -> Vec<Range<u64>> {
     let Some(window) = &state.window else { return Vec::new() };
-    allocation.runs.iter().map(|run| window.va(run.page).0..window.va(run.page + run.pages()).0).collect()
+    let range = |run: &Run| window.va(run.page).0..window.va(run.page + run.pages()).0;
+    allocation.runs.iter().filter(wanted).map(range).collect()
 }
 
 /// Forgets an allocation; the window goes with the last one.

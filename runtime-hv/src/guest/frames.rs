@@ -86,6 +86,8 @@ pub struct Unwinder {
     thunks: Vec<Range<u64>>,
     return_thunk: Option<u64>,
     layout: stacks::Layout,
+    /// Code that the service has put in the place of return addresses, and these, by slot.
+    diverted: (Vec<u64>, BTreeMap<u64, u64>),
 }
 
 impl Unwinder {
@@ -110,7 +112,14 @@ impl Unwinder {
             thunks: THUNKS.iter().filter_map(live).map(thunk).collect(),
             return_thunk: live(&RETURN_THUNK),
             layout: stacks::Layout::of(kernel)?,
+            diverted: Default::default(),
         })
+    }
+
+    /// Says which return addresses the service has replaced, by slot, and with what: walks see through them as through those
+    /// of tracers.
+    pub fn set_diverted(&mut self, trampolines: Vec<u64>, originals: BTreeMap<u64, u64>) {
+        self.diverted = (trampolines, originals);
     }
 
     /// Reads the tables of modules that have come since, forgets those of modules that have gone, and looks for code that
@@ -141,7 +150,7 @@ impl Unwinder {
         processors: &[PerCpu],
         tasks: &[Task],
     ) -> Result<Vec<Context>, GuestError> {
-        let mut originals = BTreeMap::new();
+        let mut originals = self.diverted.1.clone();
         for task in tasks {
             for Taken { slot, address } in returns::taken(memory, kernel, task.at)? {
                 if !self.hooks.contains(&address) {
@@ -258,7 +267,7 @@ impl Source for View<'_> {
     }
 
     fn is_hook(&self, address: u64) -> bool {
-        self.unwinder.hooks.contains(&address)
+        self.unwinder.hooks.contains(&address) || self.unwinder.diverted.0.contains(&address)
     }
 
     fn original(&self, slot: u64) -> Option<u64> {

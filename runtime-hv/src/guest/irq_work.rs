@@ -56,8 +56,12 @@ pub fn queue(memory: &dyn ReadMemory, kernel: &Kernel, registers: &[Registers]) 
     Err(SupportError::NoProcessor)
 }
 
-/// The gate that leads to `asm_sysvec_irq_work` (`arch/x86/kernel/idt.c`, `apic_idts`).
-fn vector(memory: &dyn ReadMemory, kernel: &Kernel, registers: &[Registers]) -> Result<u8, SupportError> {
+/// The gate that leads to `asm_sysvec_irq_work` (`arch/x86/kernel/idt.c`, `apic_idts`). With nothing on the list the kernel takes this
+/// interrupt at any time without harm.
+///
+/// # Errors
+/// [`SupportError`].
+pub fn vector(memory: &dyn ReadMemory, kernel: &Kernel, registers: &[Registers]) -> Result<u8, SupportError> {
     let handler = kernel.live(kernel.symbol("asm_sysvec_irq_work")?).0;
     let table = registers.iter().map(|registers| registers.idt_base).find(|&base| base >= KERNEL_HALF);
     let table = table.ok_or_else(|| GuestError::NotBooted("no processor has the kernel's interrupt table".into()))?;

@@ -5,14 +5,15 @@
 
 use super::UpdateError;
 use super::code::{NOP5, first_length};
+use super::data;
 use super::sites::{self, SiteError};
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
 use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
-use crate::protocol::{BundleState, ModuleFunction};
-use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, UpdateType, hex};
+use crate::protocol::{DataInfo, DataStrategy, ModuleFunction};
+use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, Place, UpdateType, hex};
 use std::ops::Range;
 
 /// Length of the jump, `jmp rel32`.
@@ -27,9 +28,11 @@ pub struct Admitted {
     pub facts: Facts,
     /// Live bytes of each old function, in the order of the bundle.
     pub live: Vec<Vec<u8>>,
-    /// Link addresses between which no saved instruction pointer may lie (start and end excluded), one per function
-    /// whose entry is not a single instruction of the jump's length.
+    /// Link addresses between which no saved instruction pointer may lie: inside the bytes of the jumps, where these are not a
+    /// single instruction.
     pub inside: Vec<std::ops::Range<u64>>,
+    /// All code that an update of type 2 leaves: link addresses and names.
+    pub old_code: Vec<(std::ops::Range<u64>, String)>,
     /// Link addresses of the bytes that the jumps take.
     pub jumps: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
@@ -59,8 +62,9 @@ pub fn admit<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Admitted, UpdateError> {
-    if bundle.manifest.update_type != UpdateType::Type1 {
-        return Err(UpdateError::Type2 { hooks: bundle.parts().map(|part| part.payload.hooks.len()).sum() });
+    if bundle.module.is_some() && !(bundle.payload.changed.is_empty() && bundle.payload.hooks.is_empty()) {
+        let what = "changed data and hooks of loadable modules are not possible in a running guest yet";
+        return Err(UpdateError::Unsupported(what.to_owned()));
     }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
@@ -76,6 +80,7 @@ pub fn admit<E: Engine>(
         facts,
         live: Vec::new(),
         inside: Vec::new(),
+        old_code: Vec::new(),
         jumps: Vec::new(),
         starts: Vec::new(),
         resets,
@@ -127,12 +132,27 @@ pub fn admit<E: Engine>(
         admitted.starts.push(function.old_address);
         admitted.live.push(live);
     }
+    if bundle.manifest.update_type == UpdateType::Type2 {
+        admitted.old_code = old_code(bundle);
+        data::are_unchanged(engine, &admitted.kernel, bundle)?;
+    }
     Ok(admitted)
 }
 
-/// Refuses what is applied, and what another bundle has redirected.
+/// All code that an update of type 2 leaves. The first instruction of a function is not inside yet.
+fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String)> {
+    let functions = bundle.functions.iter().map(|function| {
+        let start = function.old_address;
+        (start + 1..start.saturating_add(function.expected.len() as u64), function.name.clone())
+    });
+    let left = &bundle.manifest.left;
+    let left = left.iter().map(|code| (code.address..code.address.saturating_add(code.size), code.name.clone()));
+    functions.chain(left).collect()
+}
+
+/// Refuses what is applied, and what another bundle has redirected or changed.
 fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
-    for record in document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+    for record in document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
         let (name, other) = (record.info.name.clone(), record.info.id.clone());
         if other == id {
             return Err(UpdateError::AlreadyApplied { name, id: other });
@@ -146,6 +166,9 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
             continue;
         }
         let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
+        if let Some(datum) = taken(record, bundle, slide) {
+            return Err(UpdateError::DatumTaken { datum, by: name, id: other });
+        }
         for function in &bundle.functions {
             let live = format!("{:#x}", function.old_address.wrapping_add(slide));
             if record.info.functions.iter().any(|known| known.old_address == live) {
@@ -154,6 +177,23 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// A datum that another bundle has changed, and that this one changes as well, or whose old copy it would use.
+fn taken(record: &Record, bundle: &Bundle, slide: u64) -> Option<String> {
+    let live = |link: u64| link.wrapping_add(slide);
+    let touches = |datum: &&DataInfo| {
+        let theirs = datum.old_range();
+        let changes = bundle.payload.changed.iter().any(|patch| {
+            let ours = live(patch.old_address);
+            ours < theirs.end && theirs.start < ours.saturating_add(u64::from(patch.old_size.max(patch.new_size)))
+        });
+        let uses = bundle.payload.symbols.iter().any(
+            |symbol| matches!(symbol.place, Place::Kernel(link) if !symbol.function && theirs.contains(&live(link))),
+        );
+        changes || uses && datum.strategy == DataStrategy::Moved
+    };
+    record.info.data.iter().find(touches).map(|datum| datum.name.clone())
 }
 
 /// The function of a module's part that another bundle redirects, or will when the module is loaded.

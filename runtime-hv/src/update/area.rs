@@ -21,6 +21,12 @@ const DEFINED: u16 = 0xfff1;
 /// Behind the names of new code and data in the guest's symbol table. Old functions of the same names are there, too, and the
 /// guest refuses to probe a name that means two places (`kernel/trace/trace_kprobe.c`, `number_of_same_symbols`).
 const SUFFIX: &str = ".lucos";
+/// At the end of the code: what hooks, and threads that leave old code, return to. No engine's code is longer.
+pub const REPORT_ROOM: u64 = 16;
+/// At the end of its data: the stack that hooks run on, as large as a task's (`THREAD_SIZE`, `arch/x86/include/asm/page_64_types.h`).
+pub const HOOK_STACK: u64 = 16 << 10;
+/// Before the stack, in one page: what a hook is told, and the update's name.
+pub const HOOK_TOLD: u64 = 512;
 /// Where modules may be: the last 2 GiB, which code of the kernel reaches (`arch/x86/include/asm/pgtable_64_types.h`).
 const REACH: u64 = 0xffff_ffff_8000_0000;
 
@@ -109,10 +115,11 @@ impl Parts {
     pub fn of(payload: &Payload, facts: &Facts) -> Parts {
         let pages = |bytes: u64| bytes.next_multiple_of(PAGE as u64);
         let symbols = Symbols::of(payload);
+        let hooks = if payload.hooks.is_empty() { 0 } else { HOOK_STACK + HOOK_TOLD };
         Parts {
-            text: pages(link::text_size(payload, facts)),
+            text: pages(link::text_size(payload, facts) + REPORT_ROOM),
             rodata: pages(symbols.offset(payload) + symbols.size()),
-            data: pages(link::data_size(payload)),
+            data: pages(link::data_size(payload) + hooks),
         }
     }
 

@@ -3,9 +3,11 @@
 use super::link::LinkError;
 use super::sites::SiteError;
 use super::transaction::TransactionError;
-use crate::engine::EngineError;
+use super::transfer::Overflow;
+use crate::engine::{CallError, EngineError};
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
+use crate::guest::frames::UnwindError;
 use crate::guest::support::{Operation, SupportError};
 use crate::journal::JournalError;
 use crate::protocol::Problem;
@@ -18,13 +20,61 @@ pub enum UpdateError {
     /// The bundle is not one.
     #[error("not a usable bundle: {0}")]
     Bundle(String),
-    /// The bundle changes existing data, or has hooks.
+    /// A hook forbids the update, or taking it back.
+    #[error("the bundle's own hook {hook} forbids it: it returned {value}")]
+    Vetoed {
+        /// Which.
+        hook: &'static str,
+        /// What it returned.
+        value: i32,
+    },
+    /// A hook did not do its work.
+    #[error("the bundle's hook {hook} failed: {source}")]
+    HookFailed {
+        /// Which.
+        hook: String,
+        /// Why.
+        source: CallError,
+    },
+    /// There is no processor to run a hook on at this moment.
+    #[error("no processor can run the bundle's hook {hook} now: {why}")]
+    NoProcessor {
+        /// Which.
+        hook: String,
+        /// Why.
+        why: String,
+    },
+    /// A datum to be changed in place does not hold what it should.
     #[error(
-        "the bundle is of Type 2 ({hooks} hooks): existing data and new code change together; this version applies Type 1 only"
+        "datum `{name}` holds another value than expected, at physical address {pa:#x}: expected {expected}, found {found}"
     )]
-    Type2 {
-        /// Hooks in it.
-        hooks: usize,
+    DataChanged {
+        /// The datum.
+        name: String,
+        /// Where.
+        pa: u64,
+        /// Bytes expected.
+        expected: String,
+        /// Bytes found.
+        found: String,
+    },
+    /// A datum's contents have no place in its other version.
+    #[error("datum `{name}` cannot be carried: {source}")]
+    DoesNotFit {
+        /// The datum.
+        name: String,
+        /// What does not fit.
+        source: Overflow,
+    },
+    /// Another bundle has changed a datum.
+    #[error("datum `{datum}` is changed by `{by}` (id {id}) already, and this bundle changes it or uses its old copy")]
+    DatumTaken {
+        /// The datum.
+        datum: String,
+        /// The other bundle.
+        by: String,
+        /// Its id.
+        id: String,
     },
     /// The bundle needs what this version cannot do.
     #[error("{0}")]
@@ -176,6 +226,9 @@ pub enum UpdateError {
         /// Attempts made.
         attempts: usize,
     },
+    /// Stacks cannot be walked.
+    #[error(transparent)]
+    Unwind(#[from] UnwindError),
     /// The hypervisor failed; the guest is as it was.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -193,6 +246,18 @@ impl UpdateError {
         matches!(self, UpdateError::Transaction(TransactionError::Stuck { .. }))
     }
 
+    /// Whether it comes from data or hooks while the guest stood, and all that was written has been taken back.
+    pub(crate) fn is_taken_back(&self) -> bool {
+        match self {
+            UpdateError::HookFailed { source, .. } => !matches!(source, CallError::Engine(_)),
+            UpdateError::DataChanged { .. }
+            | UpdateError::DoesNotFit { .. }
+            | UpdateError::Vetoed { .. }
+            | UpdateError::NoProcessor { .. } => true,
+            _ => false,
+        }
+    }
+
     /// For the control socket.
     #[must_use]
     pub fn problem(&self) -> Problem {
@@ -200,11 +265,26 @@ impl UpdateError {
         let failed = |reason: &str| Problem::failed(reason, self);
         match self {
             UpdateError::Bundle(_) => refused("corrupted-bundle").help("build it again with lucos-build"),
-            UpdateError::Type2 { .. } => {
-                refused("type2").help("nothing was written; `lucos-build inspect` shows what the bundle holds")
+            UpdateError::Vetoed { .. } => {
+                refused("hook-veto").help("the number is the hook's own; its author knows what it means")
+            }
+            UpdateError::HookFailed { source: CallError::Unsupported(_), .. } => {
+                refused("no-calls").help("use the engine kvm, or QEMU's software emulation")
+            }
+            UpdateError::HookFailed { source: CallError::Engine(_), .. } => failed("engine-failed"),
+            UpdateError::HookFailed { .. } => refused("hook-failed")
+                .help("what the runtime had written was taken back; what the hook itself has written was not"),
+            UpdateError::NoProcessor { .. } => refused("busy").help("try again later"),
+            UpdateError::DataChanged { .. } => refused("data-changed").help(
+                "nothing was written: the guest has given it a value of its own; set the expected one, or build the bundle with `overwrite = true` for it",
+            ),
+            UpdateError::DoesNotFit { .. } => refused("data-transfer").help("nothing was written"),
+            UpdateError::DatumTaken { id, .. } => {
+                refused("data-taken").help(format!("undo {} first", id.get(..12).unwrap_or(id)))
             }
             UpdateError::Unsupported(_) => refused("unsupported"),
-            UpdateError::Guest(error)
+            UpdateError::Unwind(UnwindError::Guest(error))
+            | UpdateError::Guest(error)
             | UpdateError::Arena(ArenaError::Guest(error))
             | UpdateError::Support(SupportError::Guest(error)) => guest(error, self),
             UpdateError::Support(_) | UpdateError::NoSupport => {
@@ -249,6 +329,7 @@ impl UpdateError {
                 refused("changed-since").help("stop tracing or probing this function in the guest, then undo again")
             }
             UpdateError::ProbedSince { .. } => refused("probed").help("remove the kprobe in the guest, then undo again"),
+            UpdateError::Unwind(_) => refused("no-unwind-tables"),
             UpdateError::Busy { .. } => refused("busy").help("try again later"),
             UpdateError::Transaction(TransactionError::Stuck { .. }) => failed("guest-half-changed")
                 .help("restart the service with `lucos-hv attach`: it finishes taking back from its journal"),
@@ -292,10 +373,10 @@ pub(crate) fn read_bundle(bytes: &[u8]) -> Result<(Bundle, String), UpdateError>
     Ok((read.bundle, read.id.to_string()))
 }
 
-/// The error of a failed second step, after the first step was taken back.
-pub(crate) fn with_undo(error: TransactionError, undone: Result<(), EngineError>) -> UpdateError {
-    match (error, undone) {
-        (TransactionError::Engine(first), Err(then)) => TransactionError::Stuck { first, then }.into(),
-        (error, _) => error.into(),
+/// The error of a failed step, after what had been done was taken back.
+pub(crate) fn with_undo(error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
+    match undone {
+        Err(then) if !error.is_stuck() => TransactionError::Stuck { first: error.to_string(), then }.into(),
+        _ => error,
     }
 }

@@ -114,6 +114,12 @@ fn bss_offset(payload: &Payload) -> u64 {
     (payload.data.len() as u64).next_multiple_of(BSS_ALIGN)
 }
 
+/// Offset of data of a payload in its part of the memory: `.bss` lies behind `.data`.
+#[must_use]
+pub fn data_offset(payload: &Payload, section: SectionKind, offset: u32) -> u64 {
+    u64::from(offset) + if section == SectionKind::Bss { bss_offset(payload) } else { 0 }
+}
+
 /// Live address of a place.
 #[must_use]
 pub fn address(payload: &Payload, addresses: &Addresses, facts: &Facts, place: Place) -> u64 {

@@ -5,14 +5,16 @@
 
 use super::UpdateError;
 use super::admit::{Admitted, JUMP};
-use super::area::Area;
+use super::area::{Area, REPORT_ROOM};
 use super::code::{CALL, JMP, branch};
+use super::data::{self, Datum};
+use super::hooks::{self, Hooks};
 use super::link::{self, Addresses, LinkError};
 use crate::engine::{Engine, EngineError, Pa, Va};
 use crate::guest::arena::{self, Placed, Protection, State, Write};
 use crate::guest::paging::PAGE;
 use crate::journal::Document;
-use lpk_format::{Bundle, Payload, Place, SectionKind};
+use lpk_format::{Bundle, DataChange, DataPatch, Payload, Place, SectionKind, UpdateType};
 use std::ops::Range;
 
 /// What will be written, and what holds afterwards.
@@ -34,6 +36,12 @@ pub struct Plan {
     pub mapped: Vec<(u64, u64)>,
     /// A 32-bit word of the guest, and bits that must be clear in it.
     pub idle: Option<(Pa, u32)>,
+    /// Existing data that change; what is written is known when the guest stands.
+    pub data: Vec<Datum>,
+    /// The author's hooks.
+    pub hooks: Option<Hooks>,
+    /// Where threads return to that are inside old code.
+    pub trampoline: u64,
 }
 
 impl Plan {
@@ -49,6 +57,9 @@ impl Plan {
             moving: Vec::new(),
             mapped: Vec::new(),
             idle: None,
+            data: Vec::new(),
+            hooks: None,
+            trampoline: 0,
         }
     }
 
@@ -60,6 +71,9 @@ impl Plan {
         self.untouched.extend_from_slice(&other.untouched);
         self.moving.extend_from_slice(&other.moving);
         self.mapped.extend_from_slice(&other.mapped);
+        self.data.extend_from_slice(&other.data);
+        self.hooks = self.hooks.or_else(|| other.hooks.clone());
+        self.trampoline = self.trampoline.max(other.trampoline);
         self
     }
 }
@@ -75,12 +89,18 @@ pub fn apply<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Plan, UpdateError> {
+    let stays = |datum: &DataPatch| matches!(datum.change, DataChange::InPlace { .. });
+    if !bundle.payload.changed.iter().all(stays) || !bundle.payload.hooks.is_empty() {
+        let what = "hooks and data that move need memory that the guest gives: apply the bundle without --in-arena";
+        return Err(UpdateError::Unsupported(what.to_owned()));
+    }
     let plan = match reuse(engine, admitted, document, bundle, id)? {
         Some(plan) => plan,
         None => fresh(engine, admitted, document, bundle, id)?,
     };
     let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &plan.addresses)?;
-    Ok(Plan { jumps, mapped, ..plan })
+    let data = data::prepare(engine, admitted, bundle, &plan.addresses)?;
+    Ok(Plan { jumps, mapped, data, ..plan })
 }
 
 /// New pages.
@@ -119,6 +139,9 @@ fn fresh<E: Engine>(
         moving,
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
+        hooks: None,
+        trampoline: 0,
     })
 }
 
@@ -165,6 +188,9 @@ fn reuse<E: Engine>(
         moving,
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
+        hooks: None,
+        trampoline: 0,
     }))
 }
 
@@ -201,6 +227,13 @@ pub fn in_area<E: Engine>(
             }
         }
     }
+    let hooks = Hooks::prepare(engine, &admitted.kernel, bundle, area)?;
+    if bundle.manifest.update_type == UpdateType::Type2 {
+        writes.extend(hooks::report_code(engine, &admitted.kernel, &addresses)?);
+    }
+    if let Some(hooks) = &hooks {
+        writes.extend(hooks.writes(engine)?);
+    }
     let Jumps { writes: jumps, mapped } = jumps(engine, admitted, bundle, &addresses)?;
     // What is in a module may go away with it as soon as the guest runs.
     let moving = writes.iter().map(|write| write.pa).chain(mapped.iter().map(|&(_, pa)| pa));
@@ -213,6 +246,9 @@ pub fn in_area<E: Engine>(
         arena: document.arena.clone(),
         untouched: if again { vec![area.range()] } else { Vec::new() },
         idle: None,
+        data: data::prepare(engine, admitted, bundle, &addresses)?,
+        hooks,
+        trampoline: addresses.rodata.wrapping_sub(REPORT_ROOM),
     })
 }
 
@@ -311,6 +347,9 @@ pub fn reclaim<E: Engine>(engine: &E, before: &State, id: &str) -> Result<Plan, 
         moving: Vec::new(),
         mapped: Vec::new(),
         idle: None,
+        data: Vec::new(),
+        hooks: None,
+        trampoline: 0,
     })
 }
 

@@ -4,7 +4,8 @@ use super::tests::{LIVE, PATIENCE, Setup, bundle, bytes, guest, setup};
 use super::{UpdateError, Updater};
 use crate::engine::mock::MockEngine;
 use crate::engine::{
-    Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Va, Vcpus, WriteMemory,
+    Arena, ArenaSource, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Va,
+    Vcpu, Vcpus, WriteMemory,
 };
 use crate::guest::fake::{self, OLD, SECOND_STACK, TEXT, live, worker};
 use crate::journal::Journal;
@@ -17,7 +18,7 @@ use std::time::Duration;
 type Memory = BTreeMap<Pa, Vec<u8>>;
 
 /// Numbers of calls to fail at: all but reads, and some reads (page walks read thousands of words).
-fn interesting(engine: &MockEngine) -> Vec<usize> {
+pub(super) fn interesting(engine: &MockEngine) -> Vec<usize> {
     let calls = engine.calls();
     let reads = |n: usize| matches!(calls[n - 1], crate::engine::mock::Call::Read { .. });
     (1..=calls.len()).filter(|&n| !reads(n) || n % 31 == 0).collect()
@@ -335,6 +336,15 @@ impl Interrupt for Watched {
 impl Arena for Watched {
     fn arena(&self) -> ArenaSource {
         self.inner.arena()
+    }
+}
+
+impl Calls for Watched {
+    fn report_code(&self) -> &'static [u8] {
+        self.inner.report_code()
+    }
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+        self.inner.call(vcpu, call)
     }
 }
 

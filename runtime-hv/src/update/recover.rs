@@ -8,7 +8,6 @@ use crate::engine::{Engine, EngineError, Pa, ReadMemory};
 use crate::guest::arena::Write;
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Document};
-use crate::protocol::BundleState;
 
 impl<E: Engine> Updater<E> {
     /// Brings guest and journal together: an action whose writes the guest has, and has run with, is done; what else was
@@ -112,7 +111,7 @@ impl<E: Engine> Updater<E> {
                 return Ok(false);
             }
         }
-        for record in self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+        for record in self.document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
             if !record.jumps.is_empty() && has_all(&self.engine, &record.jumps)? {
                 return Ok(false);
             }
@@ -126,6 +125,8 @@ impl<E: Engine> Updater<E> {
         self.document = Document::default();
         self.bundles.clear();
         self.seen = None;
+        self.unwinder = None;
+        self.opens.lock().clear();
         Ok(())
     }
 
@@ -149,7 +150,7 @@ impl<E: Engine> Updater<E> {
 
     /// Marks bundles whose jumps are not in the guest any more.
     fn find_lost_jumps(&mut self) -> Result<(), UpdateError> {
-        for record in self.document.bundles.iter_mut().filter(|r| r.info.state == BundleState::Applied) {
+        for record in self.document.bundles.iter_mut().filter(|r| r.info.state.is_in_effect()) {
             let ours = has_all(&self.engine, &record.jumps)?;
             record.info.reason = (!ours).then(|| "changed-since".to_owned());
         }

@@ -43,6 +43,7 @@ pub(super) fn bundle() -> Bundle {
                 new_size: 13,
             }],
             data: Vec::new(),
+            left: Vec::new(),
             left_out: Vec::new(),
             omitted: Vec::new(),
             vouched: Vec::new(),
@@ -170,7 +171,7 @@ fn a_probe_under_the_jump_is_in_the_way_and_no_other() {
 fn refusals_leave_the_guest_untouched() {
     type Change = (&'static str, fn(&mut Image), fn(&mut Bundle));
     let no: fn(&mut Image) = |_| {};
-    let changes: [Change; 19] = [
+    let changes: [Change; 18] = [
         ("wrong-kernel", no, |b| b.kernel.build_id = vec![8; 20]),
         ("wrong-kernel", |i| i.put(0x6000, &[1]), |_| {}),
         ("not-booted", |i| i.put(0x6008, &[0; 4]), |_| {}),
@@ -197,8 +198,7 @@ fn refusals_leave_the_guest_untouched() {
         ("profile-incomplete", no, |b| b.profile.symbols.retain(|name, _| name != "init_top_pgt")),
         ("profile-incomplete", no, |b| b.profile.constants.clear()),
         ("guest-damaged", |i| i.word(variable("vmemmap_base"), 0xdead_0000_0000_0000), |_| {}),
-        ("type2", no, |b| b.manifest.update_type = UpdateType::Type2),
-        ("type2", no, |b| {
+        ("unsupported", no, |b| {
             b.manifest.update_type = UpdateType::Type2;
             b.payload.hooks = vec![Hook { kind: HookKind::Pre, subject: HookSubject::Update, offset: 0 }];
         }),

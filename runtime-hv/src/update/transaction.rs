@@ -20,7 +20,7 @@ pub enum TransactionError {
     #[error("{first}; taking back what was written failed too: {then}")]
     Stuck {
         /// What went wrong first.
-        first: EngineError,
+        first: String,
         /// What went wrong while taking back.
         then: EngineError,
     },
@@ -71,7 +71,7 @@ pub fn write_all<E: Engine>(engine: &mut E, writes: &[Write]) -> Result<(), Tran
         if let Err(first) = engine.write(Pa(write.pa), &write.new) {
             return match take_back(engine, &writes[..=index]) {
                 Ok(()) => Err(TransactionError::Engine(first)),
-                Err(then) => Err(TransactionError::Stuck { first, then }),
+                Err(then) => Err(TransactionError::Stuck { first: first.to_string(), then }),
             };
         }
     }

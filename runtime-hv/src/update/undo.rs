@@ -1,19 +1,24 @@
 //! Taking a bundle back: the jumps at once, the memory when nothing can reach it.
 //!
-//! Comes in: the record of an applied bundle. Decided: whether the guest still holds what was written, and whether a
-//! stack may still lead into the new code. Goes out: the record, removed, with the number of pages kept. Pages of the arena
+//! Comes in: the record of an applied bundle. Decided: whether the guest still holds what was written, what the data that it
+//! has changed hold by now, and whether a stack may still lead into the new code. Goes out: the record, removed, with the number of pages kept. Pages of the arena
 //! go back in the same stop; an area of the guest's module memory is taken back by the guest, afterwards.
 
 use super::area::Area;
+use super::data::{self, Changes, Datum, Edit};
+use super::hooks::Hooks;
+use super::link::Addresses;
+use super::open::{self, Code, Survey};
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
 use crate::engine::{Engine, Pa};
-use crate::guest::arena::Write;
+use crate::guest::arena::{self, Write};
 use crate::guest::modules::{self, Entry};
 use crate::guest::{GuestError, Kernel, identity, probes};
 use crate::journal::{Action, Boot, Document, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, ModuleState};
-use lpk_format::{Bundle, hex};
+use lpk_format::{Bundle, HookKind, UpdateType, hex};
+use std::ops::Range;
 use std::time::Instant;
 
 /// Why memory is kept: an address of new code or data may be stored anywhere.
@@ -30,18 +35,35 @@ struct Undoing {
     reclaimable: bool,
     /// Its areas, if it is not in the arena.
     areas: Vec<Area>,
-    /// Modules whose code holds its jumps.
-    modules: Vec<Entry>,
+    /// Existing data that it has changed.
+    data: Vec<Datum>,
+    /// What was written over those that stay where they are.
+    edits: Vec<Edit>,
+    /// The author's hooks.
+    hooks: Option<Hooks>,
+    /// Data change together with code: nobody may be inside when it is taken back.
+    exclusive: bool,
 }
 
-/// The way back to the old code.
+/// The way back to the old version; the empty one leads nowhere, and only memory is given back.
+#[derive(Default)]
 struct WayBack {
+    /// Whether it is one.
+    leads_back: bool,
     /// Writes that take the jumps back.
     writes: Vec<Write>,
     /// Those of them that are in modules.
     mapped: Vec<(u64, u64)>,
     /// The modules that these are in.
     modules: Vec<Entry>,
+}
+
+/// Live ranges of a bundle's memory.
+struct NewCode {
+    /// All of it.
+    all: Vec<Range<u64>>,
+    /// The code in it.
+    code: Vec<Code>,
 }
 
 /// How a stop ended.
@@ -66,7 +88,7 @@ impl<E: Engine> Updater<E> {
         let index = self.position(name)?;
         let record = self.document.bundles[index].clone();
         let (name, id) = (record.info.name.clone(), record.info.id.clone());
-        if record.info.state != BundleState::Applied {
+        if !record.info.state.is_in_effect() {
             return Err(UpdateError::NotApplied { name, state: record.info.state.word() });
         }
         let bundle = self.bundle(&id)?;
@@ -76,17 +98,23 @@ impl<E: Engine> Updater<E> {
         let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
         let of_part = |known: &&Area| record.parts.iter().any(|part| part.area != 0 && part.area == known.base);
         let areas = area.into_iter().chain(self.document.areas.iter().filter(of_part).cloned()).collect();
-        let mut action = Undoing { kernel, boot, id, reclaimable, areas, modules: Vec::new() };
+        let areas: Vec<Area> = areas;
+        let addresses = areas.first().map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
+        let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
+        let hooks = match areas.first() {
+            Some(area) => Hooks::prepare(&self.engine, &kernel, &bundle, area)?,
+            None => None,
+        };
+        let exclusive = bundle.manifest.update_type == UpdateType::Type2;
+        let action =
+            Undoing { kernel, boot, id, reclaimable, areas, data, edits: record.data.clone(), hooks, exclusive };
 
         let mut attempt = 0;
         let free = loop {
             attempt += 1;
             let back = self.way_back(&action.kernel, &name, &record)?;
             let switched = match back {
-                Ok(WayBack { writes, mapped, modules }) => {
-                    action.modules = modules;
-                    self.switch(&action, &writes, mapped, "redirect", &mut times)?
-                }
+                Ok(back) => self.switch(&action, &back, "redirect", &mut times)?,
                 Err(busy) => Switched::Busy(busy),
             };
             match switched {
@@ -151,52 +179,53 @@ impl<E: Engine> Updater<E> {
             if attempt > 1 {
                 std::thread::sleep(self.patience.wait);
             }
-            if let Switched::Done { free: true } = self.switch(action, &[], Vec::new(), "reclaim", times)? {
+            if let Switched::Done { free: true } = self.switch(action, &WayBack::default(), "reclaim", times)? {
                 return Ok(None);
             }
         }
         Ok(Some(IN_USE))
     }
 
-    /// Stops the guest, takes the jumps back, and finds out whether something can still reach the memory; that of the arena
-    /// goes in the same moment. The document then says what holds.
+    /// Stops the guest, takes jumps and data back, and finds out whether something can still reach the memory; that of the
+    /// arena goes in the same moment. The document then says what holds.
     fn switch(
         &mut self,
         action: &Undoing,
-        jumps: &[Write],
-        mapped: Vec<(u64, u64)>,
+        back: &WayBack,
         phase: &str,
         times: &mut Times,
     ) -> Result<Switched, UpdateError> {
         let in_arena = action.reclaimable && action.areas.is_empty();
         let memory = if in_arena { Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?) } else { None };
-        let ranges = match &memory {
-            Some(plan) => plan.untouched.clone(),
-            None => action.areas.iter().map(Area::range).collect(),
-        };
-        let mut writes = jumps.to_vec();
-        writes.extend(memory.iter().flat_map(|plan| plan.writes.iter().cloned()));
-        let owner_paused = self.engine.is_paused()?;
-        let planned = |writes: Vec<Write>, after: Document| Action {
-            sequence: after.sequence,
-            boot: action.boot.clone(),
-            bundle: action.id.clone(),
-            owner_paused,
-            writes,
-            // What is in a module may go away with it as soon as the guest runs.
-            moving: mapped.iter().map(|&(_, pa)| pa).collect(),
-            list: None,
-            mapped: mapped.clone(),
-            after,
-        };
-        let kept = planned(jumps.to_vec(), self.removed(action, false));
-        let mut removed = self.removed(action, true);
+        let (data, edits) = if back.leads_back { (&*action.data, &*action.edits) } else { Default::default() };
+        let kept_after = self.removed(action, false);
+        let mut free_after = self.removed(action, true);
         if let Some(plan) = &memory {
-            removed.arena = plan.arena.clone();
+            free_after.arena = plan.arena.clone();
         }
-        let free = planned(writes, removed);
-        self.journal.begin(&free, &self.document)?;
-        let (journal, resets, before) = (&self.journal, self.resets, &self.document);
+        let owner_paused = self.engine.is_paused()?;
+        let planned = |free: bool, changes: &Changes| {
+            let memory = memory.iter().flat_map(|plan| &plan.writes).filter(|_| free);
+            let after = if free { &free_after } else { &kept_after };
+            // What is in a module may go away with it as soon as the guest runs, and data change.
+            let mapped = back.mapped.iter().map(|&(_, pa)| pa);
+            Action {
+                sequence: after.sequence,
+                boot: action.boot.clone(),
+                bundle: action.id.clone(),
+                owner_paused,
+                writes: back.writes.iter().chain(changes.writes()).chain(memory).cloned().collect(),
+                moving: mapped.chain(changes.writes().map(|write| write.pa)).collect(),
+                list: None,
+                mapped: back.mapped.clone(),
+                after: after.clone(),
+            }
+        };
+        let expected = data::to_old(&self.engine, data, edits)?;
+        self.journal.begin(&planned(true, &expected), &self.document)?;
+        let ranges = self.new_code(action);
+        let mut unwinder = if action.exclusive { self.unwinder(&action.kernel)? } else { None };
+        let (journal, resets, before, opens) = (&self.journal, self.resets, &self.document, &self.opens);
         let outcome = paused(&mut self.engine, |engine| {
             let check = times.measure("check", || {
                 if engine.resets() != resets {
@@ -205,37 +234,72 @@ impl<E: Engine> Updater<E> {
                 if let Some(busy) = quiet::patching(engine, &action.kernel)? {
                     return Ok(Err(busy));
                 }
+                let places = places(&action.kernel, &back.writes, &back.mapped);
                 match probes::registered(engine, &action.kernel) {
-                    Ok(probes) if probes::first_in(&probes, &places(&action.kernel, jumps, &mapped)).is_none() => {}
+                    Ok(probes) if probes::first_in(&probes, &places).is_none() => {}
                     Ok(_) => return Ok(Err("the guest has registered a probe in the code in question".to_owned())),
                     Err(error) => return Ok(Err(error.to_string())),
                 }
-                if !quiet::are_mapped(engine, &action.kernel, &mapped)? || !are_listed(engine, action)? {
+                if !quiet::are_mapped(engine, &action.kernel, &back.mapped)? || !are_listed(engine, action, back)? {
                     return Ok(Err("a module in question is being removed".to_owned()));
                 }
-                if !transaction::unchanged(engine, jumps)? {
+                if !transaction::unchanged(engine, &back.writes)? {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
+                if action.exclusive && back.leads_back {
+                    match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
+                        Survey::Frames(threads) if threads.is_empty() => {}
+                        Survey::Frames(threads) => return Ok(Err(open::who(&threads))),
+                        Survey::Unclear(who) => return Ok(Err(who)),
+                    }
+                }
                 // The jumps do not wait for the memory.
+                let memory = memory.iter().flat_map(|plan| &plan.writes).cloned().collect::<Vec<_>>();
                 let free = action.reclaimable
-                    && transaction::unchanged(engine, &free.writes).is_ok_and(|unchanged| unchanged)
-                    && quiet::nobody_in(engine, &action.kernel, &ranges).is_ok_and(|who| who.is_none());
+                    && transaction::unchanged(engine, &memory).is_ok_and(|unchanged| unchanged)
+                    && quiet::nobody_in(engine, &action.kernel, &ranges.all).is_ok_and(|who| who.is_none());
                 Ok::<_, UpdateError>(Ok(free))
             })?;
             let is_free = match check {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
                 Ok(is_free) => is_free,
             };
-            if !is_free && !jumps.is_empty() {
-                journal.begin(&kept, before)?;
+            let hooks = action.hooks.as_ref().filter(|_| back.leads_back);
+            if let Some(hooks) = hooks {
+                match times.measure("hooks", || hooks.about_update(engine, &action.kernel, HookKind::UndoPre, 0)) {
+                    Err(error @ UpdateError::NoProcessor { .. }) => {
+                        return Ok((Switched::Busy(error.to_string()), false));
+                    }
+                    other => other?,
+                }
             }
-            let writes = if is_free { &free.writes } else { &kept.writes };
-            if !writes.is_empty() {
+            let Some(returns) = opens.returns(engine, &action.id)? else {
+                return Ok((Switched::Busy("a thread is just leaving the old code".to_owned()), false));
+            };
+            let changes = Changes { returns, ..data::to_old(engine, data, edits)? };
+            let planned = planned(is_free, &changes);
+            if back.leads_back && (!is_free || changes != expected) {
+                journal.begin(&planned, before)?;
+            }
+            if !planned.writes.is_empty() {
                 journal.committing()?;
-                times.measure(phase, || write_all(engine, writes))?;
+                times.measure(phase, || write_all(engine, &planned.writes))?;
             }
-            Ok::<_, UpdateError>((Switched::Done { free: is_free }, !writes.is_empty()))
+            if let Some(hooks) = hooks {
+                let mut run = || {
+                    hooks.about_data(engine, &action.kernel, HookKind::SyncToOld)?;
+                    hooks.about_update(engine, &action.kernel, HookKind::UndoPost, 0)
+                };
+                if let Err(error) = times.measure("hooks", &mut run) {
+                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                }
+            }
+            if back.leads_back {
+                opens.end(engine, &action.id)?;
+            }
+            Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))
         });
+        self.unwinder = unwinder.or(self.unwinder.take());
         self.unsettled = true;
         // On error the guest stands still: the action stays in the journal.
         let (result, time) = outcome?;
@@ -247,12 +311,28 @@ impl<E: Engine> Updater<E> {
         self.unsettled = result.as_ref().is_err_and(UpdateError::is_stuck);
         let (switched, _) = result?;
         if let Switched::Done { free: is_free } = switched
-            && (is_free || !jumps.is_empty())
+            && (is_free || back.leads_back)
         {
-            self.document = if is_free { free.after } else { kept.after };
+            self.document = if is_free { free_after } else { kept_after };
             self.journal.finish(&self.document)?;
         }
         Ok(switched)
+    }
+
+    /// Where the new code and data are.
+    fn new_code(&self, action: &Undoing) -> NewCode {
+        let arena = &self.document.arena;
+        let (mut all, mut code) = (Vec::new(), Vec::new());
+        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0 };
+        for known in arena.allocations.iter().filter(|known| known.bundle == action.id) {
+            all.extend(arena::ranges(arena, known));
+            code.extend(arena::code(arena, known).into_iter().map(named));
+        }
+        for area in &action.areas {
+            all.push(area.range());
+            code.push(named(area.base..area.base + area.parts.text));
+        }
+        NewCode { all, code }
     }
 
     /// The document once the jumps are gone. `free`: nothing can reach the memory.
@@ -323,7 +403,7 @@ impl<E: Engine> Updater<E> {
     ///
     /// A module that is gone has taken its jumps with it; one that is going still runs code that leads through them.
     fn way_back(&self, kernel: &Kernel, name: &str, record: &Record) -> Result<Result<WayBack, String>, UpdateError> {
-        let mut back = WayBack { writes: Vec::new(), mapped: Vec::new(), modules: Vec::new() };
+        let mut back = WayBack { leads_back: true, ..WayBack::default() };
         if record.parts.iter().any(|part| part.at != 0) {
             let listed = match modules::all(&self.engine, kernel) {
                 // The list may change while it is read.
@@ -402,10 +482,10 @@ fn places(kernel: &Kernel, jumps: &[Write], mapped: &[(u64, u64)]) -> Vec<std::o
 }
 
 /// Whether the modules that hold jumps are on the guest's list as they were.
-fn are_listed<E: Engine>(engine: &E, action: &Undoing) -> Result<bool, UpdateError> {
-    if action.modules.is_empty() {
+fn are_listed<E: Engine>(engine: &E, action: &Undoing, back: &WayBack) -> Result<bool, UpdateError> {
+    if back.modules.is_empty() {
         return Ok(true);
     }
     let listed = modules::all(engine, &action.kernel)?;
-    Ok(action.modules.iter().all(|module| listed.contains(module)))
+    Ok(back.modules.iter().all(|module| listed.contains(module)))
 }

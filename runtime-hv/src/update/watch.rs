@@ -22,7 +22,7 @@ use crate::engine::{Engine, Pa};
 use crate::guest::Kernel;
 use crate::guest::modules::{self, Entry};
 use crate::journal::{Boot, Jump, PartRecord, Record};
-use crate::protocol::{BundleState, ModuleInfo, ModuleState};
+use crate::protocol::{ModuleInfo, ModuleState};
 use std::time::Instant;
 
 /// A module that was refused is looked at again at every so-many-th look: another one may have come to its place.
@@ -49,7 +49,7 @@ impl<E: Engine> Updater<E> {
     /// Whether a bundle in effect has to do with modules, or something is left of one.
     #[must_use]
     pub fn has_modules(&self) -> bool {
-        let applied = |record: &Record| record.info.state == BundleState::Applied && !record.info.modules.is_empty();
+        let applied = |record: &Record| record.info.state.is_in_effect() && !record.info.modules.is_empty();
         let left = |record: &Record| record.parts.iter().any(|part| !part.left.is_empty());
         self.document.bundles.iter().any(|record| applied(record) || left(record))
     }
@@ -83,7 +83,7 @@ impl<E: Engine> Updater<E> {
         self.looks += 1;
         let listed = modules::all(&self.engine, &kernel)?;
         let mut news = Vec::new();
-        for record in self.document.bundles.iter().filter(|record| record.info.state == BundleState::Applied) {
+        for record in self.document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
             for (index, (info, part)) in record.info.modules.iter().zip(&record.parts).enumerate() {
                 let now = listed.iter().find(|entry| entry.name == info.name);
                 if let Some(what) = self.look_at(&kernel, info.state, part, now)? {

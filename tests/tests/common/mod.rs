@@ -6,6 +6,7 @@ use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::Guest;
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit, VISIBLE_FILE};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 /// Name of the visible bundle.
@@ -24,6 +25,53 @@ pub(crate) fn edited_bundle(dir: &Path, kernel: &Kernel, name: &str, edits: &[Ed
     let outcome = commands::build_bundle(&file, &kernel.vmlinux(), &bundle).expect("lucos-build runs");
     assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type1"), "{}", outcome.describe());
     bundle
+}
+
+/// An edit of a file of the kernel.
+pub(crate) fn edit(file: &str, find: &str, replace: &str) -> Edit {
+    Edit { file: file.to_owned(), find: find.to_owned(), replace: replace.to_owned() }
+}
+
+/// Builds a bundle of Type 2 from edits, with the author's word on data if there is any.
+pub(crate) fn data_bundle(
+    dir: &Path,
+    kernel: &Kernel,
+    name: &str,
+    edits: &[Edit],
+    overrides: &str,
+    options: &[&str],
+) -> PathBuf {
+    let file = |ending: &str| dir.join(format!("{name}.{ending}"));
+    let diff = patches::diff(&kernel.source(), edits).expect("the edits fit this kernel");
+    std::fs::write(file("diff"), diff).expect("a diff in the work folder");
+    let mut args: Vec<OsString> = vec![file("diff").into(), "--vmlinux".into(), kernel.vmlinux().into()];
+    args.extend(["-o".into(), file("lpk").into()]);
+    args.extend(options.iter().map(OsString::from));
+    if !overrides.is_empty() {
+        std::fs::write(file("overrides.toml"), overrides).expect("a file in the work folder");
+        args.extend(["--overrides".into(), file("overrides.toml").into()]);
+    }
+    let args: Vec<&OsStr> = args.iter().map(OsString::as_os_str).collect();
+    let outcome = commands::lucos_build(&args).expect("lucos-build runs");
+    assert_eq!((outcome.status, outcome.text("/verdict")), (0, "type2"), "{}", outcome.describe());
+    file("lpk")
+}
+
+/// Builds the bundle, named `khugepaged`, that widens a counter which a kernel thread counts in, inside a function that it never leaves.
+pub(crate) fn khugepaged_bundle(dir: &Path, kernel: &Kernel) -> PathBuf {
+    let edits = [
+        edit(
+            "mm/khugepaged.c",
+            "static unsigned int khugepaged_pages_collapsed;",
+            "static unsigned long khugepaged_pages_collapsed;",
+        ),
+        edit(
+            "mm/khugepaged.c",
+            "return sysfs_emit(buf, \"%u\\n\", khugepaged_pages_collapsed);",
+            "return sysfs_emit(buf, \"%lu\\n\", khugepaged_pages_collapsed);",
+        ),
+    ];
+    data_bundle(dir, kernel, "khugepaged", &edits, "", &[])
 }
 
 /// Name of the bundle that does things on request.

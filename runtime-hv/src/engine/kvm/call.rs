@@ -101,10 +101,14 @@ pub(super) fn run(machine: &Arc<Machine>, vcpu: Vcpu, call: &Call) -> Result<u64
     outcome.recv().unwrap_or(Err(CallError::Engine(EngineError::State("ended"))))
 }
 
-fn on_own_thread(machine: &Machine, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+/// The same from the processor's own thread.
+///
+/// # Errors
+/// [`CallError`].
+pub(super) fn on_own_thread(machine: &Machine, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
     let processor = machine.processor(vcpu)?;
     let before = Before::of(&processor.fd()).map_err(registers_failed)?;
-    let outcome = enter(machine, vcpu, call, &before);
+    let outcome = machine.unguarded(|| enter(machine, vcpu, call, &before))?;
     let back = before.put_back(&processor.fd());
     if let Err(error) = back {
         machine.end(End::Failed(format!("processor {} could not be put back after a call: {error}", vcpu.0)));

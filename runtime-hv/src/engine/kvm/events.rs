@@ -11,7 +11,7 @@ use super::gate::Holder;
 use super::machine::Machine;
 use super::memory::PageBytes;
 use super::vcpu::{self, End, Left, Limit};
-use crate::engine::{Attend, EngineError, Pa, ReadMemory, Registers, Stopped, Vcpu, WriteMemory};
+use crate::engine::{Attend, Call, CallError, EngineError, Pa, ReadMemory, Registers, Stopped, Vcpu, WriteMemory};
 use kvm_bindings::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -75,7 +75,7 @@ impl Machine {
     }
 
     /// The trapped pages' contents are what they are now: what the service has written is no write of the guest.
-    fn refresh(&self) {
+    pub(super) fn refresh(&self) {
         for (page, contents) in lock(&self.events.traps).iter_mut() {
             // A trapped page is memory, and that does not change.
             let _ = self.memory.read(*page, &mut contents[..]);
@@ -98,6 +98,29 @@ impl Machine {
             _ => self.let_through(vcpu),
         }
         self.gate.release();
+    }
+
+    /// Does something with all trapped pages open: what is written meanwhile is the service's own doing.
+    ///
+    /// # Errors
+    /// When pages cannot be opened or closed.
+    pub(super) fn unguarded<T>(&self, work: impl FnOnce() -> T) -> Result<T, EngineError> {
+        let pages: Vec<Pa> = lock(&self.events.traps).keys().copied().collect();
+        let set = |writable: bool| {
+            let failed = |page: Pa, error: std::io::Error| EngineError::Memory {
+                pa: page.0,
+                len: 4096,
+                reason: error.to_string(),
+            };
+            pages
+                .iter()
+                .try_for_each(|&page| self.memory.set_writable(page, writable).map_err(|error| failed(page, error)))
+        };
+        set(true)?;
+        let result = work();
+        set(false)?;
+        self.refresh();
+        Ok(result)
     }
 
     /// Does the instruction that was denied, with everything else standing.
@@ -185,5 +208,10 @@ impl Stopped for AllStand<'_> {
         let fd = self.0.processor(vcpu)?.fd();
         let set = fd.get_regs().and_then(|regs| fd.set_regs(&kvm_bindings::kvm_regs { rip, ..regs }));
         set.map_err(super::registers_failed)
+    }
+
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+        // This is the processor's own thread.
+        super::call::on_own_thread(self.0, vcpu, call)
     }
 }

@@ -11,6 +11,7 @@
 //! 0x0002_0000  kernel command line
 //! 0x0009_fc00  end of low memory, as firmware reports it
 //! 0x000e_0000  ACPI: RSDP, then the tables     reserved in the memory map
+//! 0x000f_0000  MultiProcessor tables           likewise
 //! 0x0010_0000  the kernel, as far as it says it wants
 //! …            the initial file system, at the end of memory below 3 GiB
 //! 0xc000_0000  devices, up to 4 GiB: virtio windows here, I/O APIC at 0xfec0_0000, local APICs at 0xfee0_0000
@@ -40,6 +41,8 @@ pub(super) const COMMAND_LINE: u64 = 0x2_0000;
 pub(super) const LOW_MEMORY_END: u64 = 0x9_fc00;
 /// ACPI's root pointer, where kernels look for it (ACPI 6.5, 5.2.5.1), and the tables behind it.
 pub(super) const ACPI: Range<u64> = 0xe_0000..0x10_0000;
+/// The tables for kernels without ACPI, in the last 64 KiB of the same area.
+pub(super) const MP_TABLES: u64 = 0xf_0000;
 /// Where memory goes on after the BIOS area.
 pub(super) const HIGH_MEMORY: u64 = 0x10_0000;
 /// Devices begin here; memory goes on at [`FOUR_GIB`].
@@ -79,6 +82,11 @@ pub(super) const RESET: u16 = 0x602;
 pub(super) const RESET_VALUE: u8 = 1;
 /// The port through which code of the service in the guest reports; the value is 32 bits wide.
 pub(super) const REPORT: u16 = 0x6c75;
+/// The same for code that may change no register; the value is 8 bits wide. Nothing else is at this port, and Linux looks for nothing
+/// there.
+pub(super) const QUIET_REPORT: u8 = 0xea;
+/// Code that reports AL and never runs on: `out QUIET_REPORT, al; jmp .` (Intel SDM vol. 2).
+pub(super) const REPORT_CODE: [u8; 4] = [0xe6, QUIET_REPORT, 0xeb, 0xfe];
 
 /// Ranges of memory of a guest with `size` bytes: below the devices, and what does not fit there above 4 GiB.
 pub(super) fn ram(size: u64) -> Vec<Range<u64>> {

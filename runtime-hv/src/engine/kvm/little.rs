@@ -4,7 +4,7 @@
 //! in between, and then counts for ever. Goes out: a running machine, and where things are in it.
 
 use super::{KvmEngine, MachineConfig, MachineError, layout};
-use crate::engine::{Call, EngineError, Pa, Pause as _, Va, WriteMemory as _};
+use crate::engine::{Call, EngineError, Pa, Pause as _, Va, Wake, WriteMemory as _};
 use std::time::Duration;
 
 /// The program begins here, where kernels do.
@@ -56,7 +56,7 @@ fn program() -> Vec<u8> {
     code.extend([0x48, 0xff, 0x04, 0x25, 0x00, 0xe0, 0x1f, 0x00, 0xeb, 0xf6]); // count: inc qword [COUNT]; jmp count
     code.extend([0x48, 0x8d, 0x04, 0x37, 0xc3]); // SUM: lea rax, [rdi + rsi]; ret
     code.extend([0xeb, 0xfe]); // ENDLESS: jmp ENDLESS
-    code.extend([0x66, 0xba, port_low, port_high, 0xef]); // BACK: mov dx, REPORT; out dx, eax
+    code.extend(layout::REPORT_CODE); // BACK
     code
 }
 
@@ -127,6 +127,7 @@ pub(super) fn call(function: Va, arguments: [u64; 2]) -> Call {
         gs_base: 0,
         cr3: layout::PAGE_TABLES,
         limit: Duration::from_millis(200),
+        wake: Wake { apic_id: 0, vector: 0xfd },
     }
 }
 
@@ -138,7 +139,10 @@ mod tests {
     fn labels_are_where_they_are_said_to_be() {
         let code = program();
         let at = |label: Va| &code[(label.0 - PROGRAM) as usize..];
-        assert_eq!((at(SUM)[..2] == [0x48, 0x8d], at(ENDLESS)[..2] == [0xeb, 0xfe], at(BACK).len()), (true, true, 5));
+        assert_eq!(
+            (at(SUM)[..2] == [0x48, 0x8d], at(ENDLESS)[..2] == [0xeb, 0xfe], at(BACK)),
+            (true, true, &layout::REPORT_CODE[..])
+        );
         assert_eq!(image().len(), 120 + code.len());
     }
 }

@@ -9,6 +9,7 @@ use super::events::Events;
 use super::gate::{Gate, GateError, Holder};
 use super::kernel::{Boot, KernelError};
 use super::memory::Memory;
+use super::mptable;
 use super::serial::{SerialPort, Writer};
 use super::vcpu::{self, End, Left, Processor};
 use super::virtio::{self, Device, VirtioMmio, Worker};
@@ -141,6 +142,7 @@ impl Running {
 
         let placed = |error: vm_memory::GuestMemoryError| KernelError::Memory(error.to_string());
         let acpi = acpi::write(memory.ram(), cpus, &windows).map_err(placed)?;
+        mptable::write(memory.ram(), cpus).map_err(placed)?;
         let command_line = command_line(&config.append);
         let boot = Boot { kernel: &config.kernel, initrd: config.initrd.as_deref(), command_line: &command_line, acpi };
         let entry = kernel::load(memory.ram(), &memory.ranges(), &boot)?;

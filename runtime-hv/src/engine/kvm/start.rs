@@ -129,6 +129,22 @@ pub(super) fn first(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error
     vcpu.set_regs(&regs)
 }
 
+/// Local APIC registers of the pins LINT0 and LINT1, and how they deliver (Intel SDM vol. 3, 11.5.1).
+const LINT: [(usize, u32); 2] = [(0x350, EXTINT), (0x360, NMI)];
+const EXTINT: u32 = 7 << 8;
+const NMI: u32 = 4 << 8;
+
+/// Connects the pins as firmware leaves them: the legacy interrupt controller and NMI (MultiProcessor Specification, 3.6.2.2).
+fn connect_pins(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
+    let mut apic = vcpu.get_lapic()?;
+    for (at, value) in LINT {
+        for (register, byte) in apic.regs[at..at + 4].iter_mut().zip(value.to_le_bytes()) {
+            *register = byte.cast_signed();
+        }
+    }
+    vcpu.set_lapic(&apic)
+}
+
 /// Sets up what every processor has when it comes out of reset, beyond what KVM does.
 ///
 /// # Errors
@@ -141,6 +157,7 @@ pub(super) fn every(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
             vcpu.set_msrs(&registers)?;
         }
     }
+    connect_pins(vcpu)?;
     // Control word 0x37f and MXCSR 0x1f80, as after FNINIT and reset (Intel SDM vol. 3, table 10-1).
     vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..kvm_fpu::default() })
 }

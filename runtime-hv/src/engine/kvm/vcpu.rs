@@ -140,10 +140,11 @@ pub(super) fn run(fd: &mut VcpuFd, cpu: usize, bus: &Bus, stop: impl Fn() -> boo
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..) | VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..))
         );
         match exit {
-            Ok(VcpuExit::IoOut(layout::REPORT, &[a, b, c, d])) => {
+            Ok(VcpuExit::IoOut(port, data)) if report(port, data).is_some() => {
+                let value = report(port, data);
                 // Ring 0 only: a program that was given the port by the kernel does not speak for us.
                 if fd.get_sregs().is_ok_and(|special| special.ss.dpl == 0) {
-                    reported = Some(u32::from_le_bytes([a, b, c, d]));
+                    reported = value;
                 }
             }
             Ok(VcpuExit::IoOut(port, data)) => {
@@ -173,6 +174,15 @@ pub(super) fn run(fd: &mut VcpuFd, cpu: usize, bus: &Bus, stop: impl Fn() -> boo
                 errno => return Left::Ended(End::Failed(failure(fd, format!("processor {cpu}: KVM_RUN: {errno}")))),
             },
         }
+    }
+}
+
+/// The value that an output reports, if it is a report.
+fn report(port: u16, data: &[u8]) -> Option<u32> {
+    match (port, data) {
+        (layout::REPORT, &[a, b, c, d]) => Some(u32::from_le_bytes([a, b, c, d])),
+        (port, &[value]) if port == u16::from(layout::QUIET_REPORT) => Some(value.into()),
+        _ => None,
     }
 }
 

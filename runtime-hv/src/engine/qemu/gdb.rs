@@ -1,16 +1,19 @@
-//! A small client of the GDB remote protocol: physical memory of a stopped guest.
+//! A small client of the GDB remote protocol: physical memory and processors of a stopped guest.
 //!
 //! Comes in: a connection to QEMU's stub. Decided: which answer belongs to which command (stop replies arrive unasked), and
-//! when to send again. Goes out: writes to guest-physical memory, and whether the stub had to stop a running guest for us.
+//! when to send again. Goes out: writes to guest-physical memory, registers, one processor let run alone for a while, and
+//! whether the stub had to stop a running guest for us.
 //!
 //! The stub writes as a debugger does: translated code is thrown away, so TCG executes what was written. It answers `OK`
 //! for holes and writes to ROM as well (QEMU softmmu/physmem.c, `cpu_memory_rw_debug`), so addresses are checked before.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::packet::{Arrival, Decoder, encode, hex};
-use crate::engine::{EngineError, Pa};
+use super::description::Layout;
+use super::packet::{Arrival, Decoder, bytes_of, encode, hex};
+use crate::engine::{EngineError, Pa, Vcpu};
 use crate::timed::{PATIENCE, Timed};
 
 const PEER: &str = "GDB stub of QEMU";
@@ -21,6 +24,34 @@ const CHUNK: usize = 1984;
 
 /// How long to wait for an answer after an unasked stop reply.
 const AFTER_STOP: Duration = Duration::from_millis(500);
+
+/// Bytes of a description asked for at a time; the stub gives no more than half of its longest packet.
+const DESCRIPTION_CHUNK: usize = 0x7f0;
+/// More than any description of registers.
+const DESCRIPTION_LIMIT: usize = 1 << 20;
+
+/// The signal of a breakpoint and of a single step (QEMU gdbstub, `GDB_SIGNAL_TRAP`).
+pub(super) const TRAP: u8 = 5;
+/// A byte that stops a running guest (GDB manual, "Interrupts").
+const INTERRUPT: u8 = 3;
+
+/// How far one processor is let run alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Far {
+    /// One instruction, without interrupts.
+    Step,
+    /// On and on.
+    On,
+}
+
+/// Why all processors stand again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stood {
+    /// By themselves, with this signal.
+    Signal(u8),
+    /// They were stopped when the time was over.
+    Late,
+}
 
 /// A stream whose conversations can be bounded in time.
 pub(super) trait Bounded: Read + Write {
@@ -41,12 +72,14 @@ pub(super) struct Client<S> {
     decoder: Decoder,
     /// The stub said on its own that the guest stopped.
     stop_reported: bool,
+    /// Which registers there are, once that was asked.
+    layout: Option<Arc<Layout>>,
 }
 
 impl<S: Bounded> Client<S> {
     /// Takes over a connection and switches the stub to physical addresses.
     pub(super) fn begin(stream: S) -> Result<Self, EngineError> {
-        let mut client = Self { stream, decoder: Decoder::default(), stop_reported: false };
+        let mut client = Self { stream, decoder: Decoder::default(), stop_reported: false, layout: None };
         client.expect_ok(b"Qqemu.PhyMemMode:1", "`OK` for physical addresses (QEMU 4.1 or newer)")?;
         Ok(client)
     }
@@ -77,12 +110,131 @@ impl<S: Bounded> Client<S> {
         Ok(())
     }
 
+    /// Chooses the processor whose registers are meant from now on, until the guest has run. Processors are threads, counted
+    /// from 1 (QEMU gdbstub, `cpu_gdb_index`).
+    pub(super) fn select(&mut self, vcpu: Vcpu) -> Result<(), EngineError> {
+        self.expect_ok(format!("Hg{:x}", vcpu.0 + 1).as_bytes(), "`OK` for the choice of a processor")
+    }
+
+    /// All registers of the processor that was chosen, one behind the other.
+    pub(super) fn registers(&mut self) -> Result<Vec<u8>, EngineError> {
+        let answer = self.exchange(b"g")?;
+        bytes_of(&answer)
+            .filter(|bytes| !bytes.is_empty())
+            .ok_or_else(|| unexpected("registers in hexadecimal", &answer))
+    }
+
+    /// Writes a register of the processor that was chosen. The stub does this once a description has been read.
+    pub(super) fn set_register(&mut self, number: usize, value: &[u8]) -> Result<(), EngineError> {
+        let mut command = format!("P{number:x}=").into_bytes();
+        command.extend(hex(value));
+        self.expect_ok(&command, "`OK` for a register")
+    }
+
+    /// Which registers there are. The stub lets them be written one by one once it was asked.
+    pub(super) fn layout(&mut self) -> Result<Arc<Layout>, EngineError> {
+        if let Some(layout) = &self.layout {
+            return Ok(Arc::clone(layout));
+        }
+        let target = self.description("target.xml")?;
+        let mut documents = vec![target.clone()];
+        for name in Layout::documents(&target) {
+            documents.push(self.description(name)?);
+        }
+        let layout = Arc::new(Layout::parse(documents.iter().map(String::as_str))?);
+        self.layout = Some(Arc::clone(&layout));
+        Ok(layout)
+    }
+
+    /// A document of the target description.
+    fn description(&mut self, name: &str) -> Result<String, EngineError> {
+        let mut text = Vec::new();
+        loop {
+            let answer =
+                self.exchange(format!("qXfer:features:read:{name}:{:x},{DESCRIPTION_CHUNK:x}", text.len()).as_bytes())?;
+            let (more, part) = match answer.split_first() {
+                Some((b'm', part)) if !part.is_empty() && text.len() < DESCRIPTION_LIMIT => (true, part),
+                Some((b'l', part)) => (false, part),
+                _ => return Err(unexpected("a part of the target description", &answer)),
+            };
+            text.extend_from_slice(part);
+            if !more {
+                return String::from_utf8(text)
+                    .map_err(|_| unexpected("a target description in UTF-8", name.as_bytes()));
+            }
+        }
+    }
+
+    /// Sets a breakpoint, on all processors.
+    pub(super) fn set_breakpoint(&mut self, at: u64) -> Result<(), EngineError> {
+        self.expect_ok(format!("Z0,{at:x},1").as_bytes(), "`OK` for a breakpoint")
+    }
+
+    /// Removes a breakpoint; one that is not there is no error.
+    pub(super) fn clear_breakpoint(&mut self, at: u64) -> Result<(), EngineError> {
+        let answer = self.exchange(format!("z0,{at:x},1").as_bytes())?;
+        // ENOENT comes as EINVAL (QEMU gdbstub, `handle_remove_bp`).
+        if answer == b"OK" || answer.first() == Some(&b'E') {
+            return Ok(());
+        }
+        Err(unexpected("`OK` for a breakpoint removed", &answer))
+    }
+
+    /// Lets one processor run while the others stand, for `limit` at most. All stand afterwards.
+    ///
+    /// # Consistency on error
+    /// The processor may run.
+    pub(super) fn run(&mut self, vcpu: Vcpu, far: Far, limit: Duration) -> Result<Stood, EngineError> {
+        let action = if far == Far::Step { 's' } else { 'c' };
+        let packet = encode(format!("vCont;{action}:{:x}", vcpu.0 + 1).as_bytes());
+        self.stream.begin(limit);
+        let failed = |error: io::Error| lost(format!("while processor {} ran: {error}", vcpu.0));
+        let reply = self.send(&packet).and_then(|()| self.stop_reply(&packet));
+        let (reply, late) = match reply {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                self.stream.begin(PATIENCE);
+                (self.send(&[INTERRUPT]).and_then(|()| self.stop_reply(&packet)).map_err(failed)?, true)
+            }
+            reply => (reply.map_err(failed)?, false),
+        };
+        let signal = reply.get(1..3).and_then(bytes_of).and_then(|bytes| bytes.first().copied());
+        match (reply.first(), signal) {
+            // It may have come to its end just before it was stopped.
+            (Some(b'T' | b'S'), Some(signal)) if late && signal != TRAP => Ok(Stood::Late),
+            (Some(b'T' | b'S'), Some(signal)) => Ok(Stood::Signal(signal)),
+            _ => Err(unexpected("a stop reply", &reply)),
+        }
+    }
+
+    /// Waits for the next packet. Nothing may be sent meanwhile: any byte stops a running guest.
+    fn stop_reply(&mut self, packet: &[u8]) -> io::Result<Vec<u8>> {
+        let mut damaged = 0;
+        loop {
+            match self.arrival()? {
+                Arrival::Taken => {}
+                Arrival::Packet(payload) => {
+                    self.send(b"+")?;
+                    return Ok(payload);
+                }
+                Arrival::Damaged | Arrival::Garbled if damaged == 3 => return Err(endless_damage()),
+                Arrival::Damaged => {
+                    damaged += 1;
+                    self.send(packet)?;
+                }
+                Arrival::Garbled => {
+                    damaged += 1;
+                    self.send(b"-")?;
+                }
+            }
+        }
+    }
+
     fn expect_ok(&mut self, command: &[u8], expected: &'static str) -> Result<(), EngineError> {
         let answer = self.exchange(command)?;
         if answer == b"OK" {
             return Ok(());
         }
-        Err(EngineError::Protocol { peer: PEER, expected, answer: String::from_utf8_lossy(&answer).into_owned() })
+        Err(unexpected(expected, &answer))
     }
 
     /// Sends a command until it is acknowledged; returns its answer.
@@ -94,7 +246,7 @@ impl<S: Bounded> Client<S> {
                 io::ErrorKind::TimedOut => format!("no answer to `{name}` within {} s", PATIENCE.as_secs()),
                 _ => format!("`{name}`: {error}"),
             };
-            EngineError::Connection { peer: PEER, reason }
+            lost(reason)
         })
     }
 
@@ -107,7 +259,7 @@ impl<S: Bounded> Client<S> {
             match self.arrival()? {
                 Arrival::Taken => taken = true,
                 Arrival::Damaged | Arrival::Garbled if damaged == 3 => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "damaged packets, four times in a row"));
+                    return Err(endless_damage());
                 }
                 Arrival::Damaged => {
                     damaged += 1;
@@ -148,6 +300,19 @@ impl<S: Bounded> Client<S> {
             }
         }
     }
+}
+
+fn endless_damage() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "damaged packets, four times in a row")
+}
+
+fn lost(reason: String) -> EngineError {
+    EngineError::Connection { peer: PEER, reason }
+}
+
+pub(super) fn unexpected(expected: &'static str, answer: &[u8]) -> EngineError {
+    let answer = String::from_utf8_lossy(answer.get(..120).unwrap_or(answer)).into_owned();
+    EngineError::Protocol { peer: PEER, expected, answer }
 }
 
 #[cfg(test)]

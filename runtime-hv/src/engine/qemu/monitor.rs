@@ -86,6 +86,17 @@ impl Monitor {
         self.call(&qmp::human_monitor_command { cpu_index: None, command_line: line.to_owned() }, PATIENCE)
     }
 
+    /// What the human monitor prints for `line` about one processor.
+    pub(super) fn human_of(&mut self, cpu: usize, line: &str) -> Result<String, EngineError> {
+        let cpu_index = Some(i64::try_from(cpu).unwrap_or(i64::MAX));
+        self.call(&qmp::human_monitor_command { cpu_index, command_line: line.to_owned() }, PATIENCE)
+    }
+
+    /// Whether the processors are the host's own (KVM), and not emulated.
+    pub(super) fn is_kvm(&mut self) -> Result<bool, EngineError> {
+        self.call(&qmp::query_kvm {}, PATIENCE).map(|kvm| kvm.enabled)
+    }
+
     pub(super) fn stop(&mut self) -> Result<(), EngineError> {
         self.call(&qmp::stop {}, PATIENCE).map(drop)
     }

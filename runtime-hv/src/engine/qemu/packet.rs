@@ -38,6 +38,14 @@ pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
+/// The bytes behind an even number of digits.
+pub(super) fn bytes_of(digits: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|value| value as u8);
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let bytes = pairs.iter().map(|&[high, low]| Some(digit(high)? << 4 | digit(low)?)).collect();
+    if rest.is_empty() { bytes } else { None }
+}
+
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
 }
@@ -130,6 +138,8 @@ mod tests {
         assert_eq!(encode(b""), b"$#00");
         assert_eq!(encode(b"a}b"), b"$a}]b#9d");
         assert_eq!(hex(&[0, 0x9a, 0xff]), b"009aff");
+        assert_eq!(bytes_of(b"009aFf"), Some(vec![0, 0x9a, 0xff]));
+        assert_eq!([bytes_of(b"0"), bytes_of(b"0x"), bytes_of(b"00 ")], [None, None, None]);
     }
 
     #[test]

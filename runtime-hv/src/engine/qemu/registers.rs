@@ -1,4 +1,4 @@
-//! Registers out of the text of `info registers -a`.
+//! Registers out of the text of `info registers`.
 //!
 //! Comes in: the text. Decided: nothing; a processor without all of the registers that are wanted is an error, not a zero.
 //! Goes out: one [`Registers`] for each processor. The text has two forms: a processor in 64-bit code has RIP, RSP and
@@ -23,6 +23,38 @@ pub(super) fn parse(text: &str) -> Result<Vec<Registers>, EngineError> {
     Ok(all)
 }
 
+/// What decides whether a processor can be given other registers for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct State {
+    /// Its registers.
+    pub(super) registers: Registers,
+    /// It waits for an interrupt (`HLT`).
+    pub(super) halted: bool,
+    /// The next instruction is not interrupted: the one before was `sti`, or wrote SS (`II`; Intel SDM vol. 3, 6.8.3).
+    pub(super) in_shadow: bool,
+    /// It is in system management mode.
+    pub(super) in_smm: bool,
+    /// It is in long mode (EFER.LMA; Intel SDM vol. 3, 2.2.1).
+    pub(super) in_long_mode: bool,
+    /// It runs 64-bit code.
+    pub(super) in_64_bit_code: bool,
+}
+
+/// Reads the text about one processor.
+pub(super) fn state(text: &str) -> Result<State, EngineError> {
+    const LONG_MODE_ACTIVE: u64 = 1 << 10;
+    let flag = |name, expected| value(text, &[name]).map(|bit| bit != 0).ok_or_else(|| unexpected(expected, text));
+    Ok(State {
+        registers: one(text)?,
+        halted: flag("HLT", "a value for HLT")?,
+        in_shadow: flag("II", "a value for II")?,
+        in_smm: flag("SMM", "a value for SMM")?,
+        // Without the register there is no long mode.
+        in_long_mode: value(text, &["EFER"]).is_some_and(|efer| efer & LONG_MODE_ACTIVE != 0),
+        in_64_bit_code: value(text, &["RIP"]).is_some(),
+    })
+}
+
 fn one(body: &str) -> Result<Registers, EngineError> {
     let cpl = value(body, &["CPL"]).ok_or_else(|| unexpected("a value for CPL", body))?;
     if cpl > 3 {
@@ -30,17 +62,28 @@ fn one(body: &str) -> Result<Registers, EngineError> {
     }
     // The form with narrow registers has no others, and none of these is asked for there.
     let is_wide = value(body, &["RIP"]).is_some();
-    let general = |name| match value(body, &[name]) {
+    // Short names are padded: `R8 =`.
+    let tight = body.replace(" =", "=");
+    let general = |name| match value(&tight, &[name]) {
         None if is_wide => Err(unexpected("all general registers", body)),
         found => Ok(found.unwrap_or(0)),
     };
     Ok(Registers {
         rbp: general("RBP")?,
         rax: general("RAX")?,
+        rbx: general("RBX")?,
+        rcx: general("RCX")?,
         rdx: general("RDX")?,
+        rsi: general("RSI")?,
         rdi: general("RDI")?,
+        r8: general("R8")?,
+        r9: general("R9")?,
         r10: general("R10")?,
+        r11: general("R11")?,
+        r12: general("R12")?,
         r13: general("R13")?,
+        r14: general("R14")?,
+        r15: general("R15")?,
         rip: value(body, &["RIP", "EIP"]).ok_or_else(|| unexpected("a value for RIP", body))?,
         rsp: value(body, &["RSP", "ESP"]).ok_or_else(|| unexpected("a value for RSP", body))?,
         rflags: value(body, &["RFL", "EFL"]).ok_or_else(|| unexpected("a value for RFL", body))?,
@@ -73,7 +116,7 @@ fn row(body: &str, name: &str, index: usize) -> Option<u64> {
 
 fn unexpected(expected: &'static str, answer: &str) -> EngineError {
     let answer = answer.trim().chars().take(120).collect();
-    EngineError::Protocol { peer: "`info registers -a`", expected, answer }
+    EngineError::Protocol { peer: "`info registers`", expected, answer }
 }
 
 #[cfg(test)]
@@ -116,10 +159,19 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
                 rsp: 0xffff_ce32_c243_bab0,
                 rbp: 0xffff_8c52_811b_e400,
                 rax: 0,
+                rbx: 0x7ff_ffff,
+                rcx: i64::MAX.cast_unsigned(),
                 rdx: 1,
+                rsi: 0xa20,
                 rdi: 0xffff_8c52_811b_e400,
+                r8: 1,
+                r9: 0x4c,
                 r10: 0xffff_8c52_8122_0040,
+                r11: 1,
+                r12: 2,
                 r13: 3,
+                r14: 0xffff_8c52_8122_0000,
+                r15: 5,
                 rflags: 0x82,
                 cpl: 0,
                 cr3: 0xa61_0000,
@@ -131,6 +183,28 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
         assert_eq!((all[1].rip, all[1].rsp, all[1].cpl, all[1].gs_base), (0x804_94f3, 0xffbf_ef0c, 3, 0x810_42c0));
         assert_eq!((all[1].idt_base, all[1].cr3), (0xffff_fe00_0000_0000, 0x283_a001));
         assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn the_state_of_one_is_read() {
+        let first = &TWO[..TWO.find("CPU#1").expect("there")];
+        let all = parse(TWO).expect("two processors");
+        let running = State {
+            registers: all[0],
+            halted: false,
+            in_shadow: false,
+            in_smm: false,
+            in_long_mode: true,
+            in_64_bit_code: true,
+        };
+        assert_eq!(state(first).expect("complete"), running);
+        let text =
+            first.replace("HLT=0", "HLT=1").replace("II=0", "II=1").replace("SMM=0", "SMM=1").replace("d01", "100");
+        let other = State { halted: true, in_shadow: true, in_smm: true, in_long_mode: false, ..running };
+        assert_eq!(state(&text).expect("complete"), other);
+        let second = state(&TWO[TWO.find("CPU#1").expect("there")..]);
+        assert!(!second.expect("complete").in_64_bit_code);
+        assert!(state(&first.replace("HLT=0", "")).expect_err("unknown").to_string().contains("HLT"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::gdb::Client;
 use super::monitor::Monitor;
+use super::record::Record;
 use crate::engine::{EngineError, Pa};
 use crate::timed::{PATIENCE, Timed};
 
@@ -49,10 +50,15 @@ impl Found {
 }
 
 /// The folder of a socket that carries our names.
-fn folder_of_ours(socket: &Path) -> Option<&Path> {
+pub(super) fn folder_of_ours(socket: &Path) -> Option<&Path> {
     let folder = socket.parent()?;
     let ours = folder.file_name()?.to_str()?.starts_with(FOLDER_PREFIX) && socket.file_name()?.to_str()? == SOCKET_NAME;
     ours.then_some(folder)
+}
+
+/// Whether a dead tool left registers beside its stub that it had not put back.
+pub(super) fn has_record(socket: &Path) -> Result<bool, EngineError> {
+    folder_of_ours(socket).map_or(Ok(false), |folder| Record::load(folder).map(|record| record.is_some()))
 }
 
 /// Closes a stub that a dead tool left open, and removes its folder.
@@ -98,16 +104,28 @@ impl Stub {
     /// A prefix of `bytes` may have been written. [`EngineError::Running`]: somebody else had let the guest continue; it is
     /// stopped again, and all or part of `bytes` may have been written.
     pub(super) fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
+        self.with("a write (somebody continued it while we held it stopped)", |client| client.write(to, bytes))
+    }
+
+    /// Does something over the connection, which is made if there is none.
+    ///
+    /// # Consistency on error
+    /// As [`Stub::write`]; `what` is then the operation that was disturbed.
+    pub(super) fn with<T>(
+        &mut self,
+        what: &'static str,
+        operation: impl FnOnce(&mut Client<Timed>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
         let mut client = match self.client.take() {
             Some(client) => client,
             None => self.connect()?,
         };
-        let written = client.write(to, bytes);
+        let done = operation(&mut client);
         if client.take_stop_report() {
-            return Err(EngineError::Running("a write (somebody continued it while we held it stopped)"));
+            return Err(EngineError::Running(what));
         }
         // After an error the connection is given up: a late answer would be taken for the next one's.
-        written.map(|()| self.client = Some(client))
+        done.inspect(|_| self.client = Some(client))
     }
 
     fn connect(&mut self) -> Result<Client<Timed>, EngineError> {

@@ -1,0 +1,350 @@
+//! Existing data that an update changes: what is to be written, from the contents of this very moment.
+//!
+//! Comes in: the data of a bundle, and a guest. Decided, before the guest stops: where each old datum and each new copy lies, and
+//! what the new copy is linked to. Decided, while it stands: whether a datum that is edited in place still holds its initial
+//! value, and the contents of a copy that is made from the other one. Goes out: writes; those of an edit in place are kept
+//! in the record, so that undo can give the old bytes back.
+
+use super::admit::Admitted;
+use super::link::Addresses;
+use super::transfer::transfer;
+use super::{UpdateError, link};
+use crate::engine::{EngineError, Pa, ReadMemory, Stopped, Va};
+use crate::guest::Kernel;
+use crate::guest::arena::Write;
+use crate::guest::paging::PAGE;
+use lpk_format::{Bundle, DataChange, DataPatch, SectionKind, hex};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// Bytes of a datum edited in place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edit {
+    /// Name of the datum.
+    pub name: String,
+    /// Old and new bytes.
+    pub write: Write,
+    /// Taken back only while the guest still holds the new bytes; else the guest has made the value its own.
+    pub guarded: bool,
+}
+
+/// A datum that changes, located.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datum {
+    patch: DataPatch,
+    /// Physical address of the old datum, in the image.
+    old: Pa,
+    /// Where the new copy is, page by page; of a datum that moves.
+    new: Vec<(Pa, usize)>,
+    /// The new contents as linked.
+    contents: Vec<u8>,
+    /// The old initial contents in this boot; of a datum edited in place.
+    initial: Vec<u8>,
+}
+
+/// From which version of a datum to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The new copy is made from the old one.
+    ToNew,
+    /// The old copy is made from the new one.
+    ToOld,
+}
+
+/// What changes in data.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Edits in place.
+    pub edits: Vec<Edit>,
+    /// Contents of copies.
+    pub copies: Vec<Write>,
+    /// Return addresses of threads inside.
+    pub returns: Vec<Write>,
+}
+
+impl Changes {
+    /// All of them.
+    pub fn writes(&self) -> impl Iterator<Item = &Write> {
+        self.copies.iter().chain(self.edits.iter().map(|edit| &edit.write)).chain(&self.returns)
+    }
+}
+
+/// Locates the data of a bundle whose new code and data are at `addresses`: all that the way back needs.
+///
+/// # Errors
+/// [`UpdateError::Guest`].
+pub fn locate(
+    memory: &dyn ReadMemory,
+    kernel: &Kernel,
+    bundle: &Bundle,
+    addresses: &Addresses,
+) -> Result<Vec<Datum>, UpdateError> {
+    let mut data = Vec::new();
+    for patch in &bundle.payload.changed {
+        let offset = link::data_offset(&bundle.payload, patch.section, patch.new_offset);
+        let section = if patch.section == SectionKind::Rodata { addresses.rodata } else { addresses.data };
+        let new = match patch.change {
+            DataChange::Moved { .. } => places(memory, kernel, section.wrapping_add(offset), patch.new_size as usize)?,
+            DataChange::InPlace { .. } => Vec::new(),
+        };
+        data.push(Datum {
+            old: kernel.image_pa(patch.old_address),
+            new,
+            contents: Vec::new(),
+            initial: initial(patch, kernel.slide()),
+            patch: patch.clone(),
+        });
+    }
+    Ok(data)
+}
+
+/// The same with the new contents as linked, for the way there.
+///
+/// # Errors
+/// [`UpdateError::Guest`], [`UpdateError::Link`].
+pub fn prepare(
+    memory: &dyn ReadMemory,
+    admitted: &Admitted,
+    bundle: &Bundle,
+    addresses: &Addresses,
+) -> Result<Vec<Datum>, UpdateError> {
+    let mut data = locate(memory, &admitted.kernel, bundle, addresses)?;
+    if !data.is_empty() {
+        let linked = link::link(&bundle.payload, addresses, &admitted.facts)?;
+        for Datum { patch, contents, .. } in &mut data {
+            let bytes = if patch.section == SectionKind::Rodata { &linked.rodata } else { &linked.data };
+            let start = link::data_offset(&bundle.payload, patch.section, patch.new_offset) as usize;
+            *contents = bytes.get(start..start + patch.new_size as usize).unwrap_or_default().to_vec();
+        }
+    }
+    Ok(data)
+}
+
+/// Where bytes of the new copy are in physical memory.
+fn places(memory: &dyn ReadMemory, kernel: &Kernel, va: u64, length: usize) -> Result<Vec<(Pa, usize)>, UpdateError> {
+    let (mut at, mut rest, mut places) = (va, length, Vec::new());
+    while rest != 0 {
+        let here = rest.min(PAGE - (at as usize & (PAGE - 1)));
+        places.push((kernel.translate(memory, Va(at), "the data of a bundle")?, here));
+        (at, rest) = (at.wrapping_add(here as u64), rest - here);
+    }
+    Ok(places)
+}
+
+/// What the old datum held when this kernel began to run: KASLR has moved its addresses.
+fn initial(patch: &DataPatch, slide: u64) -> Vec<u8> {
+    let DataChange::InPlace { initial, slides, .. } = &patch.change else { return Vec::new() };
+    let mut bytes = initial.clone();
+    bytes.resize(patch.old_size as usize, 0);
+    for &at in slides {
+        if let Some(field) = bytes.get_mut(at as usize..).and_then(<[u8]>::first_chunk_mut::<8>) {
+            *field = u64::from_le_bytes(*field).wrapping_add(slide).to_le_bytes();
+        }
+    }
+    bytes
+}
+
+/// Refuses data to be edited in place that do not hold their initial values any more. Needs no address of new code, so that nothing
+/// has to be prepared in vain.
+///
+/// # Errors
+/// [`UpdateError::DataChanged`], and of the engine.
+pub fn are_unchanged(memory: &dyn ReadMemory, kernel: &Kernel, bundle: &Bundle) -> Result<(), UpdateError> {
+    for patch in &bundle.payload.changed {
+        if let DataChange::InPlace { edited, overwrite: false, .. } = &patch.change {
+            let initial = initial(patch, kernel.slide());
+            for range in edited {
+                let at = kernel.image_pa(patch.old_address.wrapping_add(u64::from(range.start)));
+                holds(memory, &patch.name, at, initial.get(range.start as usize..range.end as usize))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Gives the bytes, which must be the expected ones.
+fn holds(memory: &dyn ReadMemory, name: &str, at: Pa, expected: Option<&[u8]>) -> Result<Vec<u8>, UpdateError> {
+    let expected = expected.unwrap_or_default();
+    let live = read(memory, at, expected.len())?;
+    if live == expected {
+        return Ok(live);
+    }
+    let (expected, found) = (hex::encode(expected), hex::encode(&live));
+    Err(UpdateError::DataChanged { name: name.to_owned(), pa: at.0, expected, found })
+}
+
+/// What the switch to the new version writes.
+///
+/// # Errors
+/// [`UpdateError::DataChanged`], [`UpdateError::DoesNotFit`], and of the engine.
+pub fn to_new(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Changes, UpdateError> {
+    let mut changes = Changes::default();
+    for datum in data {
+        match &datum.patch.change {
+            DataChange::InPlace { added, edited, overwrite, .. } => {
+                let ranges = added.iter().map(|range| (range, false)).chain(edited.iter().map(|range| (range, true)));
+                for (range, is_edit) in ranges {
+                    changes.edits.extend(datum.edit(memory, range, is_edit && !overwrite)?);
+                }
+            }
+            DataChange::Moved { to_new, .. } => {
+                let old = datum.read_old(memory)?;
+                let mut new = datum.contents.clone();
+                datum.carried(transfer(to_new, &old, &mut new))?;
+                changes.copies.extend(datum.copy(memory, &new)?);
+            }
+        }
+    }
+    Ok(changes)
+}
+
+/// What the switch back to the old version writes; `edits` is what the switch to the new one has written.
+///
+/// # Errors
+/// As [`to_new`].
+pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result<Changes, UpdateError> {
+    let mut changes = Changes::default();
+    for datum in data {
+        let DataChange::Moved { to_old, .. } = &datum.patch.change else { continue };
+        let mut new = Vec::new();
+        for &(pa, length) in &datum.new {
+            new.extend(read(memory, pa, length)?);
+        }
+        let before = datum.read_old(memory)?;
+        let mut old = before.clone();
+        datum.carried(transfer(to_old, &new, &mut old))?;
+        // Also where nothing changes: a hook may write there next.
+        changes.copies.push(Write { pa: datum.old.0, old: before, new: old });
+    }
+    for edit in edits.iter().rev() {
+        let at = Pa(edit.write.pa);
+        let live = read(memory, at, edit.write.new.len())?;
+        if live == edit.write.old {
+            continue;
+        }
+        if edit.guarded {
+            holds(memory, &edit.name, at, Some(&edit.write.new))?;
+        }
+        let write = Write { pa: edit.write.pa, old: live, new: edit.write.old.clone() };
+        changes.edits.push(Edit { write, ..edit.clone() });
+    }
+    Ok(changes)
+}
+
+impl Datum {
+    /// Whether there are two copies of it.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        !self.new.is_empty()
+    }
+
+    /// Link address of the old one.
+    #[must_use]
+    pub fn old_address(&self) -> u64 {
+        self.patch.old_address
+    }
+
+    /// Where a copy is.
+    fn places(&self, old: bool) -> Vec<(Pa, usize)> {
+        if !old {
+            return self.new.clone();
+        }
+        let (mut at, mut rest, mut places) = (self.old.0, self.patch.old_size as usize, Vec::new());
+        while rest != 0 {
+            let here = rest.min(PAGE - (at as usize & (PAGE - 1)));
+            places.push((Pa(at), here));
+            (at, rest) = (at.wrapping_add(here as u64), rest - here);
+        }
+        places
+    }
+
+    /// Pages of both copies.
+    pub fn pages(&self) -> impl Iterator<Item = Pa> {
+        let all = [self.places(true), self.places(false)].concat();
+        all.into_iter().map(|(pa, _)| Pa(pa.0 & !(PAGE as u64 - 1)))
+    }
+
+    /// Whether a write to a page has changed the copy that `direction` starts from.
+    #[must_use]
+    pub fn is_source_written(&self, direction: Direction, page: Pa, before: &[u8], after: &[u8]) -> bool {
+        self.places(direction == Direction::ToNew).into_iter().any(|(pa, length)| {
+            let offset = pa.0.wrapping_sub(page.0);
+            let part = offset as usize..offset as usize + length;
+            offset < PAGE as u64 && before.get(part.clone()) != after.get(part)
+        })
+    }
+
+    /// Makes one copy from the other, in the stopped guest.
+    ///
+    /// # Errors
+    /// [`UpdateError::DoesNotFit`], and of the engine.
+    pub fn carry(&self, guest: &mut dyn Stopped, direction: Direction) -> Result<(), UpdateError> {
+        let DataChange::Moved { to_new, to_old } = &self.patch.change else { return Ok(()) };
+        let copy = |old: bool| {
+            let mut bytes = Vec::new();
+            for (pa, length) in self.places(old) {
+                let start = bytes.len();
+                bytes.resize(start + length, 0);
+                guest.read(pa, &mut bytes[start..])?;
+            }
+            Ok::<_, EngineError>(bytes)
+        };
+        let (mut old, mut new) = (copy(true)?, copy(false)?);
+        let (made, places) = match direction {
+            Direction::ToNew => {
+                self.carried(transfer(to_new, &old, &mut new))?;
+                (new, self.places(false))
+            }
+            Direction::ToOld => {
+                self.carried(transfer(to_old, &new, &mut old))?;
+                (old, self.places(true))
+            }
+        };
+        let mut rest = made.as_slice();
+        for (pa, length) in places {
+            let (here, behind) = rest.split_at(length.min(rest.len()));
+            guest.write(pa, here)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// A range of the new contents that is written over the old ones.
+    fn edit(&self, memory: &dyn ReadMemory, range: &Range<u32>, guarded: bool) -> Result<Option<Edit>, UpdateError> {
+        let part = range.start as usize..range.end as usize;
+        let at = Pa(self.old.0.wrapping_add(u64::from(range.start)));
+        let old = if guarded {
+            holds(memory, &self.patch.name, at, self.initial.get(part.clone()))?
+        } else {
+            read(memory, at, part.len())?
+        };
+        let new = self.contents.get(part).unwrap_or_default().to_vec();
+        let name = self.patch.name.clone();
+        Ok((old != new).then_some(Edit { name, write: Write { pa: at.0, old, new }, guarded }))
+    }
+
+    fn read_old(&self, memory: &dyn ReadMemory) -> Result<Vec<u8>, UpdateError> {
+        read(memory, self.old, self.patch.old_size as usize)
+    }
+
+    /// Writes of the new copy, all of it: what else is written there comes before.
+    fn copy(&self, memory: &dyn ReadMemory, contents: &[u8]) -> Result<Vec<Write>, UpdateError> {
+        let (mut writes, mut rest) = (Vec::new(), contents);
+        for &(pa, length) in &self.new {
+            let (here, behind) = rest.split_at(length.min(rest.len()));
+            writes.push(Write { pa: pa.0, old: read(memory, pa, here.len())?, new: here.to_vec() });
+            rest = behind;
+        }
+        Ok(writes)
+    }
+
+    fn carried(&self, result: Result<(), super::transfer::Overflow>) -> Result<(), UpdateError> {
+        result.map_err(|source| UpdateError::DoesNotFit { name: self.patch.name.clone(), source })
+    }
+}
+
+fn read(memory: &dyn ReadMemory, at: Pa, length: usize) -> Result<Vec<u8>, UpdateError> {
+    let mut bytes = vec![0; length];
+    memory.read(at, &mut bytes)?;
+    Ok(bytes)
+}

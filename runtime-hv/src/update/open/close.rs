@@ -1,0 +1,223 @@
+//! The beginning and the end of an open update.
+//!
+//! Comes in: updates that threads are inside. Decided: which pages are trapped, who is not inside any more without having returned, and
+//! whether an update has ended. Goes out: trapped pages and an attendant, or none; the record, from open to applied.
+
+use super::{Inside, Open, Shared};
+use crate::engine::{Engine, Pa, ReadMemory};
+use crate::guest::arena::Write;
+use crate::guest::frames::{UnwindError, Unwinder};
+use crate::guest::snapshot::Snapshot;
+use crate::guest::{Kernel, tasks};
+use crate::protocol::{BundleInfo, BundleState, OpenInfo, ThreadInfo};
+use crate::update::{UpdateError, Updater, transaction};
+use lpk_format::HookKind;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How often it is looked whether threads that are inside still exist.
+pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+impl Shared {
+    /// Whether threads are inside of any update.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Begins to attend to an update; the guest is stopped.
+    ///
+    /// # Consistency on error
+    /// Nothing is trapped for it, and it is not attended to.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub fn begin<E: Engine>(&self, engine: &mut E, open: Open) -> Result<(), UpdateError> {
+        let (id, pages) = (open.id.clone(), open.pages());
+        self.lock().push(open);
+        let begun = match engine.watch() {
+            Some(watch) => {
+                watch.attend(Some(self.attendant())).and_then(|()| pages.iter().try_for_each(|&page| watch.trap(page)))
+            }
+            None => Ok(()),
+        };
+        if begun.is_err() {
+            self.end(engine, &id)?;
+        }
+        Ok(begun?)
+    }
+
+    /// Stops attending to an update; the guest is stopped.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub fn end<E: Engine>(&self, engine: &mut E, id: &str) -> Result<Option<Open>, UpdateError> {
+        let mut opens = self.lock();
+        let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
+        let open = opens.remove(index);
+        let others: BTreeSet<Pa> = opens.iter().flat_map(Open::pages).collect();
+        let is_last = opens.is_empty();
+        drop(opens);
+        if let Some(watch) = engine.watch() {
+            for page in open.pages().difference(&others) {
+                watch.untrap(*page)?;
+            }
+            if is_last {
+                watch.attend(None)?;
+            }
+        }
+        Ok(Some(open))
+    }
+}
+
+impl Open {
+    /// What is shown of it.
+    #[must_use]
+    pub fn info(&self) -> OpenInfo {
+        let counts = self.counts;
+        OpenInfo {
+            ms: self.since.elapsed().as_millis() as u64,
+            frames: counts.frames,
+            left: counts.left,
+            to_new: counts.to_new,
+            to_old: counts.to_old,
+            false_sharing: counts.false_sharing,
+            lost: counts.lost,
+            trouble: self.trouble.clone(),
+        }
+    }
+}
+
+impl<E: Engine> Updater<E> {
+    /// Whether threads are inside of an update.
+    #[must_use]
+    pub fn has_open(&self) -> bool {
+        !self.opens.is_empty()
+    }
+
+    /// A description with what is known at this moment.
+    pub(in crate::update) fn shown(&self, info: &BundleInfo) -> BundleInfo {
+        let mut info = info.clone();
+        if let Some(open) = self.opens.lock().iter().find(|open| open.id == info.id) {
+            info.open = Some(open.info());
+            let thread = |thread: &Inside| ThreadInfo {
+                pid: thread.pid,
+                name: thread.comm.clone(),
+                function: thread.function.clone(),
+                at: format!("{:#x}", thread.at),
+            };
+            info.inside = open.threads.iter().map(thread).collect();
+        }
+        info
+    }
+
+    /// What walks the stacks of this kernel; `None` for a kernel without unwind tables.
+    pub(in crate::update) fn unwinder(&mut self, kernel: &Kernel) -> Result<Option<Unwinder>, UpdateError> {
+        match self.unwinder.take().map_or_else(|| Unwinder::read(&self.engine, kernel), Ok) {
+            Ok(unwinder) => Ok(Some(unwinder)),
+            Err(UnwindError::NoTables) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends open updates that nobody is inside any more. `look`: also forgets threads that are gone.
+    pub fn close_open(&mut self, look: bool) {
+        if self.unsettled || self.engine.is_paused().unwrap_or(true) {
+            return;
+        }
+        let due: Vec<(String, bool)> =
+            self.opens.lock().iter().map(|open| (open.id.clone(), open.threads.is_empty())).collect();
+        for (id, is_empty) in due {
+            if is_empty || look {
+                // What cannot be done now is tried again.
+                let _ = self.close(&id);
+            }
+        }
+    }
+
+    /// Looks at an open update with the guest stopped, and ends it if nobody is inside.
+    fn close(&mut self, id: &str) -> Result<(), UpdateError> {
+        let opens = self.opens.clone();
+        let (ended, _) = transaction::paused(&mut self.engine, |engine| {
+            let Some((kernel, hooks)) = opens.look(engine, id)? else { return Ok(None) };
+            if let Some(hooks) = hooks {
+                // The update is in effect whatever it says; that it failed is shown.
+                match hooks.about_update(engine, &kernel, HookKind::Post, 0) {
+                    Err(error @ UpdateError::NoProcessor { .. }) => return Err(error),
+                    Err(error) => opens.trouble(id, &error.to_string()),
+                    Ok(()) => {}
+                }
+            }
+            opens.end(engine, id)
+        })?;
+        if let Some(open) = ended? {
+            self.update_record(id, |info| {
+                info.state = BundleState::Applied;
+                info.open = Some(open.info());
+            });
+            self.document.sequence += 1;
+            self.journal.finish(&self.document)?;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn trouble(&self, id: &str, what: &str) {
+        if let Some(open) = self.lock().iter_mut().find(|open| open.id == id) {
+            open.counts.lost += 1;
+            open.trouble = Some(what.to_owned());
+        }
+    }
+
+    /// What gives the threads inside of an update their return addresses back, in a stopped guest; `None` while one of them is on its
+    /// way to report.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub(in crate::update) fn returns(
+        &self,
+        memory: &dyn ReadMemory,
+        id: &str,
+    ) -> Result<Option<Vec<Write>>, UpdateError> {
+        let opens = self.lock();
+        let Some(open) = opens.iter().find(|open| open.id == id) else { return Ok(Some(Vec::new())) };
+        let mut writes = Vec::new();
+        for thread in &open.threads {
+            let Write { pa, old: new, new: old } = thread.divert(open.trampoline.0);
+            let mut live = [0; 8];
+            memory.read(Pa(pa), &mut live)?;
+            if live[..] != old {
+                return Ok(None);
+            }
+            writes.push(Write { pa, old, new });
+        }
+        Ok(Some(writes))
+    }
+
+    /// Forgets threads of a stopped guest that have ended, or that have gone on without returning. Gives what the end needs when
+    /// nobody is left.
+    fn look<E: Engine>(
+        &self,
+        engine: &E,
+        id: &str,
+    ) -> Result<Option<(Kernel, Option<crate::update::hooks::Hooks>)>, UpdateError> {
+        let mut opens = self.lock();
+        let Some(open) = opens.iter_mut().find(|open| open.id == id) else { return Ok(None) };
+        if !open.threads.is_empty() {
+            let memory = Snapshot::of(engine);
+            let processors = tasks::per_cpu(&memory, &open.kernel)?;
+            let tasks = tasks::all(&memory, &open.kernel, &processors)?;
+            let size = open.kernel.constant("THREAD_SIZE")?;
+            let before = open.threads.len();
+            // Its return address may be gone from its place: then it is on its way to report.
+            let exists = |thread: &Inside| {
+                let task = tasks.iter().find(|task| task.at.0 == thread.task && task.pid == thread.pid);
+                task.is_some_and(|task| thread.slot.wrapping_sub(task.stack) < size)
+            };
+            open.threads.retain(exists);
+            open.counts.left += (before - open.threads.len()) as u64;
+        }
+        Ok(open.threads.is_empty().then(|| (open.kernel.clone(), open.hooks.clone())))
+    }
+}

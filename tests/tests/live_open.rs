@@ -1,0 +1,163 @@
+//! Updates of a running stock kernel while threads are inside the old code: both versions at once, until the last one leaves.
+
+mod common;
+
+use common::{data_bundle, edit, undo};
+use lucos_tests::commands::{Hv, Outcome};
+use lucos_tests::guest::{Config, Guest};
+use lucos_tests::{programs, require};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const READERS: usize = 12;
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Applies a bundle that threads are inside of.
+fn apply_open(hv: &Hv, bundle: &Path) -> Outcome {
+    let outcome = hv.apply(bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+    outcome
+}
+
+fn show(hv: &Hv, name: &str) -> Outcome {
+    let outcome = hv.show(name).expect("lucos-hv runs");
+    assert_eq!(outcome.status, 0, "{}", outcome.describe());
+    outcome
+}
+
+/// Waits until an update has a state.
+fn becomes(hv: &Hv, name: &str, state: &str) -> Outcome {
+    let start = Instant::now();
+    loop {
+        let outcome = show(hv, name);
+        if outcome.text("/state") == state {
+            return outcome;
+        }
+        assert!(start.elapsed() < LIMIT, "not {state}: {}", outcome.describe());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Starts programs that sleep in `pipe_read`.
+fn start_readers(guest: &mut Guest) {
+    let start = format!(
+        "rm -f /tmp/done /tmp/[fo][0-9]*; for i in $(seq {READERS}); do mkfifo /tmp/f$i;
+         (exec 3<>/tmp/f$i; head -n 1 <&3 > /tmp/o$i; echo done >> /tmp/done) > /dev/null 2>&1 & done; sleep 1"
+    );
+    guest.run_ok(&start).expect("starts");
+}
+
+/// Gives readers what they wait for, and sees that they got it.
+fn release(guest: &mut Guest, readers: std::ops::RangeInclusive<usize>, done: usize) {
+    let (first, last) = (readers.start(), readers.end());
+    guest.run_ok(&format!("for i in $(seq {first} {last}); do echo word$i > /tmp/f$i; done")).expect("writes");
+    let wait = format!("while [ $(wc -l < /tmp/done) -lt {done} ]; do sleep 0.1; done; cat /tmp/o{first} /tmp/o{last}");
+    let words = guest.run_ok(&wait).expect("they end");
+    assert_eq!(words, format!("word{first}\nword{last}\n"));
+}
+
+#[test]
+fn sleeping_threads_are_inside_and_leave_one_by_one() {
+    if !require::kvm("threads inside old code need an engine that sees them leave") {
+        return;
+    }
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let edits = [
+        edit("fs/pipe.c", "\t/* Null read succeeds. */\n", "\tlucos_reads++;\n\t/* Null read succeeds. */\n"),
+        edit(
+            "fs/pipe.c",
+            "static ssize_t\npipe_read(",
+            "static unsigned long lucos_reads;\nstatic ssize_t\npipe_read(",
+        ),
+    ];
+    let bundle = data_bundle(work.path(), &kernel, "pipe", &edits, "", &["--type2"]);
+    let mut guest = Guest::under_lucos_hv(&Config::new("open", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    let load = "setsid sh -c 'while :; do echo a | cat > /dev/null; echo >> /tmp/worked; done' > /dev/null 2>&1 &";
+    guest.run_ok(load).expect("starts");
+    for round in 0..6 {
+        start_readers(&mut guest);
+        let outcome = apply_open(&hv, &bundle);
+        let inside = outcome.items("/inside");
+        assert!(inside.len() >= READERS, "round {round}: {}", outcome.describe());
+        assert!(inside.iter().all(|thread| thread["function"] == "pipe_read"), "{}", outcome.describe());
+        assert_eq!(inside.iter().filter(|thread| thread["name"] == "head").count(), READERS, "{}", outcome.describe());
+        release(&mut guest, 1..=READERS / 2, READERS / 2);
+        let outcome = show(&hv, "pipe");
+        assert_eq!(outcome.text("/state"), "open", "{}", outcome.describe());
+        assert_eq!(outcome.items("/inside").len(), READERS - READERS / 2, "{}", outcome.describe());
+        if round % 2 == 0 {
+            release(&mut guest, READERS / 2 + 1..=READERS, READERS);
+            let outcome = becomes(&hv, "pipe", "applied");
+            assert_eq!(outcome.number("/open/left"), outcome.number("/open/frames"), "{}", outcome.describe());
+            undo(&hv, "pipe");
+        } else {
+            // Taken back while they are inside: they go on in the old code, and return as if nothing had been.
+            undo(&hv, "pipe");
+            release(&mut guest, READERS / 2 + 1..=READERS, READERS);
+        }
+    }
+    // A thread that is killed inside does not hold anything up.
+    start_readers(&mut guest);
+    apply_open(&hv, &bundle);
+    guest.run_ok("killall -9 head").expect("killed");
+    becomes(&hv, "pipe", "applied");
+    undo(&hv, "pipe");
+    let worked: u64 = guest.run_ok("wc -l < /tmp/worked").expect("answers").trim().parse().expect("a number");
+    assert!(worked > 20, "the load did {worked} rounds");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// A kernel thread never leaves the old code, and counts in the old copy; new code shows the new one.
+#[test]
+fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
+    if !require::kvm("threads inside old code need an engine that sees them leave") {
+        return;
+    }
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let Some(program) = require::or_skip(programs::compile("small-pages", work.path())) else { return };
+    let bundle = common::khugepaged_bundle(work.path(), &kernel);
+    let config = Config { files: vec![program], ..Config::new("counter", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    let huge = "/sys/kernel/mm/transparent_hugepage";
+    let prepare = format!(
+        "echo madvise > {huge}/enabled; echo 10 > {huge}/khugepaged/scan_sleep_millisecs; mkfifo /tmp/ask;
+         (/files/small-pages < /tmp/ask > /tmp/blocks) > /dev/null 2>&1 & exec 3> /tmp/ask; sleep 1000 <&3 & true"
+    );
+    guest.run_ok(&prepare).expect("starts");
+    let collapsed = |guest: &mut Guest| -> u64 {
+        let text = guest.run_ok(&format!("cat {huge}/khugepaged/pages_collapsed")).expect("answers");
+        text.trim().parse().expect("a number")
+    };
+    // Four huge pages for each block.
+    let more = |guest: &mut Guest, expected: u64| {
+        guest.run_ok("echo more > /tmp/ask").expect("asks");
+        let start = Instant::now();
+        while collapsed(guest) < expected {
+            assert!(start.elapsed() < LIMIT, "{} huge pages, expected {expected}", collapsed(guest));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(collapsed(guest), expected);
+    };
+    more(&mut guest, 4);
+    for round in 0..4 {
+        let outcome = apply_open(&hv, &bundle);
+        let inside = outcome.items("/inside");
+        assert!(inside.iter().all(|thread| thread["name"] == "khugepaged"), "{}", outcome.describe());
+        assert_eq!(collapsed(&mut guest), 4 + 8 * round, "carried");
+        more(&mut guest, 8 + 8 * round);
+        let outcome = show(&hv, "khugepaged");
+        assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
+        assert!(outcome.number("/open/to_new") >= 4.0, "{}", outcome.describe());
+        eprintln!("{}", outcome.json["open"]);
+        undo(&hv, "khugepaged");
+        assert_eq!(collapsed(&mut guest), 8 + 8 * round, "carried back");
+        more(&mut guest, 12 + 8 * round);
+    }
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
