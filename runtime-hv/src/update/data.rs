@@ -348,3 +348,25 @@ fn read(memory: &dyn ReadMemory, at: Pa, length: usize) -> Result<Vec<u8>, Updat
     memory.read(at, &mut bytes)?;
     Ok(bytes)
 }
+
+/// A signed number that becomes wider when it moves, at physical addresses of a test's choice.
+#[cfg(test)]
+pub(super) fn test_datum(old: u64, old_size: u32, new: u64, new_size: u32) -> Datum {
+    use lpk_format::{Step, StepKind};
+    let step = |from: u32, to: u32, how| vec![Step { from: 0, from_size: from * 8, to: 0, to_size: to * 8, how }];
+    let change = DataChange::Moved {
+        to_new: step(old_size, new_size, StepKind::SignExtend),
+        to_old: step(new_size, old_size, StepKind::NarrowSigned),
+    };
+    let patch = DataPatch {
+        name: "number".into(),
+        unit: "a.c".into(),
+        old_address: 0,
+        old_size,
+        section: SectionKind::Data,
+        new_offset: 0,
+        new_size,
+        change,
+    };
+    Datum { patch, old: Pa(old), new: vec![(Pa(new), new_size as usize)], contents: Vec::new(), initial: Vec::new() }
+}

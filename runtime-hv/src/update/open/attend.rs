@@ -24,6 +24,8 @@ pub struct Open {
     pub kernel: Kernel,
     /// Data with two copies.
     pub data: Vec<Datum>,
+    /// Pages that hold such a copy.
+    pub pages: BTreeSet<Pa>,
     /// The author's hooks.
     pub hooks: Option<Hooks>,
     /// Where threads return to that are inside.
@@ -63,10 +65,12 @@ impl Open {
     /// An update as it begins.
     #[must_use]
     pub fn new(id: &str, kernel: &Kernel, plan: &Plan, threads: Vec<Inside>) -> Open {
+        let data: Vec<Datum> = plan.data.iter().filter(|datum| datum.moves()).cloned().collect();
         Open {
             id: id.to_owned(),
             kernel: kernel.clone(),
-            data: plan.data.iter().filter(|datum| datum.moves()).cloned().collect(),
+            pages: data.iter().flat_map(Datum::pages).collect(),
+            data,
             hooks: plan.hooks.clone(),
             trampoline: Va(plan.trampoline),
             counts: Counts { frames: threads.len() as u64, ..Counts::default() },
@@ -74,12 +78,6 @@ impl Open {
             since: Instant::now(),
             trouble: None,
         }
-    }
-
-    /// Pages that hold a copy of a datum with two copies.
-    #[must_use]
-    pub fn pages(&self) -> BTreeSet<Pa> {
-        self.data.iter().flat_map(Datum::pages).collect()
     }
 
     /// Carries what was written from one copy of a datum to the other.
@@ -113,7 +111,7 @@ impl Attend for Attendant {
                     }
                 }
             }
-            if !hit && open.pages().contains(&page) {
+            if !hit && open.pages.contains(&page) {
                 open.counts.false_sharing += 1;
             }
         }
@@ -139,5 +137,156 @@ impl Attend for Attendant {
             }
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Call, CallError, EngineError, ReadMemory, Registers, WriteMemory};
+    use crate::guest::{fake, identity};
+    use crate::update::data::test_datum;
+    use std::collections::BTreeMap;
+
+    const OLD: u64 = 0x5ffe;
+    const NEW: u64 = 0x9010;
+    const TRAMPOLINE: u64 = 0xffff_ffff_c000_0ff0;
+    const SLOT: u64 = 0xffff_c900_0000_1f00;
+
+    /// A stopped guest with one processor.
+    #[derive(Default)]
+    struct Standing {
+        memory: BTreeMap<u64, u8>,
+        registers: Registers,
+        calls: usize,
+    }
+
+    impl ReadMemory for Standing {
+        fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
+            (from.0..).zip(into).for_each(|(at, byte)| *byte = self.memory.get(&at).copied().unwrap_or(0));
+            Ok(())
+        }
+    }
+
+    impl WriteMemory for Standing {
+        fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
+            self.memory.extend((to.0..).zip(bytes.iter().copied()));
+            Ok(())
+        }
+    }
+
+    impl Stopped for Standing {
+        fn registers(&self, _: Vcpu) -> Result<Registers, EngineError> {
+            Ok(self.registers)
+        }
+        fn redirect(&mut self, _: Vcpu, rip: u64) -> Result<(), EngineError> {
+            self.registers.rip = rip;
+            Ok(())
+        }
+        fn call(&mut self, _: Vcpu, _: &Call) -> Result<u64, CallError> {
+            self.calls += 1;
+            Ok(0)
+        }
+    }
+
+    fn open(threads: Vec<Inside>) -> (Shared, Box<Attendant>) {
+        let mut engine = fake::engine(&fake::image(&[0; 16]));
+        let kernel = identity::find(&mut engine, &fake::kernel_id(), &fake::profile()).expect("the fake");
+        let data = vec![test_datum(OLD, 4, NEW, 8)];
+        let shared = Shared::default();
+        shared.lock().push(Open {
+            id: "id".into(),
+            kernel,
+            pages: data.iter().flat_map(Datum::pages).collect(),
+            data,
+            hooks: None,
+            trampoline: Va(TRAMPOLINE),
+            counts: Counts { frames: threads.len() as u64, ..Counts::default() },
+            threads,
+            since: Instant::now(),
+            trouble: None,
+        });
+        let attendant = shared.attendant();
+        (shared, attendant)
+    }
+
+    /// The guest writes; the attendant hears of every page that has changed.
+    fn write(guest: &mut Standing, attendant: &mut Attendant, at: u64, bytes: &[u8]) {
+        let pages: BTreeSet<u64> = (at..at + bytes.len() as u64).map(|at| at & !0xfff).collect();
+        let page = |guest: &Standing, at: u64| {
+            let mut bytes = vec![0; 4096];
+            guest.read(Pa(at), &mut bytes).expect("memory");
+            bytes
+        };
+        let before: Vec<Vec<u8>> = pages.iter().map(|&at| page(guest, at)).collect();
+        guest.write(Pa(at), bytes).expect("memory");
+        for (at, before) in pages.into_iter().zip(before) {
+            let after = page(guest, at);
+            if after != before {
+                attendant.written(guest, Vcpu(0), Pa(at), &before, &after);
+            }
+        }
+    }
+
+    fn number<const N: usize>(guest: &Standing, at: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        guest.read(Pa(at), &mut bytes).expect("memory");
+        bytes
+    }
+
+    #[test]
+    fn each_copy_follows_the_other_and_nothing_else_does() {
+        let (shared, mut attendant) = open(Vec::new());
+        let mut guest = Standing::default();
+        // Across the edge of a page, and with a sign.
+        write(&mut guest, &mut attendant, OLD, &(-5_i32).to_le_bytes());
+        assert_eq!(i64::from_le_bytes(number(&guest, NEW)), -5);
+        // Part of it, unaligned, together with a neighbour.
+        write(&mut guest, &mut attendant, OLD - 3, &[1, 2, 3, 7]);
+        assert_eq!(i64::from_le_bytes(number(&guest, NEW)), i64::from(i32::from_le_bytes([7, 0xff, 0xff, 0xff])));
+        write(&mut guest, &mut attendant, NEW, &100_i64.to_le_bytes());
+        assert_eq!(i32::from_le_bytes(number(&guest, OLD)), 100);
+        for neighbour in [OLD - 1, OLD + 4, NEW - 1, NEW + 8] {
+            write(&mut guest, &mut attendant, neighbour, &[0xaa]);
+        }
+        let counts = shared.lock()[0].counts;
+        assert_eq!((counts.to_old, counts.false_sharing, counts.lost), (1, 4, 0));
+        // What does not fit is said, and the old copy keeps what it has.
+        write(&mut guest, &mut attendant, NEW, &(1_i64 << 40).to_le_bytes());
+        assert_eq!(i32::from_le_bytes(number(&guest, OLD)), 100);
+        let open = &shared.lock()[0];
+        assert_eq!(open.counts.lost, 1);
+        assert!(open.trouble.as_ref().is_some_and(|trouble| trouble.contains("does not fit")), "{:?}", open.trouble);
+    }
+
+    #[test]
+    fn a_thread_that_leaves_goes_its_own_way_once() {
+        let thread = |number: u64| Inside {
+            task: 0xffff_8880_0000_0000 + number,
+            pid: number as u32,
+            comm: "t".into(),
+            function: "f".into(),
+            old_address: 0,
+            at: 0,
+            slot: SLOT + number * 8,
+            slot_pa: 0x7000 + number * 8,
+            original: 0xffff_ffff_8100_1000 + number,
+        };
+        let (shared, mut attendant) = open(vec![thread(0), thread(1)]);
+        let mut guest = Standing::default();
+        let mut leave = |slot: u64, rip: u64| {
+            guest.registers = Registers { rip, rsp: slot + 8, ..Registers::default() };
+            attendant.reported(&mut guest, Vcpu(0), 0);
+            guest.registers.rip
+        };
+        // A report from elsewhere, and one of nobody.
+        assert_eq!(leave(SLOT + 8, 0x1234), 0x1234);
+        assert_eq!(leave(SLOT + 0x100, TRAMPOLINE + 2), TRAMPOLINE + 2);
+        assert_eq!(leave(SLOT + 8, TRAMPOLINE + 2), 0xffff_ffff_8100_1001);
+        assert_eq!(leave(SLOT + 8, TRAMPOLINE + 2), TRAMPOLINE + 2, "it has left already");
+        assert_eq!(shared.lock()[0].threads, [thread(0)]);
+        assert_eq!(leave(SLOT, TRAMPOLINE + 2), 0xffff_ffff_8100_1000);
+        let open = &shared.lock()[0];
+        assert_eq!((open.counts.frames, open.counts.left, open.threads.len()), (2, 2, 0));
     }
 }

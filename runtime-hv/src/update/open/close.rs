@@ -33,7 +33,7 @@ impl Shared {
     /// # Errors
     /// Of the engine.
     pub fn begin<E: Engine>(&self, engine: &mut E, open: Open) -> Result<(), UpdateError> {
-        let (id, pages) = (open.id.clone(), open.pages());
+        let (id, pages) = (open.id.clone(), open.pages.clone());
         self.lock().push(open);
         let begun = match engine.watch() {
             Some(watch) => {
@@ -55,11 +55,11 @@ impl Shared {
         let mut opens = self.lock();
         let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
         let open = opens.remove(index);
-        let others: BTreeSet<Pa> = opens.iter().flat_map(Open::pages).collect();
+        let others: BTreeSet<Pa> = opens.iter().flat_map(|open| open.pages.iter().copied()).collect();
         let is_last = opens.is_empty();
         drop(opens);
         if let Some(watch) = engine.watch() {
-            for page in open.pages().difference(&others) {
+            for page in open.pages.difference(&others) {
                 watch.untrap(*page)?;
             }
             if is_last {
