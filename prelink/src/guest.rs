@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 74] = [
+const SYMBOLS: [&str; 75] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -64,6 +64,7 @@ const SYMBOLS: [&str; 74] = [
     "__stop_orc_unwind_ip",
     "__start_orc_unwind",
     "__stop_orc_unwind",
+    "__switch_to_asm",
     "ret_from_fork",
     "ret_from_fork_asm",
     "return_to_handler",

@@ -62,13 +62,26 @@ impl Symbols {
 
     /// Names of the function of a frame, and how far the frame's address is into it.
     fn of_frame(&self, frame: &Frame) -> (&[String], u64) {
-        let (start, names) = self.names.range(..=frame.code()).next_back().expect("a symbol");
-        (names, frame.ip - start)
+        let found = self.names.range(..=frame.code()).next_back();
+        found.map_or((&[], frame.ip), |(start, names)| (names.as_slice(), frame.ip.wrapping_sub(*start)))
+    }
+
+    /// Places where the tables are wrong. For the instruction behind the call of `error_entry` those of Linux 6.1 say where the
+    /// saved registers were before it (`arch/x86/entry/entry_64.S`, `idtentry_body`); the kernel's own walks go astray there, too.
+    /// While tasks change, the return stack buffer is filled by calls that the tables do not see (`__switch_to_asm`).
+    fn is_misleading(&self, walk: &Walk, stop: &Stop) -> bool {
+        let Some(last) = walk.frames.last().filter(|frame| frame.exact) else { return false };
+        let names = self.of_frame(last).0;
+        match stop {
+            Stop::NotSaved { .. } => names.iter().any(|name| name.starts_with("asm_")),
+            Stop::LeftOut { .. } => names.iter().any(|name| name == "__switch_to_asm"),
+            _ => false,
+        }
     }
 
     fn name(&self, frame: &Frame) -> String {
         let (names, offset) = self.of_frame(frame);
-        format!("{}+{offset:#x}", names[0])
+        format!("{}+{offset:#x}", names.first().map_or("", String::as_str))
     }
 
     /// Whether the kernel's text about a task says the same as a walk.
@@ -228,7 +241,10 @@ fn stops(outside: &mut Outside, symbols: &Symbols, count: usize, permitted: impl
                 End::Stopped(stop) => {
                     let task = context.task.map(|index| &look.tasks[index]);
                     let said = symbols.describe(task, context);
-                    assert!(permitted(&context.walk, &stop), "{stop}: {said}");
+                    assert!(
+                        permitted(&context.walk, &stop) || symbols.is_misleading(&context.walk, &stop),
+                        "{stop}: {said}"
+                    );
                     format!("{stop:?}").split([' ', '{']).next().unwrap_or_default().to_owned()
                 }
             };

@@ -35,8 +35,13 @@ const RET: u8 = 0xc3;
 /// Code that tracers put in the place of return addresses (`arch/x86/kernel/ftrace_64.S`, `rethook.c`, `kprobes/core.c`).
 const HOOKS: [&str; 4] =
     ["return_to_handler", "arch_rethook_trampoline", "__kretprobe_trampoline", "kretprobe_trampoline"];
-/// More bytes than each of these has; what lies behind is called like any function.
-const HOOK_SIZE: u64 = 256;
+/// Code of which the tables say what is not so. `return_to_handler` has the return address in a register, then puts it on the
+/// stack by itself; before Linux 6.4 the tables say that nobody called it (`arch/x86/kernel/ftrace_64.S`). `__switch_to_asm`
+/// fills the return stack buffer by calls whose addresses the tables place wrongly, for there are alternatives of it
+/// (`arch/x86/include/asm/nospec-branch.h`, `FILL_RETURN_BUFFER`).
+const LEFT_OUT: [&str; 2] = ["return_to_handler", "__switch_to_asm"];
+/// More bytes than each of them has; it ends where a hook or a beginning is.
+const LEFT_OUT_SIZE: u64 = 256;
 /// Where a new task begins (`arch/x86/kernel/process.c`, `copy_thread`).
 const BEGINNINGS: [&str; 2] = ["ret_from_fork", "ret_from_fork_asm"];
 
@@ -76,6 +81,7 @@ pub struct Context {
 pub struct Unwinder {
     tables: tables::Known,
     hooks: Vec<u64>,
+    left_out: Vec<Range<u64>>,
     beginnings: Vec<u64>,
     thunks: Vec<Range<u64>>,
     return_thunk: Option<u64>,
@@ -92,10 +98,17 @@ impl Unwinder {
     pub fn read(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<Unwinder, UnwindError> {
         let live = |name: &&str| kernel.symbol(name).ok().map(|link| kernel.live(link).0);
         let thunk = |start: u64| start..start.wrapping_add(THUNKS_SIZE);
+        let hooks: Vec<u64> = HOOKS.iter().filter_map(live).collect();
+        let beginnings: Vec<u64> = BEGINNINGS.iter().filter_map(live).collect();
+        let left_out = LEFT_OUT.iter().filter_map(live).map(|start| {
+            let sizes = hooks.iter().chain(&beginnings).filter_map(|next| next.checked_sub(start));
+            start..start.wrapping_add(sizes.filter(|size| *size != 0).min().unwrap_or(LEFT_OUT_SIZE).min(LEFT_OUT_SIZE))
+        });
         Ok(Unwinder {
             tables: tables::Known::read(memory, kernel)?,
-            hooks: HOOKS.iter().filter_map(live).collect(),
-            beginnings: BEGINNINGS.iter().filter_map(live).collect(),
+            left_out: left_out.collect(),
+            hooks,
+            beginnings,
             thunks: THUNKS.iter().filter_map(live).map(thunk).collect(),
             return_thunk: live(&RETURN_THUNK),
             layout: stacks::Layout::of(kernel)?,
@@ -246,12 +259,8 @@ impl Source for View<'_> {
 
     fn entry(&self, ip: u64) -> Option<Result<Entry, Undefined>> {
         let mut entry = self.unwinder.tables().entry(ip);
-        // Before Linux 6.4 the tables say that nobody called this code, for want of a word for "not known"
-        // (`UNWIND_HINT_EMPTY`, `arch/x86/kernel/ftrace_64.S`).
-        if let Some(Ok(entry)) = &mut entry
-            && entry.kind == Kind::EndOfStack
-            && self.unwinder.hooks.iter().any(|start| ip.wrapping_sub(*start) < HOOK_SIZE)
-        {
+        let is_left_out = self.unwinder.left_out.iter().any(|code| code.contains(&ip));
+        if let (true, Some(Ok(entry))) = (is_left_out, &mut entry) {
             entry.kind = Kind::Undefined;
         }
         entry

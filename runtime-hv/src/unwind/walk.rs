@@ -14,7 +14,13 @@ const PT_REGS: u64 = 21 * 8;
 const IRET_FRAME: u64 = 5 * 8;
 /// Distances from the saved instruction pointer.
 const CS: u64 = 8;
+const FLAGS: u64 = 16;
 const SP: u64 = 24;
+/// Bits of the flags that are never set (Intel SDM vol. 1, 3.4.3). Bit 1 always is, but the kernel begins programs without it
+/// (`arch/x86/kernel/process_64.c`, `start_thread`).
+const FLAGS_CLEAR: u64 = 0xffff_ffff_0000_8028;
+/// `__KERNEL_CS` (`arch/x86/include/asm/segment.h`).
+const KERNEL_CS: u64 = 0x10;
 /// The end of a stack holds the registers of a system call and, since Linux 6.9, 16 bytes for FRED
 /// (`TOP_OF_KERNEL_STACK_PADDING`, `arch/x86/include/asm/thread_info.h`); the first code of a thread runs right below, with a
 /// few words of its own.
@@ -184,6 +190,14 @@ pub enum Stop {
         /// Where.
         at: u64,
     },
+    /// There are no saved registers where the tables say that they are.
+    #[error("the code at {ip:#x} has no saved registers at {at:#x}")]
+    NotSaved {
+        /// The instruction.
+        ip: u64,
+        /// Where.
+        at: u64,
+    },
     /// A stack that cannot be read.
     #[error("the stack at {at:#x} cannot be read")]
     Unreadable {
@@ -311,10 +325,17 @@ impl<S: Source + ?Sized> Walker<'_, S> {
             _ => {
                 let slot = if entry.kind == Kind::Regs { sp.wrapping_add(PT_REGS - IRET_FRAME) } else { sp };
                 self.check(slot, IRET_FRAME)?;
-                let (ip, cs) = (self.read(slot)?, self.read(slot.wrapping_add(CS))?);
-                if cs & 3 != 0 {
+                let cs = self.read(slot.wrapping_add(CS))? & 0xffff;
+                let flags = self.read(slot.wrapping_add(FLAGS))?;
+                // The tables can be wrong for an instruction of the entry code: what are no saved registers is not taken for a
+                // program's.
+                if flags & FLAGS_CLEAR != 0 || cs & 3 != 3 && cs != KERNEL_CS {
+                    return Err(Stop::NotSaved { ip, at: slot });
+                }
+                if cs != KERNEL_CS {
                     return Ok(false); // the rest is the program's
                 }
+                let ip = self.read(slot)?;
                 let before = self.read(slot.wrapping_add(SP))?;
                 if entry.kind == Kind::Regs {
                     self.check(sp, PT_REGS)?;

@@ -157,7 +157,7 @@ fn names(walk: &Walk) -> Vec<Place> {
 /// Words of `struct pt_regs` at an address.
 fn saved_registers(at: u64, ip: u64, cs: u64, sp: u64, bp: u64) -> Words {
     let mut words: Words = (0..21).map(|index| (at + index * 8, 0)).collect();
-    for (place, value) in [(4, bp), (16, ip), (17, cs), (19, sp)] {
+    for (place, value) in [(4, bp), (16, ip), (17, cs), (18, 0x202), (19, sp)] {
         words[place].1 = value;
     }
     words
@@ -268,7 +268,7 @@ fn interrupted_and_on_other_stacks() {
     let at = EXCEPTION + 0x800;
     let early = user - 0x100;
     words.extend(saved_registers(at, place("early"), 0x10, early, user - 16));
-    words.extend([(early, place("framed")), (early + 8, 0x10), (early + 24, early + 40)]);
+    words.extend([(early, place("framed")), (early + 8, 0x10), (early + 16, 0x46), (early + 24, early + 40)]);
     for (name, format) in all() {
         let fake = Fake::new(name, format, &words);
         let walk = walk(&fake, &running("interrupt", at));
@@ -374,6 +374,18 @@ fn what_cannot_be_told_is_said() {
             Stop::NoStack { ip: ip("early"), at: TASK + SIZE - 32 },
         ),
         ("unreadable", running("leaf", low), vec![], Stop::Unreadable { at: low }),
+        (
+            "no flags",
+            running("early", low),
+            vec![(low + 8, 0x33), (low + 16, 0x8246)],
+            Stop::NotSaved { ip: ip("early"), at: low },
+        ),
+        (
+            "no code segment",
+            running("early", low),
+            vec![(low + 8, 0x1231), (low + 16, 0x202)],
+            Stop::NotSaved { ip: ip("early"), at: low },
+        ),
         ("downwards", running("interrupt", low), regs(ip("leaf"), low), Stop::Loop { ip: ip("interrupt"), at: low }),
         (
             "by frame pointer downwards",
