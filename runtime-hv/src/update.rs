@@ -376,6 +376,9 @@ impl<E: Engine> Updater<E> {
             if check != Check::Ready {
                 return Ok(check);
             }
+            if let Some(who) = opens.returning_into(&quiet::untouched(admitted, plan)) {
+                return Ok(Check::Busy(who));
+            }
             let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), opens, &old_code))?;
             let threads = match found {
                 Survey::Frames(threads) if threads.is_empty() => threads,

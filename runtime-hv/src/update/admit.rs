@@ -31,8 +31,8 @@ pub struct Admitted {
     /// Link addresses between which no saved instruction pointer may lie: inside the bytes of the jumps, where these are not a
     /// single instruction.
     pub inside: Vec<std::ops::Range<u64>>,
-    /// All code that an update of type 2 leaves: link addresses and names.
-    pub old_code: Vec<(std::ops::Range<u64>, String)>,
+    /// All code that an update of type 2 leaves: link addresses, names, and the functions that it belongs to.
+    pub old_code: Vec<(std::ops::Range<u64>, String, u64)>,
     /// Link addresses of the bytes that the jumps take.
     pub jumps: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
@@ -140,13 +140,18 @@ pub fn admit<E: Engine>(
 }
 
 /// All code that an update of type 2 leaves. The first instruction of a function is not inside yet.
-fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String)> {
+fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String, u64)> {
     let functions = bundle.functions.iter().map(|function| {
         let start = function.old_address;
-        (start + 1..start.saturating_add(function.expected.len() as u64), function.name.clone())
+        (start + 1..start.saturating_add(function.expected.len() as u64), function.name.clone(), start)
     });
-    let left = &bundle.manifest.left;
-    let left = left.iter().map(|code| (code.address..code.address.saturating_add(code.size), code.name.clone()));
+    let left = bundle.manifest.left.iter().map(|code| {
+        // `f.cold` and `f.constprop.0` are parts of `f`, if that is replaced.
+        let whole = code.name.split('.').next().unwrap_or_default();
+        let of = bundle.functions.iter().find(|function| function.name == whole && function.unit == code.unit);
+        let range = code.address..code.address.saturating_add(code.size);
+        (range, code.name.clone(), of.map_or(0, |function| function.old_address))
+    });
     functions.chain(left).collect()
 }
 

@@ -268,9 +268,10 @@ impl Datum {
     #[must_use]
     pub fn is_source_written(&self, direction: Direction, page: Pa, before: &[u8], after: &[u8]) -> bool {
         self.places(direction == Direction::ToNew).into_iter().any(|(pa, length)| {
-            let offset = pa.0.wrapping_sub(page.0);
+            // Of another page.
+            let Some(offset) = pa.0.checked_sub(page.0).filter(|offset| *offset < PAGE as u64) else { return false };
             let part = offset as usize..offset as usize + length;
-            offset < PAGE as u64 && before.get(part.clone()) != after.get(part)
+            before.get(part.clone()) != after.get(part)
         })
     }
 

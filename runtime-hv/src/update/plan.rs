@@ -248,7 +248,8 @@ pub fn in_area<E: Engine>(
         idle: None,
         data: data::prepare(engine, admitted, bundle, &addresses)?,
         hooks,
-        trampoline: addresses.rodata.wrapping_sub(REPORT_ROOM),
+        // A part for a module waits for a moment when nobody is inside.
+        trampoline: if bundle.module.is_none() { addresses.rodata.wrapping_sub(REPORT_ROOM) } else { 0 },
     })
 }
 

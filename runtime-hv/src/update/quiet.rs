@@ -73,9 +73,14 @@ pub fn check<E: Engine>(engine: &mut E, parts: &[&Admitted], plan: &Plan) -> Res
         }
         Err(error) => return Err(error.into()),
     }
+    Ok(nobody_in(engine, kernel, &untouched(parts, plan))?.map_or(Check::Ready, Check::Busy))
+}
+
+/// Live ranges that no saved instruction pointer may lead into.
+#[must_use]
+pub fn untouched(parts: &[&Admitted], plan: &Plan) -> Vec<Range<u64>> {
     let inside = parts.iter().flat_map(|part| live(&part.kernel, &part.inside));
-    let ranges: Vec<Range<u64>> = inside.chain(plan.untouched.iter().cloned()).collect();
-    Ok(nobody_in(engine, kernel, &ranges)?.map_or(Check::Ready, Check::Busy))
+    inside.chain(plan.untouched.iter().cloned()).collect()
 }
 
 /// Live addresses of ranges of link addresses.

@@ -257,7 +257,8 @@ impl<E: Engine> Updater<E> {
                 let memory = memory.iter().flat_map(|plan| &plan.writes).cloned().collect::<Vec<_>>();
                 let free = action.reclaimable
                     && transaction::unchanged(engine, &memory).is_ok_and(|unchanged| unchanged)
-                    && quiet::nobody_in(engine, &action.kernel, &ranges.all).is_ok_and(|who| who.is_none());
+                    && quiet::nobody_in(engine, &action.kernel, &ranges.all).is_ok_and(|who| who.is_none())
+                    && opens.returning_into(&ranges.all).is_none();
                 Ok::<_, UpdateError>(Ok(free))
             })?;
             let is_free = match check {

@@ -240,7 +240,7 @@ impl<E: Engine> Updater<E> {
         let context = self.context(&area.bundle)?;
         let (inside, _) =
             paused(&mut self.engine, |engine| quiet::nobody_in(engine, &context.kernel, &[area.range()]))?;
-        if inside?.is_some() {
+        if inside?.is_some() || self.opens.returning_into(&[area.range()]).is_some() {
             return Ok(false);
         }
         match self.release(&context, area, &mut Times::default()) {

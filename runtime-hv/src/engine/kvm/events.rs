@@ -93,7 +93,8 @@ impl Machine {
                 if let Some(attendant) = &mut *lock(&self.events.attendant) {
                     attendant.reported(&mut AllStand(self), vcpu, *value);
                 }
-                self.refresh();
+                // What functions of the guest have written that the attendant has called.
+                self.tell_of_writes(vcpu);
             }
             _ => self.let_through(vcpu),
         }
@@ -119,7 +120,6 @@ impl Machine {
         set(true)?;
         let result = work();
         set(false)?;
-        self.refresh();
         Ok(result)
     }
 
@@ -143,6 +143,11 @@ impl Machine {
         if let Err(reason) = stepped.and(closed) {
             return self.end(End::Failed(reason));
         }
+        self.tell_of_writes(vcpu);
+    }
+
+    /// Tells the attendant of all trapped pages that have changed; what it writes itself is no write of the guest.
+    fn tell_of_writes(&self, vcpu: Vcpu) {
         let mut written = Vec::new();
         for (page, before) in lock(&self.events.traps).iter_mut() {
             if let Ok(after) = self.memory.page(*page)

@@ -104,9 +104,14 @@ impl Gate {
 
     /// Lets a processor's own thread do something while the service holds the machine.
     pub(super) fn post(&self, cpu: usize, job: Job) {
-        if let Some(place) = self.lock().jobs.get_mut(cpu) {
+        let mut state = self.lock();
+        // A job that is dropped tells who waits for it.
+        if !state.closed
+            && let Some(place) = state.jobs.get_mut(cpu)
+        {
             *place = Some(job);
         }
+        drop(state);
         self.changed.notify_all();
     }
 
@@ -123,7 +128,7 @@ impl Gate {
     /// # Errors
     /// [`GateError`]; the machine then runs on.
     pub(super) fn hold(&self, holder: Holder, limit: Duration, kick: impl Fn(usize)) -> Result<(), GateError> {
-        let deadline = Instant::now() + limit;
+        let mut deadline = Instant::now() + limit;
         let mut state = self.lock();
         while state.holder.is_some() && !state.closed {
             // The service may need this processor's thread while it holds the machine.
@@ -136,10 +141,17 @@ impl Gate {
                 continue;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(GateError::Late(0));
+            match holder {
+                // Whoever holds it will release it; a processor has nothing else to do meanwhile.
+                Holder::Vcpu(_) => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Holder::Service if left.is_zero() => return Err(GateError::Late(0)),
+                Holder::Service => {
+                    state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if matches!(holder, Holder::Vcpu(_)) {
+            deadline = Instant::now() + limit;
         }
         if state.closed {
             return Err(GateError::Closed);

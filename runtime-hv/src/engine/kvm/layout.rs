@@ -85,8 +85,9 @@ pub(super) const REPORT: u16 = 0x6c75;
 /// The same for code that may change no register; the value is 8 bits wide. Nothing else is at this port, and Linux looks for nothing
 /// there.
 pub(super) const QUIET_REPORT: u8 = 0xea;
-/// Code that reports AL and never runs on: `out QUIET_REPORT, al; jmp .` (Intel SDM vol. 2).
-pub(super) const REPORT_CODE: [u8; 4] = [0xe6, QUIET_REPORT, 0xeb, 0xfe];
+/// Code that reports AL and never runs on: `out QUIET_REPORT, al; jmp` back to it (Intel SDM vol. 2). So a report that nobody could take
+/// comes again.
+pub(super) const REPORT_CODE: [u8; 4] = [0xe6, QUIET_REPORT, 0xeb, 0xfc];
 
 /// Ranges of memory of a guest with `size` bytes: below the devices, and what does not fit there above 4 GiB.
 pub(super) fn ram(size: u64) -> Vec<Range<u64>> {

@@ -4,7 +4,7 @@
 //! and who has left. Goes out: the other copy, made from it; the thread's own way back. All processors stand meanwhile.
 
 use super::{Counts, Inside};
-use crate::engine::{Attend, Pa, Stopped, Va, Vcpu};
+use crate::engine::{Attend, Pa, Registers, Stopped, Va, Vcpu};
 use crate::guest::Kernel;
 use crate::update::area::REPORT_ROOM;
 use crate::update::data::{Datum, Direction};
@@ -12,6 +12,7 @@ use crate::update::hooks::Hooks;
 use crate::update::plan::Plan;
 use lpk_format::HookKind;
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -42,12 +43,42 @@ pub struct Open {
 
 /// All open updates of a guest.
 #[derive(Debug, Clone, Default)]
-pub struct Shared(Arc<Mutex<Vec<Open>>>);
+pub struct Shared {
+    opens: Arc<Mutex<Vec<Open>>>,
+    /// Threads that seemed to be gone, with their trampolines. Should one come after all, it finds its way.
+    gone: Arc<Mutex<Vec<(Va, Inside)>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Shared {
     /// The updates; they do not change while this is held.
     pub fn lock(&self) -> MutexGuard<'_, Vec<Open>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.opens)
+    }
+
+    /// Return addresses that were taken from the stack of a task.
+    #[must_use]
+    pub fn originals(&self, task: u64) -> Vec<u64> {
+        let opens = self.lock();
+        let threads = opens.iter().flat_map(|open| &open.threads);
+        threads.filter(|thread| thread.task == task).map(|thread| thread.original).collect()
+    }
+
+    /// Who will return into one of the ranges although no stack says so.
+    #[must_use]
+    pub fn returning_into(&self, ranges: &[Range<u64>]) -> Option<String> {
+        let opens = self.lock();
+        let into = |thread: &&Inside| ranges.iter().any(|range| range.contains(&thread.original));
+        let thread = opens.iter().flat_map(|open| &open.threads).find(into)?;
+        Some(format!("task {} ({}) will return there from `{}`", thread.pid, thread.comm, thread.function))
+    }
+
+    /// Threads that seem to be gone. A task that is dying is on no list any more, and may be inside all the same.
+    pub fn forget(&self, trampoline: Va, threads: Vec<Inside>) {
+        lock(&self.gone).extend(threads.into_iter().map(|thread| (trampoline, thread)));
     }
 
     /// Who attends.
@@ -120,10 +151,10 @@ impl Attend for Attendant {
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, _: u32) {
         let Ok(registers) = guest.registers(vcpu) else { return };
         for open in self.0.lock().iter_mut() {
-            // What a function returns to has just been taken off the stack.
-            let slot = registers.rsp.wrapping_sub(8);
-            let here = registers.rip.wrapping_sub(open.trampoline.0) < REPORT_ROOM;
-            let Some(index) = open.threads.iter().position(|thread| here && thread.slot == slot) else { continue };
+            let trampoline = open.trampoline;
+            let Some(index) = open.threads.iter().position(|thread| is_from(&registers, trampoline, thread)) else {
+                continue;
+            };
             let thread = open.threads.remove(index);
             if let Some(hooks) = &open.hooks
                 && let Err(error) = hooks.transition(guest, &open.kernel, vcpu, HookKind::Transition, &thread)
@@ -137,13 +168,26 @@ impl Attend for Attendant {
             }
             return;
         }
+        let mut gone = lock(&self.0.gone);
+        let Some(index) = gone.iter().position(|(trampoline, thread)| is_from(&registers, *trampoline, thread)) else {
+            return;
+        };
+        // A processor that cannot be sent on is no worse off than without this.
+        let _ = guest.redirect(vcpu, gone.remove(index).1.original);
     }
+}
+
+/// Whether a processor stands in a trampoline because this thread has returned to it.
+fn is_from(registers: &Registers, trampoline: Va, thread: &Inside) -> bool {
+    // What a function returns to has just been taken off the stack.
+    let slot = registers.rsp.wrapping_sub(8);
+    registers.rip.wrapping_sub(trampoline.0) < REPORT_ROOM && thread.slot == slot
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{Call, CallError, EngineError, ReadMemory, Registers, WriteMemory};
+    use crate::engine::{Call, CallError, EngineError, ReadMemory, WriteMemory};
     use crate::guest::{fake, identity};
     use crate::update::data::test_datum;
     use std::collections::BTreeMap;
@@ -286,6 +330,9 @@ mod tests {
         assert_eq!(leave(SLOT + 8, TRAMPOLINE + 2), TRAMPOLINE + 2, "it has left already");
         assert_eq!(shared.lock()[0].threads, [thread(0)]);
         assert_eq!(leave(SLOT, TRAMPOLINE + 2), 0xffff_ffff_8100_1000);
+        shared.forget(Va(TRAMPOLINE), vec![thread(2)]);
+        assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), 0xffff_ffff_8100_1002, "it was not gone");
+        assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), TRAMPOLINE + 2);
         let open = &shared.lock()[0];
         assert_eq!((open.counts.frames, open.counts.left, open.threads.len()), (2, 2, 0));
     }

@@ -56,14 +56,11 @@ impl Shared {
         let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
         let open = opens.remove(index);
         let others: BTreeSet<Pa> = opens.iter().flat_map(|open| open.pages.iter().copied()).collect();
-        let is_last = opens.is_empty();
         drop(opens);
+        // The attendant stays, for threads that were taken for gone.
         if let Some(watch) = engine.watch() {
             for page in open.pages.difference(&others) {
                 watch.untrap(*page)?;
-            }
-            if is_last {
-                watch.attend(None)?;
             }
         }
         Ok(Some(open))
@@ -152,7 +149,9 @@ impl<E: Engine> Updater<E> {
         })?;
         if let Some(open) = ended? {
             self.update_record(id, |info| {
-                info.state = BundleState::Applied;
+                if info.state == BundleState::Open {
+                    info.state = BundleState::Applied;
+                }
                 info.open = Some(open.info());
             });
             self.document.sequence += 1;
@@ -212,11 +211,14 @@ impl Shared {
             let before = open.threads.len();
             // Its return address may be gone from its place: then it is on its way to report.
             let exists = |thread: &Inside| {
-                let task = tasks.iter().find(|task| task.at.0 == thread.task && task.pid == thread.pid);
+                // Its number may change (`fs/exec.c`, `de_thread`).
+                let task = tasks.iter().find(|task| task.at.0 == thread.task);
                 task.is_some_and(|task| thread.slot.wrapping_sub(task.stack) < size)
             };
-            open.threads.retain(exists);
+            let (threads, gone) = std::mem::take(&mut open.threads).into_iter().partition(exists);
+            open.threads = threads;
             open.counts.left += (before - open.threads.len()) as u64;
+            self.forget(open.trampoline, gone);
         }
         Ok(open.threads.is_empty().then(|| (open.kernel.clone(), open.hooks.clone())))
     }

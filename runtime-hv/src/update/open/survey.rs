@@ -32,10 +32,10 @@ pub struct Code {
 pub fn code(parts: &[&Admitted]) -> Vec<Code> {
     let of_part = |part: &&Admitted| {
         let live = |link: u64| part.kernel.live(link).0;
-        let one = |(range, function): &(Range<u64>, String)| Code {
+        let one = |(range, function, old_address): &(Range<u64>, String, u64)| Code {
             range: live(range.start)..live(range.end),
             function: function.clone(),
-            old_address: range.start - 1,
+            old_address: *old_address,
         };
         part.old_code.iter().map(one).collect::<Vec<_>>()
     };
@@ -78,7 +78,7 @@ pub fn survey<E: Engine>(
     unwinder.set_diverted(trampolines, originals);
     let registers = engine.registers()?;
     let memory = Snapshot::of(engine);
-    match look(&memory, kernel, &registers, unwinder, code) {
+    match look(&memory, kernel, &registers, unwinder, opens, code) {
         Err(UpdateError::Guest(error @ (GuestError::Damaged { .. } | GuestError::NotMapped { .. }))) => {
             Ok(Survey::Unclear(error.to_string()))
         }
@@ -91,12 +91,14 @@ fn look(
     kernel: &Kernel,
     registers: &[crate::engine::Registers],
     unwinder: &mut Unwinder,
+    opens: &Shared,
     code: &[Code],
 ) -> Result<Survey, UpdateError> {
     unwinder.refresh(memory, kernel)?;
     let processors = tasks::per_cpu(memory, kernel)?;
     let tasks = tasks::all(memory, kernel, &processors)?;
     let contexts = unwinder.contexts(memory, kernel, registers, &processors, &tasks)?;
+    let thread_size = kernel.constant("THREAD_SIZE")?;
     let mut inside = Vec::new();
     for context in &contexts {
         let task = context.task.and_then(|index| tasks.get(index));
@@ -105,10 +107,18 @@ fn look(
             |task| format!("task {} ({})", task.pid, task.comm),
         );
         for (index, frame) in context.walk.frames.iter().enumerate() {
+            if frame.exact && frame.hooked {
+                return Ok(Survey::Unclear(format!(
+                    "{who} is just returning to where its return address was replaced"
+                )));
+            }
             let Some(code) = code.iter().find(|code| code.range.contains(&frame.code())) else { continue };
             let caller = context.walk.frames.get(index + 1);
             match (task, caller.map(|caller| (caller, caller.slot))) {
-                (Some(task), Some((caller, Some(slot)))) if !caller.exact && !caller.hooked => {
+                // Stacks of interrupts are not a thread's, and are soon left anyway.
+                (Some(task), Some((caller, Some(slot))))
+                    if !caller.exact && !caller.hooked && slot.wrapping_sub(task.stack) < thread_size =>
+                {
                     let slot_pa = kernel.translate(memory, Va(slot), "a stack")?.0;
                     inside.push(Inside {
                         task: task.at.0,
@@ -131,7 +141,7 @@ fn look(
             }
         }
         if let End::Stopped(reason) = context.walk.end
-            && let Some(word) = looks_inside(memory, kernel, context, task, code)?
+            && let Some(word) = looks_inside(memory, kernel, context, task, opens, code)?
         {
             let what = format!("{who} may be inside ({word:#x} is on its stack, which cannot be unwound: {reason})");
             return Ok(Survey::Unclear(what));
@@ -151,12 +161,23 @@ fn looks_inside(
     kernel: &Kernel,
     context: &Context,
     task: Option<&Task>,
+    opens: &Shared,
     code: &[Code],
 ) -> Result<Option<u64>, GuestError> {
-    let Some(task) = task else { return Ok(code.first().map(|code| code.range.start)) };
+    let anything = code.first().map(|code| code.range.start);
+    let Some(task) = task else { return Ok(anything) };
+    if let Some(original) =
+        opens.originals(task.at.0).into_iter().find(|at| ranges(code).iter().any(|r| r.contains(at)))
+    {
+        return Ok(Some(original));
+    }
     let end = task.stack.wrapping_add(kernel.constant("THREAD_SIZE")?);
-    let known = context.walk.frames.last().map_or(task.sp, |frame| frame.sp);
-    let from = if (task.stack..end).contains(&known) { known & !7 } else { task.stack };
-    let span = Span { from, to: end, owner: String::new() };
+    // Without a frame not even the beginning is known.
+    let known = context.walk.frames.last().map_or(task.stack, |frame| frame.sp);
+    if !(task.stack..end).contains(&known) {
+        // It stopped on a stack of interrupts, of which the rest is not told.
+        return Ok(anything);
+    }
+    let span = Span { from: known & !7, to: end, owner: String::new() };
     Ok(stacks::find(memory, kernel, &[], &[span], &ranges(code))?.map(|hit| hit.word))
 }
