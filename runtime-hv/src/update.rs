@@ -1,8 +1,10 @@
 //! The update service proper: apply and undo, phase by phase.
 //!
 //! Comes in: an engine, a journal and bundles. Decided: in this order, for `apply`: **admit** ([`admit`]), **plan**
-//! ([`plan`]), then with all processors stopped **check** ([`quiet`]), **place** and **redirect** ([`transaction`]). `undo`
-//! is the reverse: jumps first, then memory, once nothing can reach it. Goes out: what `list` shows, or a reason.
+//! ([`plan`]), then with all processors stopped **check** ([`quiet`]), **place** and **redirect** ([`transaction`]). An update of
+//! type 2 also **walks** all stacks for threads inside ([`open`]), **transfers** data ([`data`]) and runs **hooks** ([`hooks`]) in
+//! that stop, and may stay open. `undo` is the reverse: jumps first, then memory, once nothing can reach it. Goes out: what
+//! `list` shows, or a reason.
 //!
 //! # Consistency on error
 //! Every action ends with all of its writes done or none, and the guest running. The exception is
