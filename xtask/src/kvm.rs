@@ -6,9 +6,10 @@
 
 use crate::{JobError, cargo, say};
 use lucos_tests::guest::{Engine, GuestError};
-use lucos_tests::{boxed, initramfs, selfbuilt, setup};
+use lucos_tests::{boxed, commands, initramfs, selfbuilt, setup};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 /// The emulated virtualisation is unreliable when one hypervisor runs on two processors of the box.
 const BIND: [&str; 2] = ["taskset", "1"];
@@ -65,7 +66,28 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
         &["live", "live_open"]
     };
     live.args(tests.iter().flat_map(|test| ["--test", test]));
-    cargo::run(live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1"))
+    live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1");
+    let began = SystemTime::now();
+    match cargo::run(&mut live) {
+        Err(_) if in_box && is_box_lost(began)? => {
+            say("a box was lost, which is no verdict on what ran in it: once more");
+            cargo::run(&mut live)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Whether a box of a test was lost since a moment: its program says so on standard error, which is among the guests' logs.
+fn is_box_lost(since: SystemTime) -> Result<bool, JobError> {
+    let logs = commands::target_dir()?.join("guest-logs");
+    for entry in std::fs::read_dir(logs)?.filter_map(Result::ok) {
+        let is_new = entry.metadata().and_then(|data| data.modified()).is_ok_and(|time| time >= since);
+        if is_new && std::fs::read(entry.path()).is_ok_and(|text| String::from_utf8_lossy(&text).contains("LOST BOX:"))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A program of tests; for the box, a static one.

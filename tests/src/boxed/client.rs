@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 
 /// Time for the box to be up; it takes about three seconds on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(90);
-/// A box that does not even say that it is alive for so long stands still: the emulated virtualisation has lost a timer.
-const SILENCE: Duration = Duration::from_secs(90);
+/// A box that does not even say that it is alive for so long stands still: the emulated virtualisation has lost a timer. Less than
+/// a test waits for an answer, so that it is known whose fault it is.
+const SILENCE: Duration = Duration::from_secs(45);
 /// Time for the command to end when it is asked to; less than what those who ask usually wait themselves.
 const GRACE: Duration = Duration::from_secs(8);
 
