@@ -15,7 +15,10 @@ use super::vcpu::{self, End, Left, Processor};
 use super::virtio::{self, Device, VirtioMmio, Worker};
 use super::{cpuid, kernel, layout, start};
 use crate::engine::Vcpu;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{
+    KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip,
+    kvm_pit_config,
+};
 use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -279,6 +282,7 @@ pub(super) fn virtual_machine(system: &Kvm, memory: &Memory) -> Result<VmFd, Mac
     vm.set_tss_address(layout::KVM_TSS).map_err(kvm("room for real mode"))?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm("room for real mode"))?;
     vm.create_irq_chip().map_err(kvm("interrupt controllers"))?;
+    silence_legacy_controllers(&vm).map_err(kvm("the legacy interrupt controllers"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
     vm.create_pit2(pit).map_err(kvm("the legacy timer"))?;
     Ok(vm)
@@ -329,4 +333,16 @@ fn command_line(append: &str) -> String {
     } else {
         format!("{append} console=ttyS0").trim_start().to_owned()
     }
+}
+
+/// Masks all interrupts of the two 8259s. A kernel that uses them initialises them; one that was told of ACPI without legacy hardware
+/// never looks at them, and would get their interrupts at LINT0.
+fn silence_legacy_controllers(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    for chip_id in [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE] {
+        let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
+        vm.get_irqchip(&mut chip)?;
+        chip.chip.pic.imr = 0xff;
+        vm.set_irqchip(&chip)?;
+    }
+    Ok(())
 }
