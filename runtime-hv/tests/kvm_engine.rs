@@ -229,7 +229,10 @@ fn calls_return_the_right_value_from_whatever_a_processor_was_doing() {
     let kernel_table = guest.physical("init_top_pgt").0 & ADDRESS;
     guest.engine.resume().expect("goes on");
     let (mut user, mut idle, mut kernel) = (0, 0, 0);
-    for round in 0..200_u64 {
+    let mut round = 0_u64;
+    // Chance decides what a processor is found at: calls go on until each state has been met often enough.
+    while round < 200 || user.min(idle) < 10 {
+        assert!(round < 2000, "{user} {idle} {kernel}");
         std::thread::sleep(Duration::from_millis(3 + round % 7));
         guest.engine.pause().expect("stops");
         let cpu = (round % 2) as usize;
@@ -254,9 +257,9 @@ fn calls_return_the_right_value_from_whatever_a_processor_was_doing() {
         let value = guest.engine.call(Vcpu(cpu), &call).expect("returns");
         assert_eq!((value, guest.engine.registers().expect("registers")), (round, before), "round {round}");
         guest.engine.resume().expect("goes on");
+        round += 1;
     }
     println!("{user} calls from user mode, {idle} from an idle processor, {kernel} from elsewhere in the kernel");
-    assert!(user > 20 && idle > 20, "{user} {idle} {kernel}");
     guest.finish();
 }
 
