@@ -227,11 +227,44 @@ pub trait Stopped: ReadMemory + WriteMemory {
     fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError>;
 }
 
+/// A stretch of memory whose writes are told.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trapped {
+    /// First address.
+    pub at: Pa,
+    /// Length in bytes; it ends in the page in which it begins.
+    pub length: usize,
+    /// Virtual addresses at which the guest's kernel has it. An engine that traps physical memory needs none; one that
+    /// traps virtual addresses tells a write by any other address late.
+    pub aliases: Vec<Va>,
+}
+
+impl Trapped {
+    /// The first `length` bytes of a page, known by its physical address alone.
+    #[must_use]
+    pub fn page(at: Pa, length: usize) -> Trapped {
+        Trapped { at, length, aliases: Vec::new() }
+    }
+}
+
+/// Memory that has changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Where `before` and `after` begin: a [`Trapped`] stretch, or the whole page around it.
+    pub at: Pa,
+    /// What was there when it was told last.
+    pub before: Vec<u8>,
+    /// What is there now.
+    pub after: Vec<u8>,
+    /// It was not seen at the moment of the write: the guest may have done something since.
+    pub late: bool,
+}
+
 /// Attends to what the guest does while it runs. It is called with all processors stopped, and they wait for it.
 pub trait Attend: Send {
-    /// A processor has written to a trapped page, and the write has been done; `before` and `after` are the whole page.
+    /// A processor has written to trapped memory. Usually this is one write; where it is not, nothing is known of the order.
     /// Contents that did not change are no write.
-    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]);
+    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, writes: &[Written]);
 
     /// Code of the service in the guest reports ([`Calls::report_code`], which changes no register); the processor stands in it,
     /// and stays there unless it is redirected.
@@ -240,24 +273,30 @@ pub trait Attend: Send {
 
 /// Tells of writes and reports.
 pub trait Watch {
-    /// Says who attends from now on; the guest is stopped.
+    /// Says who attends from now on, and at which addresses there is [`Calls::report_code`] that will be run; the guest is
+    /// stopped.
     ///
     /// # Errors
     /// [`EngineError::Running`] on a running guest.
-    fn attend(&mut self, attendant: Option<Box<dyn Attend>>) -> Result<(), EngineError>;
+    fn attend(&mut self, attendant: Option<Box<dyn Attend>>, reports: &[Va]) -> Result<(), EngineError>;
 
-    /// Traps writes to a page, whoever writes and whatever the instruction; the guest is stopped. Trapping a trapped page is
+    /// Traps writes to memory, whoever writes and whatever the instruction; the guest is stopped. Trapping what is trapped is
     /// no error.
     ///
     /// # Errors
-    /// [`EngineError::Running`] on a running guest, [`EngineError::Memory`] when it is not a page of memory.
-    fn trap(&mut self, page: Pa) -> Result<(), EngineError>;
+    /// [`EngineError::Running`] on a running guest, [`EngineError::Memory`] when it is not memory.
+    fn trap(&mut self, what: &Trapped) -> Result<(), EngineError>;
 
-    /// Lets writes to a page through again; the guest is stopped. Other pages stay trapped.
+    /// Lets writes to it through again; the guest is stopped. What else is trapped stays trapped.
     ///
     /// # Errors
     /// As [`Watch::trap`].
-    fn untrap(&mut self, page: Pa) -> Result<(), EngineError>;
+    fn untrap(&mut self, what: &Trapped) -> Result<(), EngineError>;
+
+    /// Why nobody has attended for a while since the last question, if so.
+    fn trouble(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// An interrupt of one processor: what [`Interrupt::interrupt`] raises.

@@ -216,6 +216,21 @@ impl Kernel {
         Ok(u64::from_le_bytes(word))
     }
 
+    /// Where the kernel has all physical memory ("direct mapping of all physical memory", `Documentation/x86/x86_64/mm.rst`): a
+    /// variable where that can move (`arch/x86/mm/kaslr.c`), else a constant.
+    ///
+    /// # Errors
+    /// [`GuestError::Engine`].
+    pub fn direct_map(&self, memory: &dyn ReadMemory) -> Result<u64, GuestError> {
+        const FOUR_LEVELS: u64 = 0xffff_8880_0000_0000;
+        const FIVE_LEVELS: u64 = 0xff11_0000_0000_0000;
+        match self.symbol("page_offset_base") {
+            Ok(link) => self.image_u64(memory, link),
+            Err(_) if self.root.five_levels => Ok(FIVE_LEVELS),
+            Err(_) => Ok(FOUR_LEVELS),
+        }
+    }
+
     /// Physical address behind a virtual one, through the kernel's own tables.
     ///
     /// # Errors

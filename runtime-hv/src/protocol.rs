@@ -186,6 +186,9 @@ pub struct OpenInfo {
     pub to_old: u64,
     /// Writes to something else in the same pages.
     pub false_sharing: u64,
+    /// Writes that were carried a moment late.
+    #[serde(default)]
+    pub late: u64,
     /// Writes that could not be carried, and hooks that failed.
     pub lost: u64,
     /// What went wrong last.

@@ -144,13 +144,14 @@ fn one(info: &BundleInfo) {
     }
     if let Some(open) = &info.open {
         println!(
-            "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} lost",
+            "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} late, {} lost",
             open.ms as f64 / 1000.0,
             open.left,
             open.frames,
             open.to_new,
             open.to_old,
             open.false_sharing,
+            open.late,
             open.lost
         );
         open.trouble.iter().for_each(|trouble| println!("last trouble: {trouble}"));

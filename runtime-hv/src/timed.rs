@@ -84,6 +84,11 @@ impl Timed {
         self.reader.get_mut().deadline = Instant::now() + patience;
     }
 
+    /// Whether something has arrived that was not read yet.
+    pub(crate) fn has_buffered(&self) -> bool {
+        !self.reader.buffer().is_empty()
+    }
+
     pub(crate) fn stream(&self) -> &UnixStream {
         &self.reader.get_ref().stream
     }

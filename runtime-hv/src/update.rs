@@ -413,7 +413,7 @@ impl<E: Engine> Updater<E> {
                 }
                 times.measure("redirect", || transaction::write_all(engine, &plan.jumps))?;
                 if count != 0 {
-                    let open = Open::new(id, kernel, plan, threads.clone());
+                    let open = Open::new(id, kernel, plan, kernel.direct_map(engine)?, threads.clone());
                     return times.measure("protect", || opens.begin(engine, open));
                 }
                 if let Some(hooks) = &plan.hooks {

@@ -6,8 +6,8 @@
 
 use runtime_hv::engine::kvm::{End, KvmEngine, MachineConfig, probe};
 use runtime_hv::engine::{
-    Arena as _, ArenaSource, Attend, Call, Calls as _, Pa, Pause as _, ReadMemory, Registers, Stopped, Va, Vcpu,
-    Vcpus as _, Wake, Watch as _, WriteMemory as _,
+    Arena as _, ArenaSource, Attend, Call, Calls as _, Pa, Pause as _, ReadMemory, Registers, Stopped, Trapped, Va,
+    Vcpu, Vcpus as _, Wake, Watch as _, WriteMemory as _, Written,
 };
 use runtime_hv::guest::paging::{ADDRESS, LARGE, Root, translate};
 use std::collections::BTreeMap;
@@ -271,7 +271,8 @@ struct Follow {
 }
 
 impl Attend for Follow {
-    fn written(&mut self, guest: &mut dyn Stopped, _: Vcpu, page: Pa, before: &[u8], after: &[u8]) {
+    fn written(&mut self, guest: &mut dyn Stopped, _: Vcpu, writes: &[Written]) {
+        let [Written { at: page, before, after, .. }] = writes else { panic!("one page is trapped") };
         let word = |bytes: &[u8]| u64::from_le_bytes(bytes[self.offset..self.offset + 8].try_into().expect("8 bytes"));
         let mut seen = self.seen.lock().expect("no panic");
         let (last, writes, ticks) = *seen;
@@ -293,13 +294,13 @@ fn no_write_of_the_kernel_to_a_trapped_page_is_missed() {
     let seen = Arc::new(Mutex::new((0, 0, 0)));
     guest.engine.pause().expect("stops");
     let begin = guest.word(jiffies);
-    guest.engine.attend(Some(Box::new(Follow { offset, seen: Arc::clone(&seen) }))).expect("stands");
-    guest.engine.trap(page).expect("a page");
+    guest.engine.attend(Some(Box::new(Follow { offset, seen: Arc::clone(&seen) })), &[]).expect("stands");
+    guest.engine.trap(&Trapped::page(page, 0x1000)).expect("a page");
     guest.engine.resume().expect("goes on");
     std::thread::sleep(Duration::from_secs(10));
     guest.engine.pause().expect("stops");
-    guest.engine.untrap(page).expect("a page");
-    guest.engine.attend(None).expect("stands");
+    guest.engine.untrap(&Trapped::page(page, 0x1000)).expect("a page");
+    guest.engine.attend(None, &[]).expect("stands");
     let (last, writes, ticks) = *seen.lock().expect("no panic");
     let end = guest.word(jiffies);
     guest.engine.resume().expect("goes on");

@@ -39,9 +39,6 @@ fn release(guest: &mut Guest, readers: std::ops::RangeInclusive<usize>, done: us
 
 #[test]
 fn sleeping_threads_are_inside_and_leave_one_by_one() {
-    if !require::kvm("threads inside old code need an engine that sees them leave") {
-        return;
-    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let edits = [
@@ -94,9 +91,6 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
 /// A kernel thread never leaves the old code, and counts in the old copy; new code shows the new one.
 #[test]
 fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
-    if !require::kvm("threads inside old code need an engine that sees them leave") {
-        return;
-    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let Some(program) = require::or_skip(programs::compile("small-pages", work.path())) else { return };

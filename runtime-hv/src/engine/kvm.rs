@@ -38,7 +38,7 @@ pub mod virtio;
 
 use super::{
     Arena, ArenaSource, Attend, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory,
-    Registers, Vcpu, Vcpus, Watch, WriteMemory,
+    Registers, Trapped, Va, Vcpu, Vcpus, Watch, WriteMemory,
 };
 use gate::{GateError, Holder};
 use kvm_bindings::kvm_msi;
@@ -244,20 +244,21 @@ impl Arena for KvmEngine {
 }
 
 impl Watch for KvmEngine {
-    fn attend(&mut self, attendant: Option<Box<dyn Attend>>) -> Result<(), EngineError> {
+    // Reports come through a port, from wherever they come.
+    fn attend(&mut self, attendant: Option<Box<dyn Attend>>, _: &[Va]) -> Result<(), EngineError> {
         self.needs_hold("an attendant")?;
         self.machine().events.attend(attendant);
         Ok(())
     }
 
-    fn trap(&mut self, page: Pa) -> Result<(), EngineError> {
+    fn trap(&mut self, what: &Trapped) -> Result<(), EngineError> {
         self.needs_hold("a trap")?;
-        self.machine().trap(page)
+        self.machine().trap(what)
     }
 
-    fn untrap(&mut self, page: Pa) -> Result<(), EngineError> {
+    fn untrap(&mut self, what: &Trapped) -> Result<(), EngineError> {
         self.needs_hold("a trap")?;
-        self.machine().untrap(page)
+        self.machine().untrap(what)
     }
 }
 

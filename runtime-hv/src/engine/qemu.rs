@@ -15,6 +15,7 @@
 
 mod call;
 mod description;
+mod drive;
 mod gdb;
 mod launch;
 mod memory_map;
@@ -25,24 +26,28 @@ mod record;
 mod registers;
 mod rescue;
 mod stub;
+mod turns;
+mod vm;
+mod watch;
 
-use std::cell::{Cell, RefCell};
-use std::io::IoSliceMut;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-
-use super::{Arena, ArenaSource, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Vcpus, WriteMemory};
-use memory_map::{MemoryMap, Piece};
-use monitor::{Monitor, Peer};
+use super::{
+    Arena, ArenaSource, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Vcpu,
+    Vcpus, Watch, WriteMemory,
+};
+use drive::{Driven, Driver};
+use monitor::Monitor;
 use record::Record;
 use stub::{Found, Stub};
+use vm::Vm;
+use watch::Watching;
 
 pub use launch::{LaunchConfig, LaunchError, Serial, launch};
 pub use rescue::{RescueError, Rescued, rescue};
+pub use turns::Share;
 
 /// What is known about an earlier tool on the same VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,18 +60,17 @@ pub enum Earlier {
 
 /// An attached VM. Dropping it detaches, see [`QemuEngine::detach`].
 pub struct QemuEngine {
-    monitor: RefCell<Monitor>,
-    map: RefCell<MemoryMap>,
-    /// Whether memory is read straight out of the QEMU process.
-    direct: Cell<bool>,
-    /// Whether QEMU runs the guest with KVM, once that was asked.
-    kvm: Option<bool>,
+    vm: Arc<Vm>,
     hold: Option<Hold>,
+    /// What is attended to while the guest runs; the driver has it while it drives.
+    watching: Watching,
+    /// Who lets the guest run while something is attended to.
+    driver: Option<Driver>,
+    /// Why nobody has attended for a while.
+    trouble: Option<String>,
     last_pause: Duration,
     /// The stub could not be closed after the last pause.
     stub_left_open: bool,
-    /// For the sockets and files that QEMU makes for us.
-    folder: TempDir,
 }
 
 /// The VM is stopped by us, or was found stopped and is to stay so.
@@ -90,32 +94,26 @@ impl QemuEngine {
         Self::with(monitor)
     }
 
-    fn with(mut monitor: Monitor) -> Result<Self, EngineError> {
-        let folder = private_folder(monitor.peer())?;
-        let map = MemoryMap::ask(&mut monitor)?;
-        let engine = Self {
-            monitor: RefCell::new(monitor),
-            map: RefCell::new(map),
-            direct: Cell::new(false),
-            kvm: None,
+    fn with(monitor: Monitor) -> Result<Self, EngineError> {
+        Ok(Self {
+            vm: Arc::new(Vm::new(monitor)?),
             hold: None,
+            watching: Watching::default(),
+            driver: None,
+            trouble: None,
             last_pause: Duration::ZERO,
             stub_left_open: false,
-            folder,
-        };
-        engine.direct.set(engine.direct_reads_are_right());
-        Ok(engine)
+        })
     }
 
     /// Whether the QEMU process has ended. (One that its parent has not waited for yet counts as there.)
     pub fn is_gone(&self) -> bool {
-        let pid = Pid::from_raw(self.monitor.borrow().peer().pid);
-        nix::sys::signal::kill(pid, None) == Err(nix::errno::Errno::ESRCH)
+        self.vm.is_gone()
     }
 
     /// Whether memory is read straight out of the QEMU process, rather than through files that QEMU writes.
     pub fn reads_directly(&self) -> bool {
-        self.direct.get()
+        self.vm.direct
     }
 
     /// Lets go of the VM: it runs if it ran before, and the stub is closed.
@@ -127,87 +125,48 @@ impl QemuEngine {
     }
 
     fn release(&mut self) -> Result<(), EngineError> {
+        if self.driver.is_some() {
+            self.pause()?;
+        }
+        // Nobody is left to attend.
+        self.watching.forget();
         self.resume()?;
         if std::mem::take(&mut self.stub_left_open) {
-            self.monitor.get_mut().human("gdbserver none")?;
+            self.vm.monitor().human("gdbserver none")?;
         }
         Ok(())
     }
 
-    /// Reads some memory that does not change in both ways. A wrong process id (QEMU in a container, a socket that another
-    /// process opened for it) or a missing permission (ptrace_scope) shows here once, and not as wrong bytes later.
-    fn direct_reads_are_right(&self) -> bool {
-        let sample = {
-            let map = self.map.borrow();
-            let stable = map.ranges().filter(|range| !range.writable).last();
-            stable
-                .or_else(|| map.ranges().next())
-                .map(|range| (range.first, (range.last.0 - range.first.0).min(0xfff) + 1))
-        };
-        let Some((from, len)) = sample else { return false };
-        // ROM is the same at the first attempt; ordinary memory may be written in between.
-        (0..3).any(|_| {
-            let (mut direct, mut saved) = (vec![0; len as usize], vec![0; len as usize]);
-            self.read_by(true, from, &mut direct).is_ok()
-                && self.read_by(false, from, &mut saved).is_ok()
-                && direct == saved
-        })
-    }
-
-    fn read_by(&self, direct: bool, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
-        let pieces = self.pieces(from, into.len(), false)?;
-        if direct { self.read_process(from, &pieces, into) } else { self.read_saved(from, into) }
-    }
-
-    /// Where a range lies; the map is asked for anew before a range is refused, since memory can be plugged in.
-    fn pieces(&self, from: Pa, len: usize, for_writing: bool) -> Result<Vec<Piece>, EngineError> {
-        if let Ok(pieces) = self.map.borrow().pieces(from, len, for_writing) {
-            return Ok(pieces);
-        }
-        let map = MemoryMap::ask(&mut self.monitor.borrow_mut())?;
-        let pieces = map.pieces(from, len, for_writing).map_err(|at| {
-            let kind = if for_writing { "writable memory" } else { "memory" };
-            failed(from, len, format!("{:#x} is not {kind} of this guest", at.0))
-        });
-        *self.map.borrow_mut() = map;
-        pieces
-    }
-
-    fn read_process(&self, from: Pa, pieces: &[Piece], into: &mut [u8]) -> Result<(), EngineError> {
-        let len = into.len();
-        let pid = Pid::from_raw(self.monitor.borrow().peer().pid);
-        let mut rest = into;
-        for piece in pieces {
-            let (mut part, after) = rest.split_at_mut(piece.len);
-            rest = after;
-            let mut host = piece.host.0;
-            while !part.is_empty() {
-                let remote = [RemoteIoVec { base: host as usize, len: part.len() }];
-                match process_vm_readv(pid, &mut [IoSliceMut::new(part)], &remote) {
-                    Ok(0) => return Err(failed(from, len, "QEMU's memory ends early".to_owned())),
-                    Ok(read) => {
-                        host = host.wrapping_add(read as u64);
-                        part = part.get_mut(read..).unwrap_or_default();
-                    }
-                    Err(error) => return Err(failed(from, len, format!("QEMU process {pid}: {error}"))),
-                }
+    /// Has the guest let run while something is attended to.
+    fn drive(&mut self) -> Result<(), EngineError> {
+        let Some(hold) = self.hold.take() else { return Ok(()) };
+        let since = hold.since;
+        match Driver::begin(Arc::clone(&self.vm), hold, std::mem::take(&mut self.watching)) {
+            Ok(driver) => {
+                self.driver = Some(driver);
+                self.last_pause = since.elapsed();
+                Ok(())
+            }
+            Err((driven, error)) => {
+                (self.hold, self.watching) = (Some(driven.hold), driven.watching);
+                Err(error)
             }
         }
-        Ok(())
     }
 
-    fn read_saved(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
-        let path = self.folder.path().join("memory");
-        let len = into.len();
-        self.monitor.borrow_mut().save_memory(from, len, &path.to_string_lossy())?;
-        let saved = std::fs::read(&path).map_err(|error| failed(from, len, format!("{}: {error}", path.display())));
-        let _ = std::fs::remove_file(&path);
-        let saved = saved?;
-        if saved.len() != len {
-            return Err(failed(from, len, format!("QEMU saved {} bytes", saved.len())));
-        }
-        into.copy_from_slice(&saved);
-        Ok(())
+    /// How long each processor has run in turns, as of the last pause: while memory is trapped they take turns.
+    pub fn shares(&self) -> &[Share] {
+        self.watching.turns.shares()
+    }
+
+    /// Has the guest back from whoever lets it run. Says whether that was somebody.
+    fn take_back(&mut self, since: Instant) -> bool {
+        let Some(driver) = self.driver.take() else { return false };
+        let Driven { hold, watching, trouble } = driver.end();
+        self.hold = Some(Hold { since, ..hold });
+        self.watching = watching;
+        self.trouble = trouble.or(self.trouble.take());
+        true
     }
 }
 
@@ -217,31 +176,30 @@ impl Drop for QemuEngine {
         let _ = self.release();
         if self.hold.as_ref().is_some_and(|hold| hold.taken.is_some()) && !self.is_gone() {
             // The guest stands with registers that are not its own; they are written down for a rescue.
-            self.folder.disable_cleanup(true);
+            if let Some(vm) = Arc::get_mut(&mut self.vm) {
+                vm.keep_folder();
+            }
         }
     }
 }
 
 impl ReadMemory for QemuEngine {
     fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
-        if into.is_empty() {
-            return Ok(());
-        }
-        self.read_by(self.direct.get(), from, into)
+        self.vm.read(from, into)
     }
 }
 
 impl WriteMemory for QemuEngine {
     /// As the trait says. Without a [`Pause::pause`] before, a stopped VM is written to as well, with a stub for this write.
     fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
-        self.pieces(to, bytes.len(), true)?;
+        self.vm.pieces(to, bytes.len(), true)?;
         if bytes.is_empty() {
             return Ok(());
         }
         if let Some(hold) = &mut self.hold {
             return hold.stub.write(to, bytes);
         }
-        if self.monitor.get_mut().is_running()? {
+        if self.is_running()? {
             return Err(EngineError::Running("a write"));
         }
         self.pause()?;
@@ -251,14 +209,31 @@ impl WriteMemory for QemuEngine {
     }
 }
 
+impl QemuEngine {
+    /// Whether the guest runs. While it is let run by us it does although QEMU may say otherwise between two turns.
+    fn is_running(&self) -> Result<bool, EngineError> {
+        let running = self.vm.monitor().is_running()?;
+        let driver = self.driver.as_ref().filter(|driver| !driver.is_finished());
+        Ok(driver.map_or(running, |driver| !driver.owner_paused()))
+    }
+}
+
 impl Pause for QemuEngine {
     fn pause(&mut self) -> Result<(), EngineError> {
         if self.hold.is_some() {
             return Ok(());
         }
-        let monitor = self.monitor.get_mut();
+        if self.take_back(Instant::now()) {
+            // A state in which it must not be touched is said now.
+            let mut monitor = self.vm.monitor();
+            if monitor.is_running_or_stopped()? {
+                monitor.stop()?;
+            }
+            return Ok(());
+        }
+        let mut monitor = self.vm.monitor();
         monitor.is_running_or_stopped()?;
-        let stub = Stub::open(monitor, self.folder.path())?;
+        let stub = Stub::open(&mut monitor, self.vm.folder())?;
         // Asked again: opening took a while.
         let running = monitor.is_running_or_stopped();
         let since = Instant::now();
@@ -277,7 +252,7 @@ impl Pause for QemuEngine {
                 Ok(())
             }
             Err(error) => {
-                self.stub_left_open = stub.close(monitor).is_err();
+                self.stub_left_open = stub.close(&mut monitor).is_err();
                 Err(error)
             }
         }
@@ -289,9 +264,13 @@ impl Pause for QemuEngine {
     /// # Consistency on error
     /// The VM may still be stopped; call it again.
     fn resume(&mut self) -> Result<(), EngineError> {
-        self.put_back()?;
         let Some(hold) = &mut self.hold else { return Ok(()) };
-        let monitor = self.monitor.get_mut();
+        call::put_back(&self.vm, hold)?;
+        if self.watching.is_needed() {
+            return self.drive();
+        }
+        self.watching.arms.clear(&mut hold.stub)?;
+        let mut monitor = self.vm.monitor();
         hold.stub.disconnect();
         if !hold.owner_paused {
             monitor.cont()?;
@@ -299,7 +278,7 @@ impl Pause for QemuEngine {
         self.last_pause = hold.since.elapsed();
         if let Some(hold) = self.hold.take() {
             // The guest runs: a stub that is still open is no reason to fail. It is closed later.
-            self.stub_left_open = hold.stub.close(monitor).is_err();
+            self.stub_left_open = hold.stub.close(&mut monitor).is_err();
         }
         Ok(())
     }
@@ -307,12 +286,12 @@ impl Pause for QemuEngine {
     fn is_paused(&mut self) -> Result<bool, EngineError> {
         match &self.hold {
             Some(hold) => Ok(hold.owner_paused),
-            None => self.monitor.get_mut().is_running().map(|running| !running),
+            None => self.is_running().map(|running| !running),
         }
     }
 
     fn is_held(&mut self) -> Result<bool, EngineError> {
-        Ok(self.hold.is_some() && !self.monitor.get_mut().is_running()?)
+        Ok(self.hold.is_some() && !self.vm.monitor().is_running()?)
     }
 
     fn last_pause(&self) -> Duration {
@@ -320,13 +299,13 @@ impl Pause for QemuEngine {
     }
 
     fn resets(&self) -> u64 {
-        self.monitor.borrow().resets()
+        self.vm.monitor().resets()
     }
 }
 
 impl Vcpus for QemuEngine {
     fn registers(&mut self) -> Result<Vec<Registers>, EngineError> {
-        registers::parse(&self.monitor.get_mut().human("info registers -a")?)
+        self.vm.registers()
     }
 }
 
@@ -350,6 +329,25 @@ impl Arena for QemuEngine {
 impl Engine for QemuEngine {
     fn name(&self) -> &'static str {
         "qemu"
+    }
+
+    /// Where QEMU emulates the processors. With KVM its stub's watchpoints are those of the processor, four of eight bytes each.
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        match self.vm.is_kvm() {
+            Ok(false) => Some(self),
+            _ => None,
+        }
+    }
+}
+
+impl Calls for QemuEngine {
+    fn report_code(&self) -> &'static [u8] {
+        &call::REPORT_CODE
+    }
+
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+        let Some(hold) = &mut self.hold else { return Err(EngineError::Running("a call").into()) };
+        call::run(&self.vm, hold, vcpu, call)
     }
 }
 
@@ -386,32 +384,4 @@ fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), Engine
         Found::Closed => {}
     }
     if stands && !owner_paused && earlier == Earlier::Died { monitor.cont() } else { Ok(()) }
-}
-
-/// A folder for QEMU and us alone. QEMU makes the files in it, so it belongs to QEMU's user.
-fn private_folder(peer: Peer) -> Result<TempDir, EngineError> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| EngineError::Connection {
-        peer: "folder for temporary files",
-        reason: format!("{what}: {error}"),
-    };
-    let base = std::env::temp_dir();
-    // The path goes through the human monitor and a socket address (unix(7): at most 107 bytes); both take plain short ones.
-    let plain = |path: &Path| {
-        let text = path.to_string_lossy();
-        text.len() < 70 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte))
-    };
-    let base = if base.is_absolute() && plain(&base) { base } else { "/tmp".into() };
-    let folder = tempfile::Builder::new()
-        .prefix(stub::FOLDER_PREFIX)
-        .tempdir_in(&base)
-        .map_err(|error| failed(&base.to_string_lossy(), &error))?;
-    if peer.uid != nix::unistd::geteuid().as_raw() {
-        std::os::unix::fs::chown(folder.path(), Some(peer.uid), Some(peer.gid))
-            .map_err(|error| failed("cannot be given to QEMU's user; run as root or as that user", &error))?;
-    }
-    Ok(folder)
-}
-
-fn failed(from: Pa, len: usize, reason: String) -> EngineError {
-    EngineError::Memory { pa: from.0, len, reason }
 }

@@ -9,7 +9,7 @@ use super::admit::Admitted;
 use super::link::Addresses;
 use super::transfer::transfer;
 use super::{UpdateError, link};
-use crate::engine::{EngineError, Pa, ReadMemory, Stopped, Va};
+use crate::engine::{EngineError, Pa, ReadMemory, Stopped, Trapped, Va, Written};
 use crate::guest::Kernel;
 use crate::guest::arena::Write;
 use crate::guest::paging::PAGE;
@@ -34,8 +34,12 @@ pub struct Datum {
     patch: DataPatch,
     /// Physical address of the old datum, in the image.
     old: Pa,
+    /// Live address of the old datum.
+    old_va: u64,
     /// Where the new copy is, page by page; of a datum that moves.
     new: Vec<(Pa, usize)>,
+    /// Live address of the new copy.
+    new_va: u64,
     /// The new contents as linked.
     contents: Vec<u8>,
     /// The old initial contents in this boot; of a datum edited in place.
@@ -89,7 +93,9 @@ pub fn locate(
         };
         data.push(Datum {
             old: kernel.image_pa(patch.old_address),
+            old_va: kernel.live(patch.old_address).0,
             new,
+            new_va: section.wrapping_add(offset),
             contents: Vec::new(),
             initial: initial(patch, kernel.slide()),
             patch: patch.clone(),
@@ -258,21 +264,36 @@ impl Datum {
         places
     }
 
-    /// Pages of both copies.
-    pub fn pages(&self) -> impl Iterator<Item = Pa> {
-        let all = [self.places(true), self.places(false)].concat();
-        all.into_iter().map(|(pa, _)| Pa(pa.0 & !(PAGE as u64 - 1)))
+    /// Both copies, as an engine traps them; `direct_map` is where the kernel has all memory ("direct mapping of all physical
+    /// memory", `Documentation/x86/x86_64/mm.rst`).
+    pub fn traps(&self, direct_map: u64) -> impl Iterator<Item = Trapped> {
+        let copies = [(self.old_va, self.places(true)), (self.new_va, self.places(false))];
+        copies.into_iter().flat_map(move |(mut va, places)| {
+            let one = move |(at, length): (Pa, usize)| {
+                let aliases = vec![Va(va), Va(direct_map.wrapping_add(at.0))];
+                va = va.wrapping_add(length as u64);
+                Trapped { at, length, aliases }
+            };
+            places.into_iter().map(one)
+        })
     }
 
-    /// Whether a write to a page has changed the copy that `direction` starts from.
+    /// Whether what is told to have changed is part of the copy that `direction` starts from.
     #[must_use]
-    pub fn is_source_written(&self, direction: Direction, page: Pa, before: &[u8], after: &[u8]) -> bool {
+    pub fn is_source_written(&self, direction: Direction, write: &Written) -> bool {
         self.places(direction == Direction::ToNew).into_iter().any(|(pa, length)| {
-            // Of another page.
-            let Some(offset) = pa.0.checked_sub(page.0).filter(|offset| *offset < PAGE as u64) else { return false };
-            let part = offset as usize..offset as usize + length;
-            before.get(part.clone()) != after.get(part)
+            let start = pa.0.max(write.at.0);
+            let end = pa.0.saturating_add(length as u64).min(write.at.0.saturating_add(write.after.len() as u64));
+            // Of another page, or another part of it.
+            let part = (start.saturating_sub(write.at.0)) as usize..(end.saturating_sub(write.at.0)) as usize;
+            start < end && write.before.get(part.clone()) != write.after.get(part)
         })
+    }
+
+    /// Name, for people.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.patch.name
     }
 
     /// Makes one copy from the other, in the stopped guest.
@@ -369,5 +390,13 @@ pub(super) fn test_datum(old: u64, old_size: u32, new: u64, new_size: u32) -> Da
         new_size,
         change,
     };
-    Datum { patch, old: Pa(old), new: vec![(Pa(new), new_size as usize)], contents: Vec::new(), initial: Vec::new() }
+    Datum {
+        patch,
+        old: Pa(old),
+        old_va: old,
+        new: vec![(Pa(new), new_size as usize)],
+        new_va: new,
+        contents: Vec::new(),
+        initial: Vec::new(),
+    }
 }

@@ -76,6 +76,9 @@ pub struct Counts {
     pub to_old: u64,
     /// Writes to the same pages, but to something else.
     pub false_sharing: u64,
+    /// Writes that the engine did not see at the moment they happened, but a moment later. They were carried then.
+    #[serde(default)]
+    pub late: u64,
     /// Writes that could not be carried: the value does not fit into the other version, or a hook failed.
     pub lost: u64,
 }

@@ -4,7 +4,7 @@
 //! it calls applied is. Goes out: a consistent guest and document; a journal of another boot is set aside.
 
 use super::{Times, UpdateError, Updater, quiet, transaction};
-use crate::engine::{Engine, EngineError, Pa, ReadMemory};
+use crate::engine::{Engine, EngineError, Pa, ReadMemory, Trapped};
 use crate::guest::arena::Write;
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Document};
@@ -126,8 +126,24 @@ impl<E: Engine> Updater<E> {
         self.bundles.clear();
         self.seen = None;
         self.unwinder = None;
-        self.opens.lock().clear();
-        Ok(())
+        self.forget_opens()
+    }
+
+    /// Nothing is attended to any more.
+    fn forget_opens(&mut self) -> Result<(), UpdateError> {
+        let traps: Vec<Trapped> = self.opens.lock().iter().flat_map(|open| open.traps.clone()).collect();
+        if self.opens.is_empty() && self.opens.reports().is_empty() {
+            return Ok(());
+        }
+        self.opens.clear();
+        let forget = |engine: &mut E| match engine.watch() {
+            Some(watch) => traps.iter().try_for_each(|trap| watch.untrap(trap)).and_then(|()| watch.attend(None, &[])),
+            None => Ok(()),
+        };
+        if self.engine.is_held()? {
+            return Ok(forget(&mut self.engine)?);
+        }
+        Ok(transaction::paused(&mut self.engine, forget)?.0?)
     }
 
     /// Whether every byte that the action writes is as before or as after it. Without KASLR two boots look alike; this

@@ -11,9 +11,11 @@ use super::gate::Holder;
 use super::machine::Machine;
 use super::memory::PageBytes;
 use super::vcpu::{self, End, Left, Limit};
-use crate::engine::{Attend, Call, CallError, EngineError, Pa, ReadMemory, Registers, Stopped, Vcpu, WriteMemory};
+use crate::engine::{
+    Attend, Call, CallError, EngineError, Pa, ReadMemory, Registers, Stopped, Trapped, Vcpu, WriteMemory, Written,
+};
 use kvm_bindings::{KVM_GUESTDBG_BLOCKIRQ, KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, kvm_guest_debug};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,8 +31,14 @@ const STRAYS_LIMIT: u32 = 16;
 #[derive(Default)]
 pub(super) struct Events {
     traps: Mutex<BTreeMap<Pa, Box<PageBytes>>>,
+    /// For whose sake they are trapped.
+    wanted: Mutex<BTreeSet<Trapped>>,
     attendant: Mutex<Option<Box<dyn Attend>>>,
     strays: Mutex<u32>,
+}
+
+fn page_of(what: &Trapped) -> Pa {
+    Pa(what.at.0 & !0xfff)
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -45,28 +53,33 @@ impl Events {
 }
 
 impl Machine {
-    /// Traps writes to a page; the machine stands.
+    /// Traps writes to the page of a stretch of memory; the machine stands.
     ///
     /// # Errors
-    /// When it is not a page of memory, or this host's KVM cannot hold interrupts back while it steps.
-    pub(super) fn trap(&self, page: Pa) -> Result<(), EngineError> {
+    /// When it is not in a page of memory, or this host's KVM cannot hold interrupts back while it steps.
+    pub(super) fn trap(&self, what: &Trapped) -> Result<(), EngineError> {
         if self.vm.check_extension_raw(STEPS) & KVM_GUESTDBG_BLOCKIRQ as i32 == 0 {
             let reason = "it cannot hold interrupts back while it steps; Linux can since 5.16".to_owned();
             return Err(EngineError::Connection { peer: "KVM", reason });
         }
+        let page = page_of(what);
         let failed = |reason: String| EngineError::Memory { pa: page.0, len: 4096, reason };
         let contents = self.memory.page(page).map_err(|error| failed(error.to_string()))?;
         self.memory.set_writable(page, false).map_err(|error| failed(error.to_string()))?;
         lock(&self.events.traps).insert(page, contents);
+        lock(&self.events.wanted).insert(what.clone());
         Ok(())
     }
 
-    /// Lets writes to a page through again; the machine stands.
+    /// Lets writes to a stretch through again, and to its page if nothing else in it is trapped; the machine stands.
     ///
     /// # Errors
     /// When the page cannot be opened.
-    pub(super) fn untrap(&self, page: Pa) -> Result<(), EngineError> {
-        if lock(&self.events.traps).remove(&page).is_some() {
+    pub(super) fn untrap(&self, what: &Trapped) -> Result<(), EngineError> {
+        let mut wanted = lock(&self.events.wanted);
+        wanted.remove(what);
+        let page = page_of(what);
+        if !wanted.iter().any(|other| page_of(other) == page) && lock(&self.events.traps).remove(&page).is_some() {
             let failed =
                 |error: std::io::Error| EngineError::Memory { pa: page.0, len: 4096, reason: error.to_string() };
             self.memory.set_writable(page, true).map_err(failed)?;
@@ -153,16 +166,15 @@ impl Machine {
             if let Ok(after) = self.memory.page(*page)
                 && after != *before
             {
-                written.push((*page, std::mem::replace(before, after.clone()), after));
+                let was = std::mem::replace(before, after.clone());
+                written.push(Written { at: *page, before: was.to_vec(), after: after.to_vec(), late: false });
             }
         }
         if written.is_empty() {
             return;
         }
         if let Some(attendant) = &mut *lock(&self.events.attendant) {
-            for (page, before, after) in &written {
-                attendant.written(&mut AllStand(self), vcpu, *page, &before[..], &after[..]);
-            }
+            attendant.written(&mut AllStand(self), vcpu, &written);
         }
         self.refresh();
     }

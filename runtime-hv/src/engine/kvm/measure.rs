@@ -5,7 +5,7 @@
 
 use super::little::{self, AFTER_EXITS, AFTER_WRITES, AT_ONCE, EXITS, WRITES};
 use super::probe::ProbeError;
-use crate::engine::{Attend, Calls as _, Pa, Pause as _, Stopped, Vcpu, Watch as _};
+use crate::engine::{Attend, Calls as _, Pause as _, Stopped, Trapped, Vcpu, Watch as _, Written};
 use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ pub struct Costs {
 struct Clock(Sender<(u32, Instant)>);
 
 impl Attend for Clock {
-    fn written(&mut self, _: &mut dyn Stopped, _: Vcpu, _: Pa, _: &[u8], _: &[u8]) {}
+    fn written(&mut self, _: &mut dyn Stopped, _: Vcpu, _: &[Written]) {}
 
     fn reported(&mut self, _: &mut dyn Stopped, _: Vcpu, value: u32) {
         // Nobody listens any more once all have come.
@@ -53,9 +53,10 @@ pub fn measure() -> Result<Costs, ProbeError> {
     let unfit = |error: &dyn std::fmt::Display| ProbeError::Unfit(error.to_string());
     let mut engine = little::start().map_err(ProbeError::Machine)?;
     let (told, reports) = channel();
+    let written = Trapped::page(little::WRITTEN, 8);
     engine.pause().map_err(|error| unfit(&error))?;
-    engine.attend(Some(Box::new(Clock(told)))).map_err(|error| unfit(&error))?;
-    engine.trap(little::WRITTEN).map_err(|error| unfit(&error))?;
+    engine.attend(Some(Box::new(Clock(told))), &[]).map_err(|error| unfit(&error))?;
+    engine.trap(&written).map_err(|error| unfit(&error))?;
     engine.resume().map_err(|error| unfit(&error))?;
     little::let_go(&mut engine).map_err(|error| unfit(&error))?;
     let let_go = Instant::now();
@@ -77,8 +78,8 @@ pub fn measure() -> Result<Costs, ProbeError> {
         engine.pause().map_err(|error| unfit(&error))?;
         pauses.push(start.elapsed());
         let start = Instant::now();
-        engine.untrap(little::WRITTEN).map_err(|error| unfit(&error))?;
-        engine.trap(little::WRITTEN).map_err(|error| unfit(&error))?;
+        engine.untrap(&written).map_err(|error| unfit(&error))?;
+        engine.trap(&written).map_err(|error| unfit(&error))?;
         protects.push(start.elapsed());
         let start = Instant::now();
         engine.call(Vcpu(0), &little::call(little::SUM, [1, 2])).map_err(|error| unfit(&error))?;

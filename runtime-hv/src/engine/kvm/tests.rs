@@ -4,7 +4,7 @@ use super::little::{self, AFTER_EXITS, AFTER_WRITES, AT_ONCE, COUNT, WRITES, WRI
 use super::{KvmEngine, probe};
 use crate::engine::{
     Arena as _, ArenaSource, Attend, CallError, Calls as _, EngineError, Interrupt as _, Pa, Pause as _, ReadMemory,
-    Stopped, Vcpu, Vcpus as _, Watch as _, WriteMemory as _,
+    Stopped, Trapped, Vcpu, Vcpus as _, Watch as _, WriteMemory as _, Written,
 };
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -31,10 +31,12 @@ enum Event {
 struct Log(Sender<Event>);
 
 impl Attend for Log {
-    fn written(&mut self, guest: &mut dyn Stopped, _: Vcpu, page: Pa, before: &[u8], after: &[u8]) {
+    fn written(&mut self, guest: &mut dyn Stopped, _: Vcpu, writes: &[Written]) {
         let word = |bytes: &[u8]| bytes[..8].iter().rev().fold(0_u64, |sum, &byte| sum << 8 | u64::from(byte));
-        assert_eq!(word_at(guest, page), word(after), "what is told is in memory");
-        self.0.send(Event::Written(word(before), word(after))).expect("the test listens");
+        for Written { at, before, after, .. } in writes {
+            assert_eq!(word_at(guest, *at), word(after), "what is told is in memory");
+            self.0.send(Event::Written(word(before), word(after))).expect("the test listens");
+        }
     }
 
     fn reported(&mut self, _: &mut dyn Stopped, _: Vcpu, value: u32) {
@@ -53,9 +55,9 @@ fn started(trapped: bool) -> (KvmEngine, Receiver<Event>) {
     let mut engine = little::start().expect("starts");
     let (told, events) = channel();
     engine.pause().expect("stops");
-    engine.attend(Some(Box::new(Log(told)))).expect("stands");
+    engine.attend(Some(Box::new(Log(told))), &[]).expect("stands");
     if trapped {
-        engine.trap(WRITTEN).expect("a page");
+        engine.trap(&Trapped::page(WRITTEN, 8)).expect("a page");
     }
     engine.resume().expect("goes on");
     little::let_go(&mut engine).expect("goes");
@@ -94,7 +96,7 @@ fn a_page_that_is_not_trapped_any_more_is_silent() {
     let (mut engine, events) = started(true);
     while next(&events) != Event::Written(9, 10) {}
     engine.pause().expect("stops");
-    engine.untrap(WRITTEN).expect("a page");
+    engine.untrap(&Trapped::page(WRITTEN, 8)).expect("a page");
     let told = 10 + events.try_iter().count() as u64;
     assert_eq!(word_at(&engine, WRITTEN), told, "all writes so far were told");
     engine.resume().expect("goes on");
@@ -110,7 +112,7 @@ fn a_stopped_guest_stands_and_refuses_only_when_it_runs() {
     let (mut engine, events) = started(false);
     counting(&events);
     assert!(matches!(engine.write(COUNT, &[0]), Err(EngineError::Running(_))));
-    assert!(matches!(engine.trap(COUNT), Err(EngineError::Running(_))));
+    assert!(matches!(engine.trap(&Trapped::page(COUNT, 8)), Err(EngineError::Running(_))));
     assert!(matches!(engine.interrupt(0, 0x40), Err(EngineError::Running(_))));
     for _ in 0..100 {
         engine.pause().expect("stops");

@@ -19,63 +19,56 @@
 
 use std::path::Path;
 
-use super::QemuEngine;
+use super::Hold;
 use super::monitor::Monitor;
 use super::processor::{Outcome, Processor};
 use super::record::Record;
-use super::registers::{self, State};
+use super::registers::State;
 use super::stub::{Stub, folder_of_ours};
-use crate::engine::{Call, CallError, Calls, EngineError, Va, Vcpu, WriteMemory as _};
+use super::vm::Vm;
+use crate::engine::{Call, CallError, EngineError, Va, Vcpu};
 use crate::guest::paging::{Root, translate};
 
 /// `jmp .` (Intel SDM vol. 2): a breakpoint is met before it, and a single step does not leave it.
-const REPORT_CODE: [u8; 2] = [0xeb, 0xfe];
+pub(super) const REPORT_CODE: [u8; 2] = [0xeb, 0xfe];
 /// Flags: interrupts are let in.
 const INTERRUPTS: u64 = 1 << 9;
 /// What is disturbed when somebody else lets the guest run.
 const A_CALL: &str = "a call (somebody continued it while we held it stopped)";
 
-impl Calls for QemuEngine {
-    fn report_code(&self) -> &'static [u8] {
-        &REPORT_CODE
+/// Runs a function, as [`Calls::call`](crate::engine::Calls::call) says.
+pub(super) fn run(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+    if hold.taken.is_some() {
+        return Err(EngineError::State("half restored after a call").into());
     }
-
-    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
-        let Some(hold) = &self.hold else { return Err(EngineError::Running("a call").into()) };
-        if hold.taken.is_some() {
-            return Err(EngineError::State("half restored after a call").into());
-        }
-        if self.is_kvm()? {
-            return Err(CallError::Unsupported(
-                "QEMU runs it with KVM, whose events on their way its stub does not show",
-            ));
-        }
-        let state = self.state(vcpu)?;
-        suits(vcpu, &state)?;
-        let top = Va(call.stack.0.wrapping_sub(8));
-        let root = Root::of_registers(call.cr3, state.registers.cr4);
-        let place = translate(self, root, top).map_err(|_| EngineError::Connection {
-            peer: "page tables of the guest",
-            reason: format!("the stack of a call is not mapped at {:#x}", top.0),
-        })?;
-        self.write(place, &call.back.0.to_le_bytes())?;
-        let resets = self.monitor.borrow().resets();
-        let outcome = self.take(vcpu, call, &state).and_then(|()| self.enter(vcpu, call, state.halted));
-        if !matches!(outcome, Ok(Outcome::Value(_))) {
-            self.look_after(call, resets)?;
-        }
-        if matches!(outcome, Ok(Outcome::Late(_) | Outcome::Strayed(_))) {
-            self.keep_awake(vcpu, call)?;
-        }
-        self.put_back()?;
-        match outcome? {
-            Outcome::Value(value) => Ok(value),
-            Outcome::Late(at) => Err(CallError::Late { function: call.function.0, limit: call.limit, at }),
-            Outcome::Strayed(reason) => Err(CallError::Strayed { function: call.function.0, reason }),
-            Outcome::Asleep => Err(CallError::NotNow {
-                vcpu: vcpu.0,
-                reason: "is halted and did not wake by the interrupt of the call",
-            }),
+    if vm.is_kvm()? {
+        return Err(CallError::Unsupported("QEMU runs it with KVM, whose events on their way its stub does not show"));
+    }
+    let state = vm.state(vcpu)?;
+    suits(vcpu, &state)?;
+    let top = Va(call.stack.0.wrapping_sub(8));
+    let root = Root::of_registers(call.cr3, state.registers.cr4);
+    let place = translate(vm, root, top).map_err(|_| EngineError::Connection {
+        peer: "page tables of the guest",
+        reason: format!("the stack of a call is not mapped at {:#x}", top.0),
+    })?;
+    vm.pieces(place, 8, true)?;
+    hold.stub.write(place, &call.back.0.to_le_bytes())?;
+    let resets = vm.monitor().resets();
+    let outcome = take(vm, hold, vcpu, call, &state).and_then(|()| enter(hold, vcpu, call, state.halted));
+    if !matches!(outcome, Ok(Outcome::Value(_))) {
+        look_after(vm, hold, call, resets)?;
+    }
+    if matches!(outcome, Ok(Outcome::Late(_) | Outcome::Strayed(_))) {
+        keep_awake(vm, hold, vcpu, call)?;
+    }
+    put_back(vm, hold)?;
+    match outcome? {
+        Outcome::Value(value) => Ok(value),
+        Outcome::Late(at) => Err(CallError::Late { function: call.function.0, limit: call.limit, at }),
+        Outcome::Strayed(reason) => Err(CallError::Strayed { function: call.function.0, reason }),
+        Outcome::Asleep => {
+            Err(CallError::NotNow { vcpu: vcpu.0, reason: "is halted and did not wake by the interrupt of the call" })
         }
     }
 }
@@ -93,87 +86,60 @@ fn suits(vcpu: Vcpu, state: &State) -> Result<(), CallError> {
     Err(CallError::NotNow { vcpu: vcpu.0, reason })
 }
 
-impl QemuEngine {
-    fn is_kvm(&mut self) -> Result<bool, EngineError> {
-        if self.kvm.is_none() {
-            self.kvm = Some(self.monitor.get_mut().is_kvm()?);
-        }
-        Ok(self.kvm == Some(true))
+/// Writes down the registers of a processor before the first is changed.
+fn take(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call, state: &State) -> Result<(), EngineError> {
+    let seen = hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.registers())?;
+    let whole = state.in_64_bit_code.then(|| seen.clone());
+    let record = Record { vcpu: vcpu.0, breakpoint: call.back.0, seen, whole, owner_paused: hold.owner_paused };
+    record.store(vm.folder())?;
+    let record = hold.taken.insert(record);
+    if record.whole.is_none() {
+        record.whole = Some(hold.stub.with(A_CALL, |client| {
+            let mut processor = Processor::choose(client, vcpu)?;
+            processor.enter_ring_0(&record.seen)?;
+            processor.registers()
+        })?);
+        record.store(vm.folder())?;
     }
+    Ok(())
+}
 
-    fn state(&mut self, vcpu: Vcpu) -> Result<State, EngineError> {
-        registers::state(&self.monitor.get_mut().human_of(vcpu.0, "info registers")?)
-    }
+fn enter(hold: &mut Hold, vcpu: Vcpu, call: &Call, halted: bool) -> Result<Outcome, EngineError> {
+    hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.call(call, halted))
+}
 
-    /// Resets heard of, up to now.
-    fn resets_now(&mut self) -> Result<u64, EngineError> {
-        let monitor = self.monitor.get_mut();
-        monitor.is_running()?;
-        Ok(monitor.resets())
+/// After a call that did not return: the guest is to stand, and after a reset there is nothing to put back.
+fn look_after(vm: &Vm, hold: &mut Hold, call: &Call, resets: u64) -> Result<(), EngineError> {
+    vm.monitor().stop()?;
+    if vm.resets_now()? == resets {
+        return Ok(());
     }
+    hold.taken = None;
+    Record::forget(vm.folder())?;
+    hold.stub.with(A_CALL, |client| client.clear_breakpoint(call.back.0))?;
+    Err(EngineError::State("reset while one of its functions was called"))
+}
 
-    /// Writes down the registers of a processor before the first is changed.
-    fn take(&mut self, vcpu: Vcpu, call: &Call, state: &State) -> Result<(), EngineError> {
-        let Some(hold) = &mut self.hold else { return Err(EngineError::Running("a call")) };
-        let seen = hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.registers())?;
-        let whole = state.in_64_bit_code.then(|| seen.clone());
-        let record = Record { vcpu: vcpu.0, breakpoint: call.back.0, seen, whole, owner_paused: hold.owner_paused };
-        record.store(self.folder.path())?;
-        let record = hold.taken.insert(record);
-        if record.whole.is_none() {
-            record.whole = Some(hold.stub.with(A_CALL, |client| {
-                let mut processor = Processor::choose(client, vcpu)?;
-                processor.enter_ring_0(&record.seen)?;
-                processor.registers()
-            })?);
-            record.store(self.folder.path())?;
-        }
-        Ok(())
+/// A function may have halted the processor, with interrupts off for ever; what the processor was doing may not wait for one.
+fn keep_awake(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<(), EngineError> {
+    if vm.state(vcpu)?.halted {
+        hold.stub.with(A_CALL, |client| {
+            let mut processor = Processor::choose(client, vcpu)?;
+            let now = processor.registers()?;
+            processor.enter_ring_0(&now)?;
+            processor.wake(call)
+        })?;
     }
+    Ok(())
+}
 
-    fn enter(&mut self, vcpu: Vcpu, call: &Call, halted: bool) -> Result<Outcome, EngineError> {
-        let Some(hold) = &mut self.hold else { return Err(EngineError::Running("a call")) };
-        hold.stub.with(A_CALL, |client| Processor::choose(client, vcpu)?.call(call, halted))
-    }
-
-    /// After a call that did not return: the guest is to stand, and after a reset there is nothing to put back.
-    fn look_after(&mut self, call: &Call, resets: u64) -> Result<(), EngineError> {
-        self.monitor.get_mut().stop()?;
-        if self.resets_now()? == resets {
-            return Ok(());
-        }
-        if let Some(hold) = &mut self.hold {
-            hold.taken = None;
-            Record::forget(self.folder.path())?;
-            hold.stub.with(A_CALL, |client| client.clear_breakpoint(call.back.0))?;
-        }
-        Err(EngineError::State("reset while one of its functions was called"))
-    }
-
-    /// A function may have halted the processor, with interrupts off for ever; what the processor was doing may not wait for one.
-    fn keep_awake(&mut self, vcpu: Vcpu, call: &Call) -> Result<(), EngineError> {
-        if self.state(vcpu)?.halted
-            && let Some(hold) = &mut self.hold
-        {
-            hold.stub.with(A_CALL, |client| {
-                let mut processor = Processor::choose(client, vcpu)?;
-                let now = processor.registers()?;
-                processor.enter_ring_0(&now)?;
-                processor.wake(call)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Puts back the registers that a call has taken, if any. When that fails the guest stays as it is: it must not run.
-    pub(super) fn put_back(&mut self) -> Result<(), EngineError> {
-        let Some(hold) = &mut self.hold else { return Ok(()) };
-        let Some(record) = &hold.taken else { return Ok(()) };
-        put_back_with(&mut hold.stub, self.monitor.get_mut(), record)?;
-        Record::forget(self.folder.path())?;
-        hold.taken = None;
-        Ok(())
-    }
+/// Puts back the registers that a call has taken, if any. When that fails the guest stays as it is: it must not run.
+pub(super) fn put_back(vm: &Vm, hold: &mut Hold) -> Result<(), EngineError> {
+    let Some(record) = &hold.taken else { return Ok(()) };
+    put_back_with(&mut hold.stub, &mut vm.monitor(), record)?;
+    Record::forget(vm.folder())?;
+    hold.taken = None;
+    Ok(())
 }
 
 /// Tries it again on a new connection.

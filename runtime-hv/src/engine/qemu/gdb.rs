@@ -7,6 +7,8 @@
 //! The stub writes as a debugger does: translated code is thrown away, so TCG executes what was written. It answers `OK`
 //! for holes and writes to ROM as well (QEMU softmmu/physmem.c, `cpu_memory_rw_debug`), so addresses are checked before.
 
+mod run;
+
 use std::io::{self, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,8 @@ use super::description::Layout;
 use super::packet::{Arrival, Decoder, bytes_of, encode, hex};
 use crate::engine::{EngineError, Pa, Vcpu};
 use crate::timed::{PATIENCE, Timed};
+
+pub(super) use run::{Stop, Waited};
 
 const PEER: &str = "GDB stub of QEMU";
 
@@ -32,6 +36,8 @@ const DESCRIPTION_LIMIT: usize = 1 << 20;
 
 /// The signal of a breakpoint and of a single step (QEMU gdbstub, `GDB_SIGNAL_TRAP`).
 pub(super) const TRAP: u8 = 5;
+/// The signal of a guest that was stopped, by [`Client::halt`] or by its owner (QEMU gdbstub, `GDB_SIGNAL_INT`).
+pub(super) const STOPPED: u8 = 2;
 /// A byte that stops a running guest (GDB manual, "Interrupts").
 const INTERRUPT: u8 = 3;
 
@@ -178,6 +184,20 @@ impl<S: Bounded> Client<S> {
             return Ok(());
         }
         Err(unexpected("`OK` for a breakpoint removed", &answer))
+    }
+
+    /// Has writes to a range of virtual addresses stop the guest, on all processors. Ranges may overlap.
+    pub(super) fn set_watch(&mut self, at: u64, length: usize) -> Result<(), EngineError> {
+        self.expect_ok(format!("Z2,{at:x},{length:x}").as_bytes(), "`OK` for a watched range")
+    }
+
+    /// Removes it; one that is not there is no error.
+    pub(super) fn clear_watch(&mut self, at: u64, length: usize) -> Result<(), EngineError> {
+        let answer = self.exchange(format!("z2,{at:x},{length:x}").as_bytes())?;
+        if answer == b"OK" || answer.first() == Some(&b'E') {
+            return Ok(());
+        }
+        Err(unexpected("`OK` for a watched range removed", &answer))
     }
 
     /// Lets one processor run while the others stand, for `limit` at most. All stand afterwards.

@@ -97,6 +97,13 @@ impl Monitor {
         self.call(&qmp::query_kvm {}, PATIENCE).map(|kvm| kvm.enabled)
     }
 
+    /// Host threads of the processors, in their order (`* CPU #0: thread_id=4711`).
+    pub(super) fn threads(&mut self) -> Result<Vec<u32>, EngineError> {
+        let text = self.human("info cpus")?;
+        let ids = text.split_whitespace().filter_map(|word| word.strip_prefix("thread_id="));
+        Ok(ids.map_while(|id| id.parse().ok()).collect())
+    }
+
     pub(super) fn stop(&mut self) -> Result<(), EngineError> {
         self.call(&qmp::stop {}, PATIENCE).map(drop)
     }

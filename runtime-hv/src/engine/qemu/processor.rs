@@ -89,6 +89,11 @@ impl<'a, S: Bounded> Processor<'a, S> {
         Ok(other)
     }
 
+    /// Lets it go on at another instruction.
+    pub(super) fn go_to(&mut self, rip: u64) -> Result<(), EngineError> {
+        self.set("rip", rip)
+    }
+
     /// Runs a function; a processor that is halted is woken first.
     pub(super) fn call(&mut self, call: &Call, halted: bool) -> Result<Outcome, EngineError> {
         let now = self.registers()?;

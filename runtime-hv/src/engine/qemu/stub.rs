@@ -98,6 +98,16 @@ impl Stub {
         Ok(Self { socket, client: None, physical: false })
     }
 
+    /// One that was opened in a folder of ours before.
+    pub(super) fn known(folder: &Path) -> Self {
+        Self { socket: folder.join(SOCKET_NAME), client: None, physical: true }
+    }
+
+    /// Gives up the connection.
+    pub(super) fn drop_connection(&mut self) {
+        self.client = None;
+    }
+
     /// Writes guest-physical memory of a stopped guest.
     ///
     /// # Consistency on error

@@ -4,7 +4,7 @@
 //! and who has left. Goes out: the other copy, made from it; the thread's own way back. All processors stand meanwhile.
 
 use super::{Counts, Inside};
-use crate::engine::{Attend, Pa, Registers, Stopped, Va, Vcpu};
+use crate::engine::{Attend, Pa, Registers, Stopped, Trapped, Va, Vcpu, Written};
 use crate::guest::Kernel;
 use crate::update::area::REPORT_ROOM;
 use crate::update::data::{Datum, Direction};
@@ -14,7 +14,7 @@ use lpk_format::HookKind;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An update that threads are still inside.
 #[derive(Debug, Clone)]
@@ -25,8 +25,8 @@ pub struct Open {
     pub kernel: Kernel,
     /// Data with two copies.
     pub data: Vec<Datum>,
-    /// Pages that hold such a copy.
-    pub pages: BTreeSet<Pa>,
+    /// These copies, as they are trapped.
+    pub traps: Vec<Trapped>,
     /// The author's hooks.
     pub hooks: Option<Hooks>,
     /// Where threads return to that are inside.
@@ -45,8 +45,10 @@ pub struct Open {
 #[derive(Debug, Clone, Default)]
 pub struct Shared {
     opens: Arc<Mutex<Vec<Open>>>,
-    /// Threads that seemed to be gone, with their trampolines. Should one come after all, it finds its way.
-    gone: Arc<Mutex<Vec<(Va, Inside)>>>,
+    /// Threads that seemed to be gone, with their trampolines, and since when. Should one come after all, it finds its way.
+    gone: Arc<Mutex<Vec<(Va, Inside, Instant)>>>,
+    /// Where the engine was told that reports come from.
+    told: Arc<Mutex<Vec<Va>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,7 +80,38 @@ impl Shared {
 
     /// Threads that seem to be gone. A task that is dying is on no list any more, and may be inside all the same.
     pub fn forget(&self, trampoline: Va, threads: Vec<Inside>) {
-        lock(&self.gone).extend(threads.into_iter().map(|thread| (trampoline, thread)));
+        let now = Instant::now();
+        lock(&self.gone).extend(threads.into_iter().map(|thread| (trampoline, thread, now)));
+    }
+
+    /// Where threads may report from: trampolines of updates that are open, and of threads that seemed to be gone a moment ago.
+    #[must_use]
+    pub fn reports(&self) -> Vec<Va> {
+        let open = self.lock().iter().map(|open| open.trampoline).collect::<BTreeSet<Va>>();
+        let gone = lock(&self.gone);
+        let recent = gone.iter().filter(|(_, _, since)| since.elapsed() < GONE_FOR);
+        open.into_iter()
+            .chain(recent.map(|(trampoline, ..)| *trampoline))
+            .collect::<BTreeSet<Va>>()
+            .into_iter()
+            .collect()
+    }
+
+    /// Whether the engine expects reports that will not come.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        *lock(&self.told) != self.reports()
+    }
+
+    /// The engine was told where reports come from.
+    pub fn set_told(&self, reports: Vec<Va>) {
+        *lock(&self.told) = reports;
+    }
+
+    /// Forgets everything: it is about another boot.
+    pub fn clear(&self) {
+        self.lock().clear();
+        lock(&self.gone).clear();
     }
 
     /// Who attends.
@@ -88,6 +121,9 @@ impl Shared {
     }
 }
 
+/// So long a thread that is on no list any more may take to come out of old code.
+const GONE_FOR: Duration = Duration::from_secs(10);
+
 /// Attends to all open updates.
 #[derive(Debug)]
 pub struct Attendant(Shared);
@@ -95,12 +131,12 @@ pub struct Attendant(Shared);
 impl Open {
     /// An update as it begins.
     #[must_use]
-    pub fn new(id: &str, kernel: &Kernel, plan: &Plan, threads: Vec<Inside>) -> Open {
+    pub fn new(id: &str, kernel: &Kernel, plan: &Plan, direct_map: u64, threads: Vec<Inside>) -> Open {
         let data: Vec<Datum> = plan.data.iter().filter(|datum| datum.moves()).cloned().collect();
         Open {
             id: id.to_owned(),
             kernel: kernel.clone(),
-            pages: data.iter().flat_map(Datum::pages).collect(),
+            traps: data.iter().flat_map(|datum| datum.traps(direct_map)).collect(),
             data,
             hooks: plan.hooks.clone(),
             trampoline: Va(plan.trampoline),
@@ -108,6 +144,38 @@ impl Open {
             threads,
             since: Instant::now(),
             trouble: None,
+        }
+    }
+
+    /// Looks after what has changed in trapped memory.
+    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, writes: &[Written]) {
+        let mut hit = vec![false; writes.len()];
+        for index in 0..self.data.len() {
+            let [to_new, to_old] = [Direction::ToNew, Direction::ToOld].map(|direction| {
+                let mut any = None;
+                for (write, hit) in writes.iter().zip(&mut hit) {
+                    if self.data[index].is_source_written(direction, write) {
+                        *hit = true;
+                        any = Some(any.unwrap_or(false) | write.late);
+                    }
+                }
+                any
+            });
+            let direction = if to_old.is_some() { Direction::ToOld } else { Direction::ToNew };
+            if let Some(late) = to_old.or(to_new) {
+                self.counts.late += u64::from(late);
+                self.carry(guest, vcpu, index, direction);
+            }
+            if to_new.is_some() && to_old.is_some() {
+                self.counts.lost += 1;
+                let name = self.data[index].name();
+                self.trouble = Some(format!("both copies of `{name}` had been written; what the new one held counts"));
+            }
+        }
+        for (write, _) in writes.iter().zip(hit).filter(|(_, hit)| !hit) {
+            if self.traps.iter().any(|trap| overlap(trap, write)) {
+                self.counts.false_sharing += 1;
+            }
         }
     }
 
@@ -131,21 +199,8 @@ impl Open {
 }
 
 impl Attend for Attendant {
-    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]) {
-        for open in self.0.lock().iter_mut() {
-            let mut hit = false;
-            for index in 0..open.data.len() {
-                for direction in [Direction::ToNew, Direction::ToOld] {
-                    if open.data[index].is_source_written(direction, page, before, after) {
-                        hit = true;
-                        open.carry(guest, vcpu, index, direction);
-                    }
-                }
-            }
-            if !hit && open.pages.contains(&page) {
-                open.counts.false_sharing += 1;
-            }
-        }
+    fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, writes: &[Written]) {
+        self.0.lock().iter_mut().for_each(|open| open.written(guest, vcpu, writes));
     }
 
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, _: u32) {
@@ -169,12 +224,18 @@ impl Attend for Attendant {
             return;
         }
         let mut gone = lock(&self.0.gone);
-        let Some(index) = gone.iter().position(|(trampoline, thread)| is_from(&registers, *trampoline, thread)) else {
+        let Some(index) = gone.iter().position(|(trampoline, thread, _)| is_from(&registers, *trampoline, thread))
+        else {
             return;
         };
         // A processor that cannot be sent on is no worse off than without this.
         let _ = guest.redirect(vcpu, gone.remove(index).1.original);
     }
+}
+
+fn overlap(trap: &Trapped, write: &Written) -> bool {
+    let end = |at: Pa, length: usize| at.0.saturating_add(length as u64);
+    trap.at.0 < end(write.at, write.after.len()) && write.at.0 < end(trap.at, trap.length)
 }
 
 /// Whether a processor stands in a trampoline because this thread has returned to it.
@@ -241,7 +302,7 @@ mod tests {
         shared.lock().push(Open {
             id: "id".into(),
             kernel,
-            pages: data.iter().flat_map(Datum::pages).collect(),
+            traps: data.iter().flat_map(|datum| datum.traps(0)).collect(),
             data,
             hooks: None,
             trampoline: Va(TRAMPOLINE),
@@ -264,12 +325,10 @@ mod tests {
         };
         let before: Vec<Vec<u8>> = pages.iter().map(|&at| page(guest, at)).collect();
         guest.write(Pa(at), bytes).expect("memory");
-        for (at, before) in pages.into_iter().zip(before) {
-            let after = page(guest, at);
-            if after != before {
-                attendant.written(guest, Vcpu(0), Pa(at), &before, &after);
-            }
-        }
+        let told = |(at, before): (u64, Vec<u8>)| Written { at: Pa(at), before, after: page(guest, at), late: false };
+        let writes: Vec<Written> = pages.into_iter().zip(before).map(told).collect();
+        let changed: Vec<Written> = writes.into_iter().filter(|write| write.before != write.after).collect();
+        attendant.written(guest, Vcpu(0), &changed);
     }
 
     fn number<const N: usize>(guest: &Standing, at: u64) -> [u8; N] {

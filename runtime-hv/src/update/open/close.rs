@@ -4,7 +4,7 @@
 //! whether an update has ended. Goes out: trapped pages and an attendant, or none; the record, from open to applied.
 
 use super::{Inside, Open, Shared};
-use crate::engine::{Engine, Pa, ReadMemory};
+use crate::engine::{Engine, Pa, ReadMemory, Trapped};
 use crate::guest::arena::Write;
 use crate::guest::frames::{UnwindError, Unwinder};
 use crate::guest::snapshot::Snapshot;
@@ -33,12 +33,14 @@ impl Shared {
     /// # Errors
     /// Of the engine.
     pub fn begin<E: Engine>(&self, engine: &mut E, open: Open) -> Result<(), UpdateError> {
-        let (id, pages) = (open.id.clone(), open.pages.clone());
+        let (id, traps) = (open.id.clone(), open.traps.clone());
         self.lock().push(open);
+        let reports = self.reports();
+        self.set_told(reports.clone());
         let begun = match engine.watch() {
-            Some(watch) => {
-                watch.attend(Some(self.attendant())).and_then(|()| pages.iter().try_for_each(|&page| watch.trap(page)))
-            }
+            Some(watch) => watch
+                .attend(Some(self.attendant()), &reports)
+                .and_then(|()| traps.iter().try_for_each(|trap| watch.trap(trap))),
             None => Ok(()),
         };
         if begun.is_err() {
@@ -55,13 +57,16 @@ impl Shared {
         let mut opens = self.lock();
         let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
         let open = opens.remove(index);
-        let others: BTreeSet<Pa> = opens.iter().flat_map(|open| open.pages.iter().copied()).collect();
+        let others: BTreeSet<Trapped> = opens.iter().flat_map(|open| open.traps.iter().cloned()).collect();
         drop(opens);
         // The attendant stays, for threads that were taken for gone.
+        let reports = self.reports();
+        self.set_told(reports.clone());
         if let Some(watch) = engine.watch() {
-            for page in open.pages.difference(&others) {
-                watch.untrap(*page)?;
+            for trap in open.traps.iter().filter(|trap| !others.contains(trap)) {
+                watch.untrap(trap)?;
             }
+            watch.attend(Some(self.attendant()), &reports)?;
         }
         Ok(Some(open))
     }
@@ -79,6 +84,7 @@ impl Open {
             to_new: counts.to_new,
             to_old: counts.to_old,
             false_sharing: counts.false_sharing,
+            late: counts.late,
             lost: counts.lost,
             trouble: self.trouble.clone(),
         }
@@ -122,6 +128,25 @@ impl<E: Engine> Updater<E> {
         if self.unsettled || self.engine.is_paused().unwrap_or(true) {
             return;
         }
+        if self.engine.resets() != self.resets && !self.opens.is_empty() {
+            // What is open is of a boot that is over; if that cannot be seen yet, it is looked again.
+            let _ = self.look();
+            return;
+        }
+        if let Some(trouble) = self.engine.watch().and_then(|watch| watch.trouble()) {
+            self.opens.lock().iter_mut().for_each(|open| open.trouble = Some(trouble.clone()));
+        }
+        if look && self.opens.is_stale() {
+            let reports = self.opens.reports();
+            // Tried again at the next look.
+            let told = transaction::paused(&mut self.engine, |engine| match engine.watch() {
+                Some(watch) => watch.attend(Some(self.opens.attendant()), &reports),
+                None => Ok(()),
+            });
+            if matches!(told, Ok((Ok(()), _))) {
+                self.opens.set_told(reports);
+            }
+        }
         let due: Vec<(String, bool)> =
             self.opens.lock().iter().map(|open| (open.id.clone(), open.threads.is_empty())).collect();
         for (id, is_empty) in due {
@@ -134,8 +159,11 @@ impl<E: Engine> Updater<E> {
 
     /// Looks at an open update with the guest stopped, and ends it if nobody is inside.
     fn close(&mut self, id: &str) -> Result<(), UpdateError> {
-        let opens = self.opens.clone();
+        let (opens, resets) = (self.opens.clone(), self.resets);
         let (ended, _) = transaction::paused(&mut self.engine, |engine| {
+            if engine.resets() != resets {
+                return Err(UpdateError::OtherBoot);
+            }
             let Some((kernel, hooks)) = opens.look(engine, id)? else { return Ok(None) };
             if let Some(hooks) = hooks {
                 // The update is in effect whatever it says; that it failed is shown.

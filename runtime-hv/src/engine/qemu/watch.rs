@@ -1,0 +1,191 @@
+//! Writes and reports of the guest, through QEMU's debug stub.
+//!
+//! Comes in: memory whose writes are told, addresses that threads report from, and who attends. Decided: what has changed, by
+//! comparing that memory with what it held when it was told last. Goes out: watched ranges and breakpoints at the stub; calls
+//! of whoever attends, with all processors stopped.
+//!
+//! QEMU watches virtual addresses and stops *after* the write (softmmu/physmem.c, `cpu_check_watchpoint`). A stop only says that it
+//! is time to compare. What was written by an address that is not watched is found at the next stop, and told as late.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::stub::Stub;
+use super::turns::Turns;
+use super::vm::Vm;
+use super::{Hold, QemuEngine, call};
+use crate::engine::{
+    Attend, Call, CallError, EngineError, Pa, ReadMemory, Registers, Stopped, Trapped, Va, Vcpu, Watch, WriteMemory,
+    Written,
+};
+
+/// What is disturbed when somebody else lets the guest run.
+const WATCHING: &str = "watching (somebody continued it while we held it stopped)";
+
+/// What is attended to, and who attends.
+#[derive(Default)]
+pub(super) struct Watching {
+    pub(super) attendant: Option<Box<dyn Attend>>,
+    pub(super) arms: Arms,
+    pub(super) turns: Turns,
+}
+
+impl Watching {
+    /// Nobody is told of anything any more.
+    pub(super) fn forget(&mut self) {
+        self.attendant = None;
+        self.arms.reports.clear();
+        self.arms.traps.clear();
+    }
+
+    /// Whether there is anything that somebody would be told of.
+    pub(super) fn is_needed(&self) -> bool {
+        self.attendant.is_some() && !(self.arms.reports.is_empty() && self.arms.traps.is_empty())
+    }
+}
+
+/// What is set at the stub while the guest runs.
+#[derive(Default)]
+pub(super) struct Arms {
+    /// Addresses of report code.
+    pub(super) reports: BTreeSet<u64>,
+    /// Memory, and what it held when it was told last.
+    pub(super) traps: BTreeMap<Trapped, Vec<u8>>,
+    /// What may be set at this moment.
+    placed: BTreeSet<Placed>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Placed {
+    /// A breakpoint.
+    Report(u64),
+    /// A watched range of virtual addresses.
+    Range(u64, usize),
+}
+
+impl Arms {
+    /// Sets everything, and nothing else.
+    pub(super) fn set(&mut self, stub: &mut Stub) -> Result<(), EngineError> {
+        self.clear(stub)?;
+        let reports = self.reports.iter().map(|&at| Placed::Report(at));
+        let ranges = self.traps.keys().flat_map(|trap| trap.aliases.iter().map(|va| Placed::Range(va.0, trap.length)));
+        self.placed = reports.chain(ranges).collect();
+        stub.with(WATCHING, |client| {
+            self.placed.iter().try_for_each(|placed| match *placed {
+                Placed::Report(at) => client.set_breakpoint(at),
+                Placed::Range(at, length) => client.set_watch(at, length),
+            })
+        })
+    }
+
+    /// Removes all that was set.
+    pub(super) fn clear(&mut self, stub: &mut Stub) -> Result<(), EngineError> {
+        if self.placed.is_empty() {
+            return Ok(());
+        }
+        stub.with(WATCHING, |client| {
+            self.placed.iter().try_for_each(|placed| match *placed {
+                Placed::Report(at) => client.clear_breakpoint(at),
+                Placed::Range(at, length) => client.clear_watch(at, length),
+            })
+        })?;
+        self.placed.clear();
+        Ok(())
+    }
+
+    /// Nobody is told of a report until everything is set again.
+    pub(super) fn ignore(&mut self, stub: &mut Stub, at: u64) -> Result<(), EngineError> {
+        stub.with(WATCHING, |client| client.clear_breakpoint(at))?;
+        self.placed.remove(&Placed::Report(at));
+        Ok(())
+    }
+
+    /// The memory holds what it is to hold.
+    pub(super) fn refresh(&mut self, vm: &Vm) -> Result<(), EngineError> {
+        self.traps.iter_mut().try_for_each(|(trap, held)| vm.read(trap.at, held))
+    }
+
+    /// What has changed since it was told last.
+    pub(super) fn changes(&mut self, vm: &Vm, late: bool) -> Result<Vec<Written>, EngineError> {
+        let mut changes = Vec::new();
+        for (trap, held) in &mut self.traps {
+            let mut after = vec![0; held.len()];
+            vm.read(trap.at, &mut after)?;
+            if after != *held {
+                let before = std::mem::replace(held, after.clone());
+                changes.push(Written { at: trap.at, before, after, late });
+            }
+        }
+        Ok(changes)
+    }
+}
+
+impl QemuEngine {
+    fn needs_hold(&self, what: &'static str) -> Result<(), EngineError> {
+        if self.hold.is_some() { Ok(()) } else { Err(EngineError::Running(what)) }
+    }
+}
+
+impl Watch for QemuEngine {
+    fn attend(&mut self, attendant: Option<Box<dyn Attend>>, reports: &[Va]) -> Result<(), EngineError> {
+        self.needs_hold("an attendant")?;
+        self.watching.attendant = attendant;
+        self.watching.arms.reports = reports.iter().map(|at| at.0).collect();
+        Ok(())
+    }
+
+    fn trap(&mut self, what: &Trapped) -> Result<(), EngineError> {
+        self.needs_hold("a trap")?;
+        let mut held = vec![0; what.length];
+        self.vm.read(what.at, &mut held)?;
+        self.watching.arms.traps.insert(what.clone(), held);
+        Ok(())
+    }
+
+    fn untrap(&mut self, what: &Trapped) -> Result<(), EngineError> {
+        self.needs_hold("a trap")?;
+        self.watching.arms.traps.remove(what);
+        Ok(())
+    }
+
+    fn trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+}
+
+/// The guest while all its processors stand, for whoever attends.
+pub(super) struct Standing<'a> {
+    pub(super) vm: &'a Vm,
+    pub(super) hold: &'a mut Hold,
+    pub(super) arms: &'a mut Arms,
+}
+
+impl ReadMemory for Standing<'_> {
+    fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
+        self.vm.read(from, into)
+    }
+}
+
+impl WriteMemory for Standing<'_> {
+    fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
+        self.vm.pieces(to, bytes.len(), true)?;
+        self.hold.stub.write(to, bytes)
+    }
+}
+
+impl Stopped for Standing<'_> {
+    fn registers(&self, vcpu: Vcpu) -> Result<Registers, EngineError> {
+        self.vm.state(vcpu).map(|state| state.registers)
+    }
+
+    fn redirect(&mut self, vcpu: Vcpu, rip: u64) -> Result<(), EngineError> {
+        self.hold.stub.with(WATCHING, |client| super::processor::Processor::choose(client, vcpu)?.go_to(rip))
+    }
+
+    /// Nothing is watched meanwhile: the function may write what it likes, and where it returns there may be a report.
+    fn call(&mut self, vcpu: Vcpu, call: &Call) -> Result<u64, CallError> {
+        self.arms.clear(&mut self.hold.stub)?;
+        let value = call::run(self.vm, self.hold, vcpu, call);
+        self.arms.set(&mut self.hold.stub)?;
+        value
+    }
+}
