@@ -32,7 +32,7 @@ use super::watch::{Standing, Watching};
 use crate::engine::{EngineError, Vcpu};
 
 /// How often it is looked whether a processor whose turn it is has gone to sleep.
-const LOOK: Duration = Duration::from_micros(200);
+const LOOK: Duration = Duration::from_micros(150);
 /// The same for resets of a guest that only reports.
 const LOOK_RESET: Duration = Duration::from_millis(500);
 /// How often it is looked whether the owner lets the guest run again, and how long to wait after a failure.
@@ -81,6 +81,15 @@ enum Ended {
     Asked,
     /// The guest was reset, and runs without us.
     Reset,
+}
+
+/// How a stretch of running ended.
+struct Ran {
+    stop: Stop,
+    /// We stopped it.
+    by_us: bool,
+    /// The thread of the processor whose turn it was waited for something then.
+    asleep: bool,
 }
 
 impl Driver {
@@ -214,13 +223,13 @@ impl Work {
         loop {
             if self.hold.owner_paused {
                 let Some(stop) = self.until_owner_goes_on(asked)? else { return self.end() };
-                if !self.look_after(stop.vcpu, &stop)? {
+                if !self.look_after(stop.vcpu, &stop, false)? {
                     return self.let_go();
                 }
             }
             let vcpu = self.watching.turns.next().filter(|_| !self.watching.arms.traps.is_empty());
-            let (stop, by_us) = self.let_run(vcpu, asked)?;
-            if !self.look_after(vcpu.or(stop.vcpu), &stop)? {
+            let Ran { stop, by_us, asleep } = self.let_run(vcpu, asked)?;
+            if !self.look_after(vcpu.or(stop.vcpu), &stop, asleep)? {
                 return self.let_go();
             }
             if stop.signal != TRAP && !by_us {
@@ -252,8 +261,8 @@ impl Work {
         self.owner_paused.store(paused, Ordering::Release);
     }
 
-    /// Lets a processor run for its turn, or all of them until something happens. Says whether they were stopped by us.
-    fn let_run(&mut self, vcpu: Option<Vcpu>, asked: &PipeReader) -> Result<(Stop, bool), EngineError> {
+    /// Lets a processor run for its turn, or all of them until something happens.
+    fn let_run(&mut self, vcpu: Option<Vcpu>, asked: &PipeReader) -> Result<Ran, EngineError> {
         let stub = &mut self.hold.stub;
         let since = Instant::now();
         stub.with(RUNNING, |client| client.start(vcpu))?;
@@ -287,12 +296,17 @@ impl Work {
         if vcpu.is_some() && (by_us || self.watching.turns.is_over(self.so_far, asleep)) {
             self.watching.turns.ended(std::mem::take(&mut self.so_far), asleep);
         }
-        Ok((stop, by_us))
+        Ok(Ran { stop, by_us, asleep })
     }
 
-    /// Looks what a stop was about. `false`: the guest was reset.
-    fn look_after(&mut self, vcpu: Option<Vcpu>, stop: &Stop) -> Result<bool, EngineError> {
-        let changes = self.watching.arms.changes(&self.vm, !stop.watch)?;
+    /// Looks what a stop was about; `asleep`: the processor's thread had not been running. `false`: the guest was reset.
+    fn look_after(&mut self, vcpu: Option<Vcpu>, stop: &Stop, asleep: bool) -> Result<bool, EngineError> {
+        let mut changes = self.watching.arms.changes(&self.vm)?;
+        if !changes.is_empty() && !stop.watch {
+            // A processor that stood without being halted had met a watched range, and we came before QEMU had told.
+            let met = asleep && vcpu.is_some_and(|vcpu| self.vm.state(vcpu).is_ok_and(|state| !state.halted));
+            changes.iter_mut().for_each(|change| change.late = !met);
+        }
         let may_report = stop.signal == TRAP && !stop.watch && !self.watching.arms.reports.is_empty();
         if self.checked.elapsed() >= LOOK_RESET || may_report || !changes.is_empty() {
             self.checked = Instant::now();

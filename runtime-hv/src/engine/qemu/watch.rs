@@ -105,14 +105,14 @@ impl Arms {
     }
 
     /// What has changed since it was told last.
-    pub(super) fn changes(&mut self, vm: &Vm, late: bool) -> Result<Vec<Written>, EngineError> {
+    pub(super) fn changes(&mut self, vm: &Vm) -> Result<Vec<Written>, EngineError> {
         let mut changes = Vec::new();
         for (trap, held) in &mut self.traps {
             let mut after = vec![0; held.len()];
             vm.read(trap.at, &mut after)?;
             if after != *held {
                 let before = std::mem::replace(held, after.clone());
-                changes.push(Written { at: trap.at, before, after, late });
+                changes.push(Written { at: trap.at, before, after, late: false });
             }
         }
         Ok(changes)
