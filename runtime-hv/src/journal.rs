@@ -17,6 +17,7 @@ use crate::guest::support::Operation;
 use crate::protocol::{BundleInfo, ModuleState};
 use crate::update::area::Area;
 use crate::update::data::Edit;
+use crate::update::open::Inside;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -119,6 +120,20 @@ pub struct Document {
     /// What the guest is asked and has not answered yet.
     #[serde(default)]
     pub call: Option<Call>,
+    /// Updates that threads were inside of when they began, and whose end was not seen yet.
+    #[serde(default)]
+    pub opens: Vec<OpenRecord>,
+}
+
+/// Threads that return to code of ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenRecord {
+    /// Id of the bundle.
+    pub bundle: String,
+    /// Where they return to.
+    pub trampoline: u64,
+    /// The threads. Those that have returned since are still named.
+    pub threads: Vec<Inside>,
 }
 
 impl Document {

@@ -214,8 +214,8 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
     let watchdog = Watchdog::start(qmp, api)?;
     let mut updater = Updater::open(engine, journal, Patience::default()).map_err(|error| error.problem())?;
     eprintln!("lucos-hv: serving the VM at {} on {}", qmp.display(), api.display());
-    let ended =
-        serve(&mut updater, &socket, &stop, QemuEngine::is_gone).map_err(|error| Problem::failed("service", error))?;
+    let ended = serve_until_left(&mut updater, &socket, &stop);
+    let ended = ended.map_err(|error| Problem::failed("service", error))?;
     let detached = updater.into_engine().detach();
     drop(watchdog);
     match ended {
@@ -223,6 +223,43 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
         Ended::Asked => detached.map_err(|error| Problem::failed("engine-failed", error))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Serves a VM that goes on without us. While data have two copies that have to be kept in line, the first signal to end only says so.
+fn serve_until_left(
+    updater: &mut Updater<QemuEngine>,
+    socket: &ControlSocket,
+    stop: &SignalFd,
+) -> std::io::Result<Ended> {
+    let mut told = false;
+    loop {
+        let ended = serve(updater, socket, stop, QemuEngine::is_gone);
+        if !updater.has_open() || matches!(ended, Ok(Ended::GuestGone)) {
+            return ended;
+        }
+        if ended.is_ok() && updater.has_copies() && !told {
+            told = true;
+            stop.read_signal()?;
+            eprintln!(
+                "lucos-hv: threads are still inside old code, and what they write is carried to the new code's data and back; without a \
+                 service both go apart. Undo the update or wait until it is applied (`lucos-hv list`); a second signal ends the service \
+                 all the same"
+            );
+            continue;
+        }
+        match updater.leave_open() {
+            Ok(()) => eprintln!("lucos-hv: threads are still inside old code; the next `attach` takes the update over"),
+            Err(error) => {
+                let left = error.problem().message;
+                eprintln!("lucos-hv: threads inside old code could not be let go: {left}; send the signal again");
+                if ended.is_ok() {
+                    stop.read_signal()?;
+                    continue;
+                }
+            }
+        }
+        return ended;
+    }
 }
 
 /// SIGINT, SIGTERM and SIGHUP as a file descriptor. Programs that we start get the default mask back.

@@ -48,7 +48,7 @@ use crate::guest::arena::{Allocation, Write};
 use crate::guest::frames::Unwinder;
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
-use crate::journal::{Action, Document, Journal, PartRecord, Record};
+use crate::journal::{Action, Document, Journal, OpenRecord, PartRecord, Record};
 use crate::protocol::{
     BundleInfo, BundleState, DataInfo, DataStrategy, FunctionInfo, HookInfo, MemoryKind, ModuleState,
 };
@@ -402,6 +402,10 @@ impl<E: Engine> Updater<E> {
                     if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
                         record.data.extend(changes.edits.iter().cloned());
                         record.info.state = if count == 0 { BundleState::Applied } else { BundleState::Open };
+                    }
+                    if count != 0 {
+                        let (bundle, trampoline) = (id.to_owned(), plan.trampoline);
+                        after.opens.push(OpenRecord { bundle, trampoline, threads: threads.clone() });
                     }
                     journal.begin(&action(&changes, after), before)?;
                     journal.committing()?;

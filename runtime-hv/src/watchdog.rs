@@ -1,13 +1,15 @@
 //! A second process that lets the guest continue when the first one dies.
 //!
 //! Comes in: a pipe to the service and its journal. Decided: whether the service said goodbye before the pipe closed. Goes
-//! out: if it did not, a guest with the bytes it had before the action in progress, running.
+//! out: if it did not, a guest with the bytes it had before the action in progress, running, whose threads return where they came
+//! from.
 
 use crate::engine::Pa;
-use crate::engine::qemu::{Rescued, rescue};
+use crate::engine::qemu::{Diverted, Rescued, rescue};
 use crate::guest::arena::Write;
-use crate::journal::{Action, Journal};
+use crate::journal::{Action, Document, Journal, OpenRecord};
 use crate::protocol::Problem;
+use crate::update::open::Inside;
 use std::io::{Read, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -71,7 +73,8 @@ pub fn watch(pipe: &mut impl Read, qmp: &Path, api: &Path) -> Result<(), Problem
     bring_back(qmp, &Journal::beside(api))
 }
 
-/// Takes back the action in progress, if any, and lets the guest continue.
+/// Takes back the action in progress, if any, has threads inside old code return as if nobody had waited for them, and lets the guest
+/// continue.
 ///
 /// # Errors
 /// [`Problem`].
@@ -83,7 +86,10 @@ pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
     // Only an action stops the guest: where there is none, whoever stopped it was not us.
     let owner_paused = half_done.as_ref().or(planned.as_ref()).is_none_or(|action| action.owner_paused);
     let writes = half_done.as_ref().map(old_bytes).unwrap_or_default();
-    match rescue(qmp, &writes, owner_paused).map_err(|error| failed(error.to_string()))? {
+    let document = journal.load().map_err(|error| failed(error.to_string()))?;
+    let actions = half_done.iter().chain(&planned).map(|action| &action.after);
+    let diverted: Vec<Diverted> = actions.chain([&document]).flat_map(diverted).collect();
+    match rescue(qmp, &writes, &diverted, owner_paused).map_err(|error| failed(error.to_string()))? {
         Rescued::Restored { .. } => journal.forget_action().map_err(|error| failed(error.to_string())),
         // It died after it had let go of the guest: the next start takes the action back, from the journal.
         Rescued::WasRunning => Ok(()),
@@ -92,4 +98,18 @@ pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
 
 fn old_bytes(action: &Action) -> Vec<(Pa, Vec<u8>)> {
     action.writes.iter().map(|Write { pa, old, .. }| (Pa(*pa), old.clone())).collect()
+}
+
+/// Threads that return to code of ours: nobody attends to them any more.
+fn diverted(document: &Document) -> Vec<Diverted> {
+    let of_update = |open: &OpenRecord| {
+        let one = |thread: &Inside| Diverted {
+            slot: thread.slot,
+            slot_pa: Pa(thread.slot_pa),
+            diverted: open.trampoline,
+            original: thread.original,
+        };
+        open.threads.iter().map(one).collect::<Vec<_>>()
+    };
+    document.opens.iter().flat_map(of_update).collect()
 }

@@ -362,7 +362,7 @@ fn a_tool_that_dies_in_a_call_leaves_what_a_rescue_needs() {
         assert!(error.contains("died"), "{error}");
         // Half of the time by the watchdog, else by the next to attach. What the watchdog believes of the owner does not count.
         if cpu == 0 {
-            assert_eq!(rescue(&qmp, &[], !owner_paused).expect("rescued"), Rescued::Restored { undone: 0 });
+            assert_eq!(rescue(&qmp, &[], &[], !owner_paused).expect("rescued"), Rescued::Restored { undone: 0 });
         } else {
             drop(QemuEngine::attach(&qmp, Earlier::Died).expect("attached"));
         }

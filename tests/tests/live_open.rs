@@ -5,8 +5,9 @@ mod common;
 use common::{becomes, data_bundle, edit, show, undo};
 use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
+use lucos_tests::kernels::Kernel;
 use lucos_tests::{programs, require};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const READERS: usize = 12;
@@ -37,10 +38,8 @@ fn release(guest: &mut Guest, readers: std::ops::RangeInclusive<usize>, done: us
     assert_eq!(words, format!("word{first}\nword{last}\n"));
 }
 
-#[test]
-fn sleeping_threads_are_inside_and_leave_one_by_one() {
-    let Some(kernel) = require::older_kernel() else { return };
-    let work = tempfile::tempdir().expect("a folder");
+/// Counts reads of pipes; those who wait in one are inside.
+fn pipe_bundle(work: &Path, kernel: &Kernel) -> PathBuf {
     let edits = [
         edit("fs/pipe.c", "\t/* Null read succeeds. */\n", "\tlucos_reads++;\n\t/* Null read succeeds. */\n"),
         edit(
@@ -49,7 +48,14 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
             "static unsigned long lucos_reads;\nstatic ssize_t\npipe_read(",
         ),
     ];
-    let bundle = data_bundle(work.path(), &kernel, "pipe", &edits, "", &["--type2"]);
+    data_bundle(work, kernel, "pipe", &edits, "", &["--type2"])
+}
+
+#[test]
+fn sleeping_threads_are_inside_and_leave_one_by_one() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = pipe_bundle(work.path(), &kernel);
     let mut guest = Guest::under_lucos_hv(&Config::new("open", &kernel.vmlinuz())).expect("boots");
     let hv = Hv::new(guest.api());
     let load = "setsid sh -c 'while :; do echo a | cat > /dev/null; echo >> /tmp/worked; done' > /dev/null 2>&1 &";
@@ -88,6 +94,42 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
 
+/// A program that has the kernel make huge pages, and counts them.
+struct Pages;
+
+const HUGE: &str = "/sys/kernel/mm/transparent_hugepage";
+
+impl Pages {
+    fn start(guest: &mut Guest) -> Pages {
+        let prepare = format!(
+            "echo madvise > {HUGE}/enabled; echo 10 > {HUGE}/khugepaged/scan_sleep_millisecs; mkfifo /tmp/ask;
+             (/files/small-pages < /tmp/ask > /tmp/blocks) > /dev/null 2>&1 & exec 3> /tmp/ask; sleep 1000 <&3 & true"
+        );
+        guest.run_ok(&prepare).expect("starts");
+        Pages
+    }
+
+    fn collapsed(&self, guest: &mut Guest) -> u64 {
+        let text = guest.run_ok(&format!("cat {HUGE}/khugepaged/pages_collapsed")).expect("answers");
+        text.trim().parse().expect("a number")
+    }
+
+    /// Four huge pages for each block.
+    fn ask(&self, guest: &mut Guest) {
+        guest.run_ok("echo more > /tmp/ask").expect("asks");
+    }
+
+    fn more(&mut self, guest: &mut Guest, expected: u64) {
+        self.ask(guest);
+        let start = Instant::now();
+        while self.collapsed(guest) < expected {
+            assert!(start.elapsed() < LIMIT, "{} huge pages, expected {expected}", self.collapsed(guest));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert_eq!(self.collapsed(guest), expected);
+    }
+}
+
 /// A kernel thread never leaves the old code, and counts in the old copy; new code shows the new one.
 #[test]
 fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
@@ -98,41 +140,61 @@ fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
     let config = Config { files: vec![program], ..Config::new("counter", &kernel.vmlinuz()) };
     let mut guest = Guest::under_lucos_hv(&config).expect("boots");
     let hv = Hv::new(guest.api());
-    let huge = "/sys/kernel/mm/transparent_hugepage";
-    let prepare = format!(
-        "echo madvise > {huge}/enabled; echo 10 > {huge}/khugepaged/scan_sleep_millisecs; mkfifo /tmp/ask;
-         (/files/small-pages < /tmp/ask > /tmp/blocks) > /dev/null 2>&1 & exec 3> /tmp/ask; sleep 1000 <&3 & true"
-    );
-    guest.run_ok(&prepare).expect("starts");
-    let collapsed = |guest: &mut Guest| -> u64 {
-        let text = guest.run_ok(&format!("cat {huge}/khugepaged/pages_collapsed")).expect("answers");
-        text.trim().parse().expect("a number")
-    };
-    // Four huge pages for each block.
-    let more = |guest: &mut Guest, expected: u64| {
-        guest.run_ok("echo more > /tmp/ask").expect("asks");
-        let start = Instant::now();
-        while collapsed(guest) < expected {
-            assert!(start.elapsed() < LIMIT, "{} huge pages, expected {expected}", collapsed(guest));
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        assert_eq!(collapsed(guest), expected);
-    };
-    more(&mut guest, 4);
+    let mut pages = Pages::start(&mut guest);
+    pages.more(&mut guest, 4);
     for round in 0..4 {
         let outcome = apply_open(&hv, &bundle);
         let inside = outcome.items("/inside");
         assert!(inside.iter().all(|thread| thread["name"] == "khugepaged"), "{}", outcome.describe());
-        assert_eq!(collapsed(&mut guest), 4 + 8 * round, "carried");
-        more(&mut guest, 8 + 8 * round);
+        assert_eq!(pages.collapsed(&mut guest), 4 + 8 * round, "carried");
+        pages.more(&mut guest, 8 + 8 * round);
         let outcome = show(&hv, "khugepaged");
         assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
         assert!(outcome.number("/open/to_new") >= 4.0, "{}", outcome.describe());
         eprintln!("{}", outcome.json["open"]);
         undo(&hv, "khugepaged");
-        assert_eq!(collapsed(&mut guest), 8 + 8 * round, "carried back");
-        more(&mut guest, 12 + 8 * round);
+        assert_eq!(pages.collapsed(&mut guest), 8 + 8 * round, "carried back");
+        pages.more(&mut guest, 12 + 8 * round);
     }
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// A service that dies, or ends, while threads are inside leaves a guest in which they return as ever; the next one goes on.
+#[test]
+fn an_open_update_outlives_its_service() {
+    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+        return;
+    }
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let bundle = pipe_bundle(work.path(), &kernel);
+    let mut guest = Guest::under_plain_qemu(&Config::new("open-away", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    let mut service = guest.attach().expect("attaches");
+    for round in 0..4 {
+        start_readers(&mut guest);
+        apply_open(&hv, &bundle);
+        if round % 2 == 0 {
+            service.crash().expect("is killed");
+            // Its watchdog notices.
+            std::thread::sleep(Duration::from_secs(2));
+        } else {
+            assert!(service.detach().expect("ends").success());
+        }
+        release(&mut guest, 1..=READERS / 2, READERS / 2);
+        service = guest.attach().expect("attaches again");
+        let start = Instant::now();
+        while show(&hv, "pipe").items("/inside").len() != READERS / 2 {
+            assert!(start.elapsed() < LIMIT, "{}", show(&hv, "pipe").describe());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        assert_eq!(show(&hv, "pipe").text("/state"), "open");
+        release(&mut guest, READERS / 2 + 1..=READERS, READERS);
+        becomes(&hv, "pipe", "applied");
+        undo(&hv, "pipe");
+    }
+    assert!(service.detach().expect("ends").success());
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }

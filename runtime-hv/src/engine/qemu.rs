@@ -40,13 +40,13 @@ use super::{
 };
 use drive::{Driven, Driver};
 use monitor::Monitor;
-use record::Record;
+use record::{Mark, Record};
 use stub::{Found, Stub};
 use vm::Vm;
 use watch::Watching;
 
 pub use launch::{LaunchConfig, LaunchError, Serial, launch};
-pub use rescue::{RescueError, Rescued, rescue};
+pub use rescue::{Diverted, RescueError, Rescued, rescue};
 pub use turns::Share;
 
 /// What is known about an earlier tool on the same VM.
@@ -276,6 +276,8 @@ impl Pause for QemuEngine {
             monitor.cont()?;
         }
         self.last_pause = hold.since.elapsed();
+        // It runs without us; should this fail, the next tool finds a guest that is not missing anything.
+        let _ = Mark::forget(self.vm.folder());
         if let Some(hold) = self.hold.take() {
             // The guest runs: a stub that is still open is no reason to fail. It is closed later.
             self.stub_left_open = hold.stub.close(&mut monitor).is_err();
@@ -378,6 +380,9 @@ fn clear_leftovers(monitor: &mut Monitor, earlier: Earlier) -> Result<(), Engine
         Found::Ours { socket, .. } => {
             if let Some(record) = call::put_back_after_death(monitor, &socket)? {
                 (stands, owner_paused) = (true, record.owner_paused);
+            }
+            if let Some(mark) = rescue::stop_watching(monitor, &socket)? {
+                (stands, owner_paused) = (true, mark.owner_paused);
             }
             stub::clear(monitor, &socket)?;
         }

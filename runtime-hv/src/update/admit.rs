@@ -140,7 +140,7 @@ pub fn admit<E: Engine>(
 }
 
 /// All code that an update of type 2 leaves. The first instruction of a function is not inside yet.
-fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String, u64)> {
+pub(super) fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String, u64)> {
     let functions = bundle.functions.iter().map(|function| {
         let start = function.old_address;
         (start + 1..start.saturating_add(function.expected.len() as u64), function.name.clone(), start)

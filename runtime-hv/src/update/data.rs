@@ -237,6 +237,27 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
     Ok(changes)
 }
 
+/// Data whose copies do not say the same. What hooks carry is not compared.
+///
+/// # Errors
+/// Of the engine.
+pub fn apart(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Vec<Datum>, UpdateError> {
+    let mut apart = Vec::new();
+    for datum in data {
+        let DataChange::Moved { to_new, .. } = &datum.patch.change else { continue };
+        let mut new = Vec::new();
+        for &(pa, length) in &datum.new {
+            new.extend(read(memory, pa, length)?);
+        }
+        let mut made = new.clone();
+        let carried = transfer(to_new, &datum.read_old(memory)?, &mut made);
+        if carried.is_err() || made != new {
+            apart.push(datum.clone());
+        }
+    }
+    Ok(apart)
+}
+
 impl Datum {
     /// Whether there are two copies of it.
     #[must_use]

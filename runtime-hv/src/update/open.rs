@@ -9,6 +9,7 @@
 
 mod attend;
 mod close;
+mod resume;
 mod survey;
 
 pub use attend::{Attendant, Open, Shared};

@@ -340,6 +340,7 @@ impl<E: Engine> Updater<E> {
     fn removed(&self, action: &Undoing, free: bool) -> Document {
         let mut after = self.document.clone();
         after.sequence += 1;
+        after.opens.retain(|open| open.bundle != action.id);
         let mut pages = 0;
         match action.areas.as_slice() {
             areas @ [_, ..] => {

@@ -25,6 +25,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Hold;
 use super::gdb::{STOPPED, Stop, TRAP, Waited};
+use super::record::Mark;
 use super::stub::Stub;
 use super::turns::Turns;
 use super::vm::Vm;
@@ -175,6 +176,7 @@ fn prepare(vm: &Vm, hold: &mut Hold, watching: &mut Watching) -> Result<(PipeRea
     }
     // What the service has written is no write of the guest.
     watching.arms.refresh(vm)?;
+    watching.arms.mark(hold.owner_paused, true).store(vm.folder())?;
     watching.arms.set(&mut hold.stub)?;
     let (asked, wake) = std::io::pipe().map_err(|error| no_thread(&error))?;
     Ok((asked, wake, vm.resets_now()?))
@@ -233,7 +235,7 @@ impl Work {
                 return self.let_go();
             }
             if stop.signal != TRAP && !by_us {
-                self.set_owner_paused(true);
+                self.set_owner_paused(true)?;
             }
             if is_asked(asked, 0) {
                 return self.end();
@@ -244,6 +246,7 @@ impl Work {
     /// Hands the guest over, standing.
     fn end(&mut self) -> Result<Ended, EngineError> {
         self.watching.arms.clear(&mut self.hold.stub)?;
+        self.watching.arms.mark(self.hold.owner_paused, false).store(self.vm.folder())?;
         Ok(Ended::Asked)
     }
 
@@ -253,12 +256,14 @@ impl Work {
         self.watching.arms.clear(&mut self.hold.stub)?;
         self.hold.stub.disconnect();
         self.vm.monitor().cont()?;
+        Mark::forget(self.vm.folder())?;
         Ok(Ended::Reset)
     }
 
-    fn set_owner_paused(&mut self, paused: bool) {
+    fn set_owner_paused(&mut self, paused: bool) -> Result<(), EngineError> {
         self.hold.owner_paused = paused;
         self.owner_paused.store(paused, Ordering::Release);
+        self.watching.arms.mark(paused, true).store(self.vm.folder())
     }
 
     /// Lets a processor run for its turn, or all of them until something happens.
@@ -352,7 +357,7 @@ impl Work {
                 Waited::Late => continue,
             };
             if stop.signal == TRAP || stop.signal == STOPPED {
-                self.set_owner_paused(false);
+                self.set_owner_paused(false)?;
                 return Ok(Some(stop));
             }
         }

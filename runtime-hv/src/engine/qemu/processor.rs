@@ -23,7 +23,7 @@ const FLAGS: u64 = 1 << 1;
 /// Flags: interrupts are let in.
 const INTERRUPTS: u64 = 1 << 9;
 /// Ring 0 code and data of Linux (`arch/x86/include/asm/segment.h`).
-const KERNEL_CS: u64 = 0x10;
+pub(super) const KERNEL_CS: u64 = 0x10;
 const KERNEL_DS: u64 = 0x18;
 /// Arguments (System V psABI 3.2.3).
 const ARGUMENTS: [&str; 6] = ["rdi", "rsi", "rdx", "rcx", "r8", "r9"];

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::gdb::Client;
 use super::monitor::Monitor;
-use super::record::Record;
+use super::record::{Mark, Record};
 use crate::engine::{EngineError, Pa};
 use crate::timed::{PATIENCE, Timed};
 
@@ -56,9 +56,10 @@ pub(super) fn folder_of_ours(socket: &Path) -> Option<&Path> {
     ours.then_some(folder)
 }
 
-/// Whether a dead tool left registers beside its stub that it had not put back.
+/// Whether a dead tool left registers beside its stub that it had not put back, or a guest that it had attended to.
 pub(super) fn has_record(socket: &Path) -> Result<bool, EngineError> {
-    folder_of_ours(socket).map_or(Ok(false), |folder| Record::load(folder).map(|record| record.is_some()))
+    let Some(folder) = folder_of_ours(socket) else { return Ok(false) };
+    Ok(Record::load(folder)?.is_some() || Mark::load(folder)?.is_some())
 }
 
 /// Closes a stub that a dead tool left open, and removes its folder.

@@ -9,6 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::record::{Mark, Placed};
 use super::stub::Stub;
 use super::turns::Turns;
 use super::vm::Vm;
@@ -54,21 +55,26 @@ pub(super) struct Arms {
     placed: BTreeSet<Placed>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Placed {
-    /// A breakpoint.
-    Report(u64),
-    /// A watched range of virtual addresses.
-    Range(u64, usize),
-}
-
 impl Arms {
+    /// What an earlier tool may have set.
+    pub(super) fn of_mark(mark: &Mark) -> Arms {
+        Arms { placed: mark.placed.iter().copied().collect(), ..Arms::default() }
+    }
+
+    /// All that is to be set, or may still be.
+    pub(super) fn mark(&self, owner_paused: bool, driving: bool) -> Mark {
+        Mark { placed: self.placed.iter().copied().chain(self.wanted()).collect(), owner_paused, driving }
+    }
+
+    fn wanted(&self) -> impl Iterator<Item = Placed> {
+        let reports = self.reports.iter().map(|&at| Placed::Report(at));
+        reports.chain(self.traps.keys().flat_map(|trap| trap.aliases.iter().map(|va| Placed::Range(va.0, trap.length))))
+    }
+
     /// Sets everything, and nothing else.
     pub(super) fn set(&mut self, stub: &mut Stub) -> Result<(), EngineError> {
         self.clear(stub)?;
-        let reports = self.reports.iter().map(|&at| Placed::Report(at));
-        let ranges = self.traps.keys().flat_map(|trap| trap.aliases.iter().map(|va| Placed::Range(va.0, trap.length)));
-        self.placed = reports.chain(ranges).collect();
+        self.placed = self.wanted().collect();
         stub.with(WATCHING, |client| {
             self.placed.iter().try_for_each(|placed| match *placed {
                 Placed::Report(at) => client.set_breakpoint(at),

@@ -133,6 +133,9 @@ impl<E: Engine> Updater<E> {
             let _ = self.look();
             return;
         }
+        if look {
+            self.take_over();
+        }
         if let Some(trouble) = self.engine.watch().and_then(|watch| watch.trouble()) {
             self.opens.lock().iter_mut().for_each(|open| open.trouble = Some(trouble.clone()));
         }
@@ -182,6 +185,7 @@ impl<E: Engine> Updater<E> {
                 }
                 info.open = Some(open.info());
             });
+            self.document.opens.retain(|open| open.bundle != id);
             self.document.sequence += 1;
             self.journal.finish(&self.document)?;
         }
