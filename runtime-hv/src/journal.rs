@@ -8,10 +8,12 @@
 //! | `SOCKET.journal` | [`Document`]: what is applied, which memory is taken |
 //! | `SOCKET.d/ID.lpk` | the bundles themselves |
 //! | `SOCKET.action` | [`Action`] that is planned; nothing has been written |
+//! | `SOCKET.copies` | what copies of data held when a service ended that kept them in line |
 //! | `SOCKET.committing` | the same file, renamed while the guest is stopped: from here on writes may have been done |
 //!
 //! A file is replaced by renaming, so it is always whole. Nothing is synced to disk: a crash of the host ends the guest too.
 
+use crate::engine::Pa;
 use crate::guest::arena::{State, Write};
 use crate::guest::support::Operation;
 use crate::protocol::{BundleInfo, ModuleState};
@@ -20,6 +22,7 @@ use crate::update::data::Edit;
 use crate::update::open::Inside;
 use lpk_format::hex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::ops::Range;
@@ -134,6 +137,9 @@ pub struct OpenRecord {
     pub trampoline: u64,
     /// The threads. Those that have returned since are still named.
     pub threads: Vec<Inside>,
+    /// Copies of data, by physical address and length.
+    #[serde(default)]
+    pub copies: Vec<(u64, usize)>,
 }
 
 impl Document {
@@ -298,6 +304,32 @@ impl Journal {
         read_json(&self.path(".action"))
     }
 
+    /// Writes down what copies of data hold at the moment from which on nobody keeps them in line.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn save_copies(&self, held: &[(Pa, Vec<u8>)]) -> Result<(), JournalError> {
+        let held: Vec<(u64, &Vec<u8>)> = held.iter().map(|(pa, bytes)| (pa.0, bytes)).collect();
+        write(&self.path(".copies"), &to_json(&held))
+    }
+
+    /// What they held; empty when nothing was written down.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn load_copies(&self) -> Result<BTreeMap<Pa, Vec<u8>>, JournalError> {
+        let held: Option<Vec<(u64, Vec<u8>)>> = read_json(&self.path(".copies"))?;
+        Ok(held.unwrap_or_default().into_iter().map(|(pa, bytes)| (Pa(pa), bytes)).collect())
+    }
+
+    /// They are kept in line again.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn forget_copies(&self) -> Result<(), JournalError> {
+        remove(&self.path(".copies"))
+    }
+
     /// Keeps a bundle's bytes.
     ///
     /// # Errors
@@ -322,7 +354,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError`].
     pub fn set_aside(&self) -> Result<(), JournalError> {
-        for suffix in [".journal", ".action", ".committing", ".d"] {
+        for suffix in [".journal", ".action", ".committing", ".copies", ".d"] {
             let (from, to) = (self.path(suffix), self.path(&format!("{suffix}.old")));
             if to.is_dir() {
                 fs::remove_dir_all(&to).map_err(file_error(&to))?;

@@ -405,7 +405,8 @@ impl<E: Engine> Updater<E> {
                     }
                     if count != 0 {
                         let (bundle, trampoline) = (id.to_owned(), plan.trampoline);
-                        after.opens.push(OpenRecord { bundle, trampoline, threads: threads.clone() });
+                        let copies = open::copies(&plan.data);
+                        after.opens.push(OpenRecord { bundle, trampoline, threads: threads.clone(), copies });
                     }
                     journal.begin(&action(&changes, after), before)?;
                     journal.committing()?;

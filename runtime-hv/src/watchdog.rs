@@ -5,11 +5,10 @@
 //! from.
 
 use crate::engine::Pa;
-use crate::engine::qemu::{Diverted, Rescued, rescue};
+use crate::engine::qemu::{Attended, Diverted, Rescued, rescue};
 use crate::guest::arena::Write;
-use crate::journal::{Action, Document, Journal, OpenRecord};
+use crate::journal::{Action, Document, Journal};
 use crate::protocol::Problem;
-use crate::update::open::Inside;
 use std::io::{Read, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -88,8 +87,12 @@ pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
     let writes = half_done.as_ref().map(old_bytes).unwrap_or_default();
     let document = journal.load().map_err(|error| failed(error.to_string()))?;
     let actions = half_done.iter().chain(&planned).map(|action| &action.after);
-    let diverted: Vec<Diverted> = actions.chain([&document]).flat_map(diverted).collect();
-    match rescue(qmp, &writes, &diverted, owner_paused).map_err(|error| failed(error.to_string()))? {
+    let mut left = left(actions.chain([&document]));
+    let rescued = rescue(qmp, &writes, &mut left, owner_paused).map_err(|error| failed(error.to_string()))?;
+    if !left.held.is_empty() {
+        journal.save_copies(&left.held).map_err(|error| failed(error.to_string()))?;
+    }
+    match rescued {
         Rescued::Restored { .. } => journal.forget_action().map_err(|error| failed(error.to_string())),
         // It died after it had let go of the guest: the next start takes the action back, from the journal.
         Rescued::WasRunning => Ok(()),
@@ -100,16 +103,17 @@ fn old_bytes(action: &Action) -> Vec<(Pa, Vec<u8>)> {
     action.writes.iter().map(|Write { pa, old, .. }| (Pa(*pa), old.clone())).collect()
 }
 
-/// Threads that return to code of ours: nobody attends to them any more.
-fn diverted(document: &Document) -> Vec<Diverted> {
-    let of_update = |open: &OpenRecord| {
-        let one = |thread: &Inside| Diverted {
+/// What is known of updates that threads are inside of.
+fn left<'a>(documents: impl Iterator<Item = &'a Document>) -> Attended {
+    let mut left = Attended::default();
+    for open in documents.flat_map(|document| &document.opens) {
+        left.diverted.extend(open.threads.iter().map(|thread| Diverted {
             slot: thread.slot,
             slot_pa: Pa(thread.slot_pa),
             diverted: open.trampoline,
             original: thread.original,
-        };
-        open.threads.iter().map(one).collect::<Vec<_>>()
-    };
-    document.opens.iter().flat_map(of_update).collect()
+        }));
+        left.copies.extend(open.copies.iter().map(|&(at, length)| (Pa(at), length)));
+    }
+    left
 }

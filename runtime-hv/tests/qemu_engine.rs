@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use runtime_hv::engine::qemu::{Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue};
+use runtime_hv::engine::qemu::{
+    Attended, Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue,
+};
 use runtime_hv::engine::{
     Call, CallError, Calls as _, EngineError, Pa, Pause, ReadMemory, Registers, Va, Vcpu, Vcpus, Wake, WriteMemory,
 };
@@ -391,19 +393,30 @@ fn a_dead_tool_is_cleared_up_after(guest: &Guest) {
 
     kill_a_tool(guest);
     let old = [(SCRATCH, vec![1, 1, 1, 1, 1]), (Pa(SCRATCH.0 + 2), vec![2, 2])];
-    assert_eq!(rescue(&guest.qmp(), &old, &[], true).expect("rescued"), Rescued::Restored { undone: 2 });
+    assert_eq!(
+        rescue(&guest.qmp(), &old, &mut Attended::default(), true).expect("rescued"),
+        Rescued::Restored { undone: 2 }
+    );
     assert!(monitor(&guest.qmp(), "info status").contains("paused"), "its owner had stopped it");
-    assert_eq!(rescue(&guest.qmp(), &old, &[], false).expect("rescued"), Rescued::Restored { undone: 2 });
+    assert_eq!(
+        rescue(&guest.qmp(), &old, &mut Attended::default(), false).expect("rescued"),
+        Rescued::Restored { undone: 2 }
+    );
     assert_running_and_clean(guest);
     let mut bytes = [0; 5];
     attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
     assert_eq!(bytes, [1; 5], "the last write is undone first");
-    assert_eq!(rescue(&guest.qmp(), &[(SCRATCH, vec![7])], &[], false).expect("looked at"), Rescued::WasRunning);
+    assert_eq!(
+        rescue(&guest.qmp(), &[(SCRATCH, vec![7])], &mut Attended::default(), false).expect("looked at"),
+        Rescued::WasRunning
+    );
     attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
     assert_eq!(bytes, [1; 5], "a running guest is not written to");
 
     monitor(&guest.qmp(), "stop");
-    let error = rescue(&guest.qmp(), &[(Pa(0x8000_0000), vec![7])], &[], false).expect_err("a hole").to_string();
+    let error = rescue(&guest.qmp(), &[(Pa(0x8000_0000), vec![7])], &mut Attended::default(), false)
+        .expect_err("a hole")
+        .to_string();
     assert!(error.contains("left stopped"), "{error}");
     assert!(monitor(&guest.qmp(), "info status").contains("paused"));
     monitor(&guest.qmp(), "cont");

@@ -5,7 +5,7 @@ use lucos_tests::digest::Monitor;
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
 use lucos_tests::{programs, require};
-use runtime_hv::engine::qemu::{Earlier, QemuEngine, Rescued, rescue};
+use runtime_hv::engine::qemu::{Attended, Earlier, QemuEngine, Rescued, rescue};
 use runtime_hv::engine::{
     Call, CallError, Calls as _, Pa, Pause as _, ReadMemory as _, Va, Vcpu, Vcpus as _, Wake, WriteMemory as _,
 };
@@ -362,7 +362,10 @@ fn a_tool_that_dies_in_a_call_leaves_what_a_rescue_needs() {
         assert!(error.contains("died"), "{error}");
         // Half of the time by the watchdog, else by the next to attach. What the watchdog believes of the owner does not count.
         if cpu == 0 {
-            assert_eq!(rescue(&qmp, &[], &[], !owner_paused).expect("rescued"), Rescued::Restored { undone: 0 });
+            assert_eq!(
+                rescue(&qmp, &[], &mut Attended::default(), !owner_paused).expect("rescued"),
+                Rescued::Restored { undone: 0 }
+            );
         } else {
             drop(QemuEngine::attach(&qmp, Earlier::Died).expect("attached"));
         }

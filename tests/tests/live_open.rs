@@ -198,3 +198,52 @@ fn an_open_update_outlives_its_service() {
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
+
+/// Copies of a datum that nobody kept in line for a while are brought in line again: the one that was written meanwhile counts.
+#[test]
+fn copies_are_in_line_again_after_a_service_has_died() {
+    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+        return;
+    }
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let Some(program) = require::or_skip(programs::compile("small-pages", work.path())) else { return };
+    let bundle = common::khugepaged_bundle(work.path(), &kernel);
+    let config = Config { files: vec![program], ..Config::new("counter-away", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_plain_qemu(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    let mut pages = Pages::start(&mut guest);
+    pages.more(&mut guest, 4);
+    let service = guest.attach().expect("attaches");
+    apply_open(&hv, &bundle);
+    pages.more(&mut guest, 8);
+    service.crash().expect("is killed");
+    std::thread::sleep(Duration::from_secs(2));
+    // The kernel thread counts in the old copy, and new code shows the new one.
+    pages.ask(&mut guest);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(pages.collapsed(&mut guest), 8);
+    let mut service = guest.attach().expect("attaches again");
+    let start = Instant::now();
+    while pages.collapsed(&mut guest) != 12 {
+        assert!(start.elapsed() < LIMIT, "{}", show(&hv, "khugepaged").describe());
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    let outcome = show(&hv, "khugepaged");
+    assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
+    pages.more(&mut guest, 16);
+    // Who ends the service is told what that means, and has to insist.
+    service.ask_to_end().expect("a signal");
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(service.said().contains("second signal"), "{}", service.said());
+    pages.more(&mut guest, 20);
+    assert!(service.detach().expect("ends").success());
+    pages.ask(&mut guest);
+    std::thread::sleep(Duration::from_secs(5));
+    assert_eq!(pages.collapsed(&mut guest), 20);
+    let _service = guest.attach().expect("attaches again");
+    undo(&hv, "khugepaged");
+    assert_eq!(pages.collapsed(&mut guest), 24);
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}

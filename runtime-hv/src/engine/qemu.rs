@@ -46,7 +46,7 @@ use vm::Vm;
 use watch::Watching;
 
 pub use launch::{LaunchConfig, LaunchError, Serial, launch};
-pub use rescue::{Diverted, RescueError, Rescued, rescue};
+pub use rescue::{Attended, Diverted, RescueError, Rescued, rescue};
 pub use turns::Share;
 
 /// What is known about an earlier tool on the same VM.

@@ -15,6 +15,7 @@ use crate::guest::arena::Write;
 use crate::guest::paging::PAGE;
 use lpk_format::{Bundle, DataChange, DataPatch, SectionKind, hex};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Bytes of a datum edited in place.
@@ -237,12 +238,26 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
     Ok(changes)
 }
 
-/// Data whose copies do not say the same. What hooks carry is not compared.
+/// What has become of the copies of a datum while nobody carried anything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CaughtUp {
+    /// Writes that bring them in line.
+    pub writes: Vec<Write>,
+    /// Names of data of which both copies were written, so that what the old one was given is lost.
+    pub lost: Vec<String>,
+}
+
+/// Brings copies in line that held `held` when they were last in line. Where that is not known, or both have been written, the new
+/// one counts.
 ///
 /// # Errors
-/// Of the engine.
-pub fn apart(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Vec<Datum>, UpdateError> {
-    let mut apart = Vec::new();
+/// [`UpdateError::DoesNotFit`], and of the engine.
+pub fn catch_up(
+    memory: &dyn ReadMemory,
+    data: &[Datum],
+    held: &BTreeMap<Pa, Vec<u8>>,
+) -> Result<CaughtUp, UpdateError> {
+    let mut caught_up = CaughtUp::default();
     for datum in data {
         let DataChange::Moved { to_new, .. } = &datum.patch.change else { continue };
         let mut new = Vec::new();
@@ -251,11 +266,21 @@ pub fn apart(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Vec<Datum>, Upda
         }
         let mut made = new.clone();
         let carried = transfer(to_new, &datum.read_old(memory)?, &mut made);
-        if carried.is_err() || made != new {
-            apart.push(datum.clone());
+        if carried.is_ok() && made == new {
+            continue;
         }
+        let [old_written, new_written] = [true, false].map(|old| datum.is_written(memory, old, held));
+        if old_written? && !new_written? {
+            datum.carried(carried)?;
+            caught_up.writes.extend(datum.copy(memory, &made)?);
+            continue;
+        }
+        if datum.is_written(memory, true, held)? {
+            caught_up.lost.push(datum.patch.name.clone());
+        }
+        caught_up.writes.extend(to_old(memory, std::slice::from_ref(datum), &[])?.copies);
     }
-    Ok(apart)
+    Ok(caught_up)
 }
 
 impl Datum {
@@ -350,6 +375,21 @@ impl Datum {
             rest = behind;
         }
         Ok(())
+    }
+
+    /// Whether a copy holds something else than it held. Where that is not known, it counts as written.
+    fn is_written(
+        &self,
+        memory: &dyn ReadMemory,
+        old: bool,
+        held: &BTreeMap<Pa, Vec<u8>>,
+    ) -> Result<bool, UpdateError> {
+        for (pa, length) in self.places(old) {
+            if held.get(&pa) != Some(&read(memory, pa, length)?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// A range of the new contents that is written over the old ones.

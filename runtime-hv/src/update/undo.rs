@@ -91,6 +91,10 @@ impl<E: Engine> Updater<E> {
         if !record.info.state.is_in_effect() {
             return Err(UpdateError::NotApplied { name, state: record.info.state.word() });
         }
+        // What an earlier service has left open may have copies that are not in line.
+        if let Some(left) = self.left_open(&id) {
+            self.take_over_one(&left)?;
+        }
         let bundle = self.bundle(&id)?;
         let (kernel, boot) = times.measure("admit", || self.same_boot(&bundle))?;
         let reclaimable = bundle.parts().all(plan::only_stacks_can_refer);

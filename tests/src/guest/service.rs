@@ -78,6 +78,14 @@ impl Service {
         Ok(self.process.wait()?)
     }
 
+    /// Asks the command to end, once.
+    ///
+    /// # Errors
+    /// [`GuestError::Io`] when it cannot be asked.
+    pub fn ask_to_end(&mut self) -> Result<(), GuestError> {
+        start::ask_to_end(&self.process).map_err(|error| GuestError::Io(error.into()))
+    }
+
     /// Kills the command at once, as a crash would.
     ///
     /// # Errors

@@ -193,13 +193,18 @@ fn take_slot() -> Result<Flock<File>, GuestError> {
     Flock::lock(open()?, FlockArg::LockExclusive).map_err(|(_, errno)| GuestError::Io(errno.into()))
 }
 
+/// Asks a process to end.
+pub(super) fn ask_to_end(process: &Child) -> nix::Result<()> {
+    let pid = i32::try_from(process.id()).map_err(|_| nix::errno::Errno::ESRCH)?;
+    kill(Pid::from_raw(pid), Signal::SIGTERM)
+}
+
 /// Ends a process: asks, waits, then insists.
 pub(super) fn end(process: &mut Child) {
-    let Ok(pid) = i32::try_from(process.id()) else { return };
     if matches!(process.try_wait(), Ok(Some(_))) {
         return;
     }
-    let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
+    let _ = ask_to_end(process);
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(10) {
         if matches!(process.try_wait(), Ok(Some(_))) {

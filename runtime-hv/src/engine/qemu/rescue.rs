@@ -63,11 +63,21 @@ pub struct Diverted {
     pub original: u64,
 }
 
+/// An update that threads are inside of, and that nobody attends to any more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attended {
+    /// The threads.
+    pub diverted: Vec<Diverted>,
+    /// Memory that was kept in line, by first address and length.
+    pub copies: Vec<(Pa, usize)>,
+    /// What it held at the end; filled in when the guest was found standing, or attended to.
+    pub held: Vec<(Pa, Vec<u8>)>,
+}
+
 /// Undoes what a dead tool had written into a VM that it still held stopped, and lets the VM continue unless
 /// `owner_paused`. Registers that a call had taken are put back first; the tool then wrote down itself whose the stop was.
 /// `writes_to_undo` names each place with its old bytes in the order in which they were written; they are
-/// put back last first. Then threads that are `diverted` get their return addresses back, also where the VM was not held but
-/// attended to.
+/// put back last first. Then threads of `left` get their return addresses back, also where the VM was not held but attended to.
 ///
 /// # Consistency on error
 /// [`RescueError::Undo`] leaves the VM stopped: half written it would run into nonsense. The call can be repeated.
@@ -77,7 +87,7 @@ pub struct Diverted {
 pub fn rescue(
     qmp: &Path,
     writes_to_undo: &[(Pa, Vec<u8>)],
-    diverted: &[Diverted],
+    left: &mut Attended,
     owner_paused: bool,
 ) -> Result<Rescued, RescueError> {
     let mut monitor = Monitor::connect(qmp).map_err(RescueError::Look)?;
@@ -110,7 +120,12 @@ pub fn rescue(
         // Until all is done, letting go of the engine must not let the guest run: it counts as stopped by its owner.
         engine.write(*to, old).map_err(|source| RescueError::Undo { undone, total: writes_to_undo.len(), source })?;
     }
-    give_back(&mut engine, diverted).map_err(RescueError::Look)?;
+    give_back(&mut engine, &left.diverted).map_err(RescueError::Look)?;
+    for &(at, length) in &left.copies {
+        let mut bytes = vec![0; length];
+        engine.read(at, &mut bytes).map_err(RescueError::Look)?;
+        left.held.push((at, bytes));
+    }
     if let Some(Hold { owner_paused: stays, .. }) = &mut engine.hold {
         *stays = owner_paused;
     }

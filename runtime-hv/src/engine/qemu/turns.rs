@@ -92,7 +92,7 @@ mod tests {
     fn who_has_something_to_do_gets_the_same_and_sleepers_little() {
         assert_eq!(run(&[false; 3], 100), [4, 4, 4]);
         assert_eq!(run(&[false, true, false, true], 100), [4, 0, 4, 0]);
-        assert_eq!(run(&[true, false], 100), [0, 5]);
+        assert_eq!(run(&[true, false], 100), [0, 6]);
         assert_eq!(run(&[true; 4], 100), [1, 1, 1, 1]);
         assert_eq!(run(&[false], 100), [6]);
     }

@@ -5,7 +5,8 @@
 //! for them; or an open update that is attended to again.
 //!
 //! Meanwhile new calls run the new code, threads inside go on in the old code and leave it by themselves, and each uses its own
-//! copy of the data. If a copy was written, the new one counts when the update is taken over.
+//! copy of the data. What the copies held at the end is in the journal: the one that was written since counts when the update is taken
+//! over; if both were, the new one, and that is said.
 
 use super::{Code, Open, Survey, survey};
 use crate::engine::{Engine, Trapped, Va};
@@ -16,9 +17,6 @@ use crate::update::area::Area;
 use crate::update::data::{self, Datum};
 use crate::update::hooks::Hooks;
 use crate::update::{Times, UpdateError, Updater, admit, errors, transaction};
-
-/// What is said of data that were written while nobody attended.
-const APART: &str = "while nobody attended, a copy of changed data was written; what the new copy held counts";
 
 /// What an update that is taken over consists of.
 struct Left {
@@ -42,6 +40,7 @@ impl<E: Engine> Updater<E> {
         let Some(first) = ids.first().cloned() else { return Ok(()) };
         let opens = self.opens.clone();
         for _ in 0..self.patience.attempts {
+            let mut held = Vec::new();
             let left = self.stop(&first, &mut Times::default(), |engine| {
                 let mut writes = Vec::new();
                 for id in &ids {
@@ -49,6 +48,12 @@ impl<E: Engine> Updater<E> {
                     writes.extend(returns);
                 }
                 transaction::write_all(engine, &writes)?;
+                let copies: Vec<Trapped> = opens.lock().iter().flat_map(|open| open.traps.clone()).collect();
+                for copy in copies {
+                    let mut bytes = vec![0; copy.length];
+                    engine.read(copy.at, &mut bytes)?;
+                    held.push((copy.at, bytes));
+                }
                 for id in &ids {
                     opens.end(engine, id)?;
                 }
@@ -58,7 +63,7 @@ impl<E: Engine> Updater<E> {
                 Ok(true)
             })?;
             if left {
-                return Ok(());
+                return Ok(self.journal.save_copies(&held)?);
             }
             std::thread::sleep(self.patience.wait);
         }
@@ -68,9 +73,8 @@ impl<E: Engine> Updater<E> {
 
     /// Attends again to updates that an earlier service has left open. What cannot be done now is tried again.
     pub(in crate::update) fn take_over(&mut self) {
-        let attended: Vec<String> = self.opens.lock().iter().map(|open| open.id.clone()).collect();
-        let left = self.document.opens.iter().filter(|open| !attended.contains(&open.bundle));
-        for record in left.cloned().collect::<Vec<_>>() {
+        let ids: Vec<String> = self.document.opens.iter().map(|open| open.bundle.clone()).collect();
+        for record in ids.iter().filter_map(|id| self.left_open(id)).collect::<Vec<_>>() {
             if let Err(error) = self.take_over_one(&record) {
                 let trouble = Some(format!("nobody attends to it yet: {error}"));
                 let frames = record.threads.len() as u64;
@@ -90,7 +94,17 @@ impl<E: Engine> Updater<E> {
         }
     }
 
-    fn take_over_one(&mut self, record: &OpenRecord) -> Result<(), UpdateError> {
+    /// An update that an earlier service has left open, and that nobody attends to.
+    pub(in crate::update) fn left_open(&self, id: &str) -> Option<OpenRecord> {
+        let attended = self.opens.lock().iter().any(|open| open.id == id);
+        self.document.opens.iter().find(|open| open.bundle == id && !attended).cloned()
+    }
+
+    /// Attends again to one of them.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; nothing was changed.
+    pub(in crate::update) fn take_over_one(&mut self, record: &OpenRecord) -> Result<(), UpdateError> {
         let id = record.bundle.as_str();
         let bundle = self.bundle(id)?;
         let (kernel, boot) = self.same_boot(&bundle)?;
@@ -110,6 +124,7 @@ impl<E: Engine> Updater<E> {
             mapped: Vec::new(),
             after: after.clone(),
         };
+        let held = self.journal.load_copies()?;
         self.journal.begin(&action(&[], &after), &self.document)?;
         let (journal, before, opens, resets) = (&self.journal, &self.document, &self.opens, self.resets);
         let (done, _) = transaction::paused(&mut self.engine, |engine| {
@@ -124,10 +139,8 @@ impl<E: Engine> Updater<E> {
                 Survey::Unclear(who) => return Err(UpdateError::Busy { who, attempts: 1 }),
             };
             let mut writes: Vec<Write> = threads.iter().map(|thread| thread.divert(record.trampoline)).collect();
-            let apart: Vec<Datum> = data::apart(engine, &open.data)?;
-            if !threads.is_empty() {
-                writes.extend(data::to_old(engine, &apart, &[])?.copies);
-            }
+            let caught_up = data::catch_up(engine, &open.data, &held)?;
+            writes.extend(caught_up.writes);
             for known in after.opens.iter_mut().filter(|known| known.bundle == id) {
                 known.threads.clone_from(&threads);
             }
@@ -136,9 +149,11 @@ impl<E: Engine> Updater<E> {
             transaction::write_all(engine, &writes)?;
             let mut open = Open { threads, ..open };
             open.counts.frames = open.threads.len() as u64;
-            if !apart.is_empty() {
-                open.counts.lost += 1;
-                open.trouble = Some(APART.to_owned());
+            if !caught_up.lost.is_empty() {
+                open.counts.lost += caught_up.lost.len() as u64;
+                let names = caught_up.lost.join(", ");
+                open.trouble =
+                    Some(format!("both copies of {names} were written while nobody attended; the new one counts"));
             }
             let begun = opens.begin(engine, open);
             begun.map_err(|error| errors::with_undo(error, transaction::take_back(engine, &writes)))
@@ -147,7 +162,11 @@ impl<E: Engine> Updater<E> {
         self.unsettled = done.as_ref().is_err_and(UpdateError::is_stuck);
         if done.is_ok() {
             self.document = after;
-            return Ok(self.journal.finish(&self.document)?);
+            self.journal.finish(&self.document)?;
+            // Others may still be waiting for what it says.
+            let is_last =
+                self.document.opens.iter().all(|known| self.opens.lock().iter().any(|open| open.id == known.bundle));
+            return if is_last { Ok(self.journal.forget_copies()?) } else { Ok(()) };
         }
         if !self.unsettled {
             self.journal.forget_action()?;
@@ -188,5 +207,59 @@ impl<E: Engine> Updater<E> {
             kernel,
         };
         Ok(Left { open, code })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::engine::{EngineError, Pa, ReadMemory};
+    use crate::update::data::{catch_up, test_datum};
+    use std::collections::BTreeMap;
+
+    const OLD: u64 = 0x5ffe;
+    const NEW: u64 = 0x9010;
+
+    struct Memory(BTreeMap<u64, u8>);
+
+    impl ReadMemory for Memory {
+        fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
+            (from.0..).zip(into).for_each(|(at, byte)| *byte = self.0.get(&at).copied().unwrap_or(0));
+            Ok(())
+        }
+    }
+
+    fn memory(old: i32, new: i64) -> Memory {
+        let old = (OLD..).zip(old.to_le_bytes());
+        Memory(old.chain((NEW..).zip(new.to_le_bytes())).collect())
+    }
+
+    /// The number has 4 bytes and lies across the edge of a page; the new one has 8.
+    #[test]
+    fn the_copy_that_was_written_counts() {
+        let datum = test_datum(OLD, 4, NEW, 8);
+        let in_line = memory(5, 5);
+        let mut held = BTreeMap::new();
+        for trap in datum.traps(0) {
+            let mut bytes = vec![0; trap.length];
+            in_line.read(trap.at, &mut bytes).expect("memory");
+            held.insert(trap.at, bytes);
+        }
+        assert_eq!(held.len(), 3);
+        let data = [datum];
+        let caught_up = |old, new, held: &BTreeMap<Pa, Vec<u8>>| {
+            let caught_up = catch_up(&memory(old, new), &data, held).expect("fits");
+            let writes = caught_up.writes.iter().map(|write| (write.pa, write.new.clone())).collect::<Vec<_>>();
+            (writes, caught_up.lost.len())
+        };
+        let to_old = |value: i32| vec![(OLD, value.to_le_bytes().to_vec())];
+        let to_new = |value: i64| vec![(NEW, value.to_le_bytes().to_vec())];
+        assert_eq!(caught_up(5, 5, &held), (vec![], 0));
+        assert_eq!(caught_up(-7, 5, &held), (to_new(-7), 0));
+        assert_eq!(caught_up(5, 6, &held), (to_old(6), 0));
+        assert_eq!(caught_up(7, 6, &held), (to_old(6), 1));
+        assert_eq!(caught_up(7, 7, &held), (vec![], 0));
+        // Nothing is known of the time before.
+        assert_eq!(caught_up(7, 5, &BTreeMap::new()), (to_old(5), 1));
+        assert!(catch_up(&memory(5, 1 << 40), &data, &held).is_err());
     }
 }
