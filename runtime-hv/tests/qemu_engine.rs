@@ -12,7 +12,8 @@ use runtime_hv::engine::qemu::{
     Attended, Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue,
 };
 use runtime_hv::engine::{
-    Call, CallError, Calls as _, EngineError, Pa, Pause, ReadMemory, Registers, Va, Vcpu, Vcpus, Wake, WriteMemory,
+    Attend, Call, CallError, Calls as _, Engine as _, EngineError, Pa, Pause, ReadMemory, Registers, Stopped, Trapped,
+    Va, Vcpu, Vcpus, Wake, WriteMemory, Written,
 };
 use runtime_hv::guest::paging::ADDRESS;
 
@@ -155,6 +156,8 @@ fn a_stock_kernel_is_read_written_and_left_running() {
     assert_running_and_clean(&guest);
     a_reset_ends_a_call(&mut guest);
     assert_running_and_clean(&guest);
+    a_reset_ends_watching(&guest);
+    assert_running_and_clean(&guest);
     pauses_are_timed_and_resets_heard_of(&guest);
     assert_running_and_clean(&guest);
 }
@@ -218,6 +221,50 @@ fn a_reset_ends_a_call(guest: &mut Guest) {
         assert!(Instant::now() < deadline, "it does not boot again:\n{}", guest.console());
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Nobody is to be told anything.
+struct Nobody;
+
+impl Attend for Nobody {
+    fn written(&mut self, _: &mut dyn Stopped, _: Vcpu, writes: &[Written]) {
+        panic!("told of {writes:?}");
+    }
+
+    fn reported(&mut self, _: &mut dyn Stopped, _: Vcpu, _: u32) {
+        panic!("told of a report");
+    }
+}
+
+/// Memory of one boot is watched, and the guest is reset: nothing of the next boot is told, and it is not held up.
+fn a_reset_ends_watching(guest: &Guest) {
+    let mut engine = attach(guest);
+    engine.pause().expect("stopped");
+    let resets = engine.resets();
+    let watch = engine.watch().expect("it emulates");
+    watch.attend(Some(Box::new(Nobody)), &[Va(0xffff_ffff_ffff_f000)]).expect("it stands");
+    watch.trap(&Trapped::page(SCRATCH, 8)).expect("memory");
+    assert!(matches!(watch.trap(&Trapped::page(Pa(0x8000_0000), 8)), Err(EngineError::Memory { .. })));
+    engine.resume().expect("continued");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(!engine.is_paused().expect("status"), "only between two turns");
+    let watch = engine.watch().expect("it emulates");
+    assert!(matches!(watch.trap(&Trapped::page(SCRATCH, 8)), Err(EngineError::Running(_))));
+    assert!(matches!(engine.write(SCRATCH, &[0]), Err(EngineError::Running(_))));
+    let booted = || guest.console().matches("end Kernel panic").count();
+    let before = booted();
+    monitor(&guest.other_qmp(), "system_reset");
+    let deadline = Instant::now() + Duration::from_secs(300);
+    while booted() == before {
+        assert!(Instant::now() < deadline, "it does not boot again:\n{}", guest.console());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert!(!engine.is_paused().expect("status"));
+    assert!(engine.resets() > resets);
+    engine.pause().expect("stopped");
+    assert_eq!(engine.watch().expect("it emulates").trouble().as_deref(), Some("the guest was reset"));
+    engine.resume().expect("continued");
+    engine.detach().expect("detached");
 }
 
 fn pauses_are_timed_and_resets_heard_of(guest: &Guest) {

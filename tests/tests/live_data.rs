@@ -113,24 +113,3 @@ fn data_change_with_code_under_load() {
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
-
-/// A kernel thread sleeps in the old function for ever. An engine that cannot follow it says so, by name, and nothing happens.
-#[test]
-fn a_thread_that_never_leaves_is_named() {
-    if !require::qemu("an engine that sees threads leave applies it") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    let work = tempfile::tempdir().expect("a folder");
-    let bundle = common::khugepaged_bundle(work.path(), &kernel);
-    let mut guest = Guest::under_lucos_hv(&Config::new("inside", &kernel.vmlinuz())).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("echo always > /sys/kernel/mm/transparent_hugepage/enabled; pidof khugepaged").expect("it runs");
-    let (reason, message) = refused(hv.apply(&bundle));
-    assert_eq!(reason, "busy");
-    assert!(message.contains("khugepaged"), "{message}");
-    assert!(common::applied(&hv).is_empty());
-    guest.run_ok("cat /sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed").expect("answers");
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
-}

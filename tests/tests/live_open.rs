@@ -39,7 +39,7 @@ fn release(guest: &mut Guest, readers: std::ops::RangeInclusive<usize>, done: us
 }
 
 /// Counts reads of pipes; those who wait in one are inside.
-fn pipe_bundle(work: &Path, kernel: &Kernel) -> PathBuf {
+fn pipe_bundle(work: &Path, kernel: &Kernel, hooks: Option<&str>) -> PathBuf {
     let edits = [
         edit("fs/pipe.c", "\t/* Null read succeeds. */\n", "\tlucos_reads++;\n\t/* Null read succeeds. */\n"),
         edit(
@@ -48,14 +48,22 @@ fn pipe_bundle(work: &Path, kernel: &Kernel) -> PathBuf {
             "static unsigned long lucos_reads;\nstatic ssize_t\npipe_read(",
         ),
     ];
-    data_bundle(work, kernel, "pipe", &edits, "", &["--type2"])
+    let file = work.join("hooks.c").display().to_string();
+    let options: &[&str] = match hooks {
+        Some(text) => {
+            std::fs::write(&file, text).expect("a file in the work folder");
+            &["--hooks", &file]
+        }
+        None => &["--type2"],
+    };
+    data_bundle(work, kernel, "pipe", &edits, "", options)
 }
 
 #[test]
 fn sleeping_threads_are_inside_and_leave_one_by_one() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let bundle = pipe_bundle(work.path(), &kernel);
+    let bundle = pipe_bundle(work.path(), &kernel, None);
     let mut guest = Guest::under_lucos_hv(&Config::new("open", &kernel.vmlinuz())).expect("boots");
     let hv = Hv::new(guest.api());
     let load = "setsid sh -c 'while :; do echo a | cat > /dev/null; echo >> /tmp/worked; done' > /dev/null 2>&1 &";
@@ -90,6 +98,42 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
     undo(&hv, "pipe");
     let worked: u64 = guest.run_ok("wc -l < /tmp/worked").expect("answers").trim().parse().expect("a number");
     assert!(worked > 20, "the load did {worked} rounds");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// Hooks run while the update is open, on the processors on which threads leave: each leaves a mark in a number that programs can
+/// read.
+#[test]
+fn hooks_run_as_threads_leave() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let hooks = "#include <linux/panic.h>\n#include <linux/pipe_fs_i.h>\n#include <lucos.h>\n\
+        static void left(const struct lucos_transition *transition)\n{\n\tpanic_timeout++;\n}\n\
+        LUCOS_TRANSITION(pipe_read, left);\n\
+        static void ended(const struct lucos_context *context)\n{\n\tpanic_timeout += 1000;\n}\n\
+        LUCOS_POST(ended);\n";
+    let bundle = pipe_bundle(work.path(), &kernel, Some(hooks));
+    let mut guest = Guest::under_lucos_hv(&Config::new("open-hooks", &kernel.vmlinuz())).expect("boots");
+    let hv = Hv::new(guest.api());
+    let marks = |guest: &mut Guest| -> f64 {
+        guest.run_ok("cat /proc/sys/kernel/panic").expect("answers").trim().parse().expect("a number")
+    };
+    guest.run_ok("echo 0 > /proc/sys/kernel/panic").expect("sets");
+    start_readers(&mut guest);
+    apply_open(&hv, &bundle);
+    release(&mut guest, 1..=READERS / 2, READERS / 2);
+    let outcome = show(&hv, "pipe");
+    assert_eq!(
+        (marks(&mut guest), outcome.number("/open/lost")),
+        (outcome.number("/open/left"), 0.0),
+        "{}",
+        outcome.describe()
+    );
+    release(&mut guest, READERS / 2 + 1..=READERS, READERS);
+    let outcome = becomes(&hv, "pipe", "applied");
+    assert_eq!(marks(&mut guest), outcome.number("/open/frames") + 1000.0, "{}", outcome.describe());
+    undo(&hv, "pipe");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
@@ -168,7 +212,7 @@ fn an_open_update_outlives_its_service() {
     }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let bundle = pipe_bundle(work.path(), &kernel);
+    let bundle = pipe_bundle(work.path(), &kernel, None);
     let mut guest = Guest::under_plain_qemu(&Config::new("open-away", &kernel.vmlinuz())).expect("boots");
     let hv = Hv::new(guest.api());
     let mut service = guest.attach().expect("attaches");

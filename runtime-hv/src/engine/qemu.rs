@@ -12,6 +12,8 @@
 //! | write | stub, `M`, physical addresses | 0.1 ms once a pause, then 0.05 ms a KB |
 //! | call | stub: other registers, one processor run alone (`call`) | about 3 ms |
 //! | interrupt | stub, `M`, at the address of a message-signalled interrupt | as a write |
+//! | reports | stub, a breakpoint; a thread of ours lets the guest run (`watch`, `drive`) | about 1 ms |
+//! | writes | stub, watched ranges; one processor runs at a time (`turns`) | about 1 ms each; see docs/runtime.md |
 
 mod call;
 mod description;
@@ -68,6 +70,8 @@ pub struct QemuEngine {
     driver: Option<Driver>,
     /// Why nobody has attended for a while.
     trouble: Option<String>,
+    /// The guest was had back, and whether it stands is not known yet.
+    unsure: bool,
     last_pause: Duration,
     /// The stub could not be closed after the last pause.
     stub_left_open: bool,
@@ -101,6 +105,7 @@ impl QemuEngine {
             watching: Watching::default(),
             driver: None,
             trouble: None,
+            unsure: false,
             last_pause: Duration::ZERO,
             stub_left_open: false,
         })
@@ -141,6 +146,7 @@ impl QemuEngine {
     fn drive(&mut self) -> Result<(), EngineError> {
         let Some(hold) = self.hold.take() else { return Ok(()) };
         let since = hold.since;
+        self.unsure = false;
         match Driver::begin(Arc::clone(&self.vm), hold, std::mem::take(&mut self.watching)) {
             Ok(driver) => {
                 self.driver = Some(driver);
@@ -220,15 +226,16 @@ impl QemuEngine {
 
 impl Pause for QemuEngine {
     fn pause(&mut self) -> Result<(), EngineError> {
-        if self.hold.is_some() {
-            return Ok(());
-        }
-        if self.take_back(Instant::now()) {
+        self.unsure |= self.take_back(Instant::now());
+        if self.unsure {
             // A state in which it must not be touched is said now.
             let mut monitor = self.vm.monitor();
             if monitor.is_running_or_stopped()? {
                 monitor.stop()?;
             }
+            self.unsure = false;
+        }
+        if self.hold.is_some() {
             return Ok(());
         }
         let mut monitor = self.vm.monitor();
@@ -275,6 +282,7 @@ impl Pause for QemuEngine {
         if !hold.owner_paused {
             monitor.cont()?;
         }
+        self.unsure = false;
         self.last_pause = hold.since.elapsed();
         // It runs without us; should this fail, the next tool finds a guest that is not missing anything.
         let _ = Mark::forget(self.vm.folder());
@@ -287,8 +295,8 @@ impl Pause for QemuEngine {
 
     fn is_paused(&mut self) -> Result<bool, EngineError> {
         match &self.hold {
-            Some(hold) => Ok(hold.owner_paused),
-            None => self.is_running().map(|running| !running),
+            Some(hold) if !self.unsure => Ok(hold.owner_paused),
+            _ => self.is_running().map(|running| !running),
         }
     }
 

@@ -170,9 +170,11 @@ impl Driven {
 
 /// What a driver needs before it begins.
 fn prepare(vm: &Vm, hold: &mut Hold, watching: &mut Watching) -> Result<(PipeReader, PipeWriter, u64), EngineError> {
-    let processors = vm.registers()?.len();
-    if watching.turns.shares().len() != processors {
-        watching.turns = Turns::new(processors);
+    if !watching.arms.traps.is_empty() {
+        let processors = vm.registers()?.len();
+        if watching.turns.shares().len() != processors {
+            watching.turns = Turns::new(processors);
+        }
     }
     // What the service has written is no write of the guest.
     watching.arms.refresh(vm)?;

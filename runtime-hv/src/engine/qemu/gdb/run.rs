@@ -143,4 +143,41 @@ mod tests {
             assert_eq!(Stop::parse(other), None);
         }
     }
+
+    #[test]
+    fn a_guest_is_let_run_and_comes_to_stand_in_each_way() {
+        use std::io::{Read as _, Write as _};
+        use std::os::unix::net::UnixStream;
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let mut expect = move |expected: &[u8], answer: &[u8]| {
+            let mut got = vec![0; expected.len()];
+            theirs.read_exact(&mut got).expect("bytes of the client");
+            assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(expected));
+            theirs.write_all(answer).expect("answer");
+        };
+        let stub = std::thread::spawn(move || {
+            expect(&encode(b"Qqemu.PhyMemMode:1"), b"+$OK#9a");
+            // It stands at once; the acknowledgement and the stop reply come together.
+            let stood = encode(b"T05thread:02;watch:1000;");
+            expect(&[b"+", &encode(b"vCont;c:2")[..]].concat(), &[b"+", &stood[..]].concat());
+            // A damaged command is sent again; later it is stopped.
+            expect(&[b"+", &encode(b"vCont;c")[..]].concat(), b"-");
+            expect(&encode(b"vCont;c"), b"+");
+            expect(&[INTERRUPT], &encode(b"T02thread:01;"));
+            expect(b"+", b"");
+        });
+        let (asked, wake) = std::io::pipe().expect("a pipe");
+        let mut client = Client::begin(Timed::new(ours)).expect("physical mode");
+        client.start(Some(Vcpu(1))).expect("runs");
+        let stood = client.wait(PATIENCE, asked.as_fd()).expect("stands");
+        assert_eq!(stood, Waited::Stood(Stop { signal: super::super::TRAP, vcpu: Some(Vcpu(1)), watch: true }));
+        client.start(None).expect("runs");
+        assert_eq!(client.wait(Duration::from_millis(5), asked.as_fd()).expect("runs on"), Waited::Late);
+        drop(wake);
+        assert_eq!(client.wait(PATIENCE, asked.as_fd()).expect("runs on"), Waited::Woken);
+        let stop = client.halt().expect("stands");
+        assert_eq!(stop, Stop { signal: super::super::STOPPED, vcpu: Some(Vcpu(0)), watch: false });
+        stub.join().expect("the stub saw what it expected");
+        assert!(client.start(None).is_err(), "the stub is gone");
+    }
 }
