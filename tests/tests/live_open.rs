@@ -108,7 +108,7 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
 fn hooks_run_as_threads_leave() {
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let hooks = "#include <linux/panic.h>\n#include <linux/pipe_fs_i.h>\n#include <lucos.h>\n\
+    let hooks = "#include <linux/panic.h>\n#include <lucos.h>\n\
         static void left(const struct lucos_transition *transition)\n{\n\tpanic_timeout++;\n}\n\
         LUCOS_TRANSITION(pipe_read, left);\n\
         static void ended(const struct lucos_context *context)\n{\n\tpanic_timeout += 1000;\n}\n\
