@@ -74,7 +74,7 @@ impl Turns {
 mod tests {
     use super::*;
 
-    /// Lets processors run that sleep or do not, for a while; gives their times in milliseconds.
+    /// Lets processors run that sleep or do not, for a while; gives their times for each round in milliseconds.
     fn run(asleep: &[bool], rounds: usize) -> Vec<u128> {
         let mut turns = Turns::new(asleep.len());
         for _ in 0..rounds * asleep.len() {
@@ -85,7 +85,7 @@ mod tests {
             }
             turns.ended(ran, asleep[now]);
         }
-        turns.shares().iter().map(|share| share.ran.as_millis() / rounds as u128).collect()
+        turns.shares().iter().map(|share| (share.ran.as_micros() / rounds as u128 + 500) / 1000).collect()
     }
 
     #[test]
@@ -93,7 +93,7 @@ mod tests {
         assert_eq!(run(&[false; 3], 100), [4, 4, 4]);
         assert_eq!(run(&[false, true, false, true], 100), [4, 0, 4, 0]);
         assert_eq!(run(&[true, false], 100), [0, 6]);
-        assert_eq!(run(&[true; 4], 100), [1, 1, 1, 1]);
+        assert_eq!(run(&[true; 4], 100), [2, 2, 2, 2]);
         assert_eq!(run(&[false], 100), [6]);
     }
 
