@@ -88,6 +88,9 @@ pub struct PartRecord {
     pub area: u64,
     /// The jumps.
     pub jumps: Vec<Jump>,
+    /// What was written over data that stay where they are.
+    #[serde(default)]
+    pub data: Vec<Edit>,
     /// Areas of earlier lives of the module, to be given back when nobody is inside.
     #[serde(default)]
     pub left: Vec<u64>,

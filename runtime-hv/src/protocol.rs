@@ -202,8 +202,9 @@ pub struct DataInfo {
     pub unit: String,
     /// What becomes of it.
     pub strategy: DataStrategy,
-    /// Where the old one is, `0x…`.
-    pub old_address: String,
+    /// Where the old one is, `0x…`; unknown while the guest does not have the module that it is in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub old_address: Option<String>,
     /// Its size in bytes.
     pub old_size: u64,
     /// Where the new copy is, if there is one.
@@ -214,12 +215,12 @@ pub struct DataInfo {
 }
 
 impl DataInfo {
-    /// Live addresses of the old one.
+    /// Live addresses of the old one, if it is there.
     #[must_use]
-    pub fn old_range(&self) -> std::ops::Range<u64> {
-        let digits = self.old_address.trim_start_matches("0x");
-        let start = u64::from_str_radix(digits, 16).unwrap_or_default();
-        start..start.saturating_add(self.old_size)
+    pub fn old_range(&self) -> Option<std::ops::Range<u64>> {
+        let digits = self.old_address.as_ref()?.trim_start_matches("0x");
+        let start = u64::from_str_radix(digits, 16).ok()?;
+        Some(start..start.saturating_add(self.old_size))
     }
 }
 
@@ -258,6 +259,12 @@ pub struct ModuleInfo {
     pub module: Option<String>,
     /// Functions to redirect; they have addresses while they are redirected.
     pub functions: Vec<ModuleFunction>,
+    /// Existing data of the module that change; they have addresses while they are changed.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub data: Vec<DataInfo>,
+    /// The author's functions that are called about the module.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hooks: Vec<HookInfo>,
 }
 
 /// A function of a module.

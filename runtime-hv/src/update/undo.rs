@@ -10,8 +10,8 @@ use super::hooks::Hooks;
 use super::link::Addresses;
 use super::open::{self, Code, Survey};
 use super::transaction::{self, paused, write_all};
-use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
-use crate::engine::{Engine, Pa};
+use super::{Times, UpdateError, Updater, admit, errors, parts, plan, quiet};
+use crate::engine::{Engine, Pa, ReadMemory};
 use crate::guest::arena::{self, Write};
 use crate::guest::modules::{self, Entry};
 use crate::guest::{GuestError, Kernel, identity, probes};
@@ -35,12 +35,6 @@ struct Undoing {
     reclaimable: bool,
     /// Its areas, if it is not in the arena.
     areas: Vec<Area>,
-    /// Existing data that it has changed.
-    data: Vec<Datum>,
-    /// What was written over those that stay where they are.
-    edits: Vec<Edit>,
-    /// The author's hooks.
-    hooks: Option<Hooks>,
     /// Data change together with code: nobody may be inside when it is taken back.
     exclusive: bool,
 }
@@ -56,6 +50,36 @@ struct WayBack {
     mapped: Vec<(u64, u64)>,
     /// The modules that these are in.
     modules: Vec<Entry>,
+    /// What it has done to data, part by part.
+    changed: Vec<Changed>,
+}
+
+/// What a part of a bundle has done to data.
+struct Changed {
+    /// The kernel, with the module that it is about.
+    kernel: Kernel,
+    /// Existing data that it has changed.
+    data: Vec<Datum>,
+    /// What was written over those that stay where they are.
+    edits: Vec<Edit>,
+    /// The author's hooks.
+    hooks: Option<Hooks>,
+}
+
+impl WayBack {
+    /// What brings the old data back, from the contents of this moment.
+    fn changes(&self, memory: &dyn ReadMemory) -> Result<Changes, UpdateError> {
+        let mut changes = Changes::default();
+        for part in &self.changed {
+            changes = changes.with(data::to_old(memory, &part.data, &part.edits)?);
+        }
+        Ok(changes)
+    }
+
+    /// Runs the hooks of each part.
+    fn hooks(&self, mut run: impl FnMut(&Hooks, &Kernel) -> Result<(), UpdateError>) -> Result<(), UpdateError> {
+        self.changed.iter().try_for_each(|part| part.hooks.as_ref().map_or(Ok(()), |hooks| run(hooks, &part.kernel)))
+    }
 }
 
 /// Live ranges of a bundle's memory.
@@ -98,21 +122,13 @@ impl<E: Engine> Updater<E> {
         let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
         let of_part = |known: &&Area| record.parts.iter().any(|part| part.area != 0 && part.area == known.base);
         let areas = area.into_iter().chain(self.document.areas.iter().filter(of_part).cloned()).collect();
-        let areas: Vec<Area> = areas;
-        let addresses = areas.first().map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
-        let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
-        let hooks = match areas.first() {
-            Some(area) => Hooks::prepare(&self.engine, &kernel, &bundle, area)?,
-            None => None,
-        };
         let exclusive = bundle.manifest.update_type == UpdateType::Type2;
-        let action =
-            Undoing { kernel, boot, id, reclaimable, areas, data, edits: record.data.clone(), hooks, exclusive };
+        let action = Undoing { kernel, boot, id, reclaimable, areas, exclusive };
 
         let mut attempt = 0;
         let free = loop {
             attempt += 1;
-            let back = self.way_back(&action.kernel, &name, &record)?;
+            let back = self.way_back(&action, &name, &bundle, &record)?;
             let switched = match back {
                 Ok(back) => self.switch(&action, &back, "redirect", &mut times)?,
                 Err(busy) => Switched::Busy(busy),
@@ -197,7 +213,6 @@ impl<E: Engine> Updater<E> {
     ) -> Result<Switched, UpdateError> {
         let in_arena = action.reclaimable && action.areas.is_empty();
         let memory = if in_arena { Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?) } else { None };
-        let (data, edits) = if back.leads_back { (&*action.data, &*action.edits) } else { Default::default() };
         let kept_after = self.removed(action, false);
         let mut free_after = self.removed(action, true);
         if let Some(plan) = &memory {
@@ -208,20 +223,20 @@ impl<E: Engine> Updater<E> {
             let memory = memory.iter().flat_map(|plan| &plan.writes).filter(|_| free);
             let after = if free { &free_after } else { &kept_after };
             // What is in a module may go away with it as soon as the guest runs, and data change.
-            let mapped = back.mapped.iter().map(|&(_, pa)| pa);
+            let mapped = back.mapped.iter().chain(&changes.mapped);
             Action {
                 sequence: after.sequence,
                 boot: action.boot.clone(),
                 bundle: action.id.clone(),
                 owner_paused,
                 writes: back.writes.iter().chain(changes.writes()).chain(memory).cloned().collect(),
-                moving: mapped.chain(changes.writes().map(|write| write.pa)).collect(),
+                moving: mapped.clone().map(|&(_, pa)| pa).chain(changes.writes().map(|write| write.pa)).collect(),
                 list: None,
-                mapped: back.mapped.clone(),
+                mapped: mapped.copied().collect(),
                 after: after.clone(),
             }
         };
-        let expected = data::to_old(&self.engine, data, edits)?;
+        let expected = back.changes(&self.engine)?;
         self.journal.begin(&planned(true, &expected), &self.document)?;
         let ranges = self.new_code(action);
         let mut unwinder = if action.exclusive { self.unwinder(&action.kernel)? } else { None };
@@ -265,19 +280,15 @@ impl<E: Engine> Updater<E> {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
                 Ok(is_free) => is_free,
             };
-            let hooks = action.hooks.as_ref().filter(|_| back.leads_back);
-            if let Some(hooks) = hooks {
-                match times.measure("hooks", || hooks.about_update(engine, &action.kernel, HookKind::UndoPre, 0)) {
-                    Err(error @ UpdateError::NoProcessor { .. }) => {
-                        return Ok((Switched::Busy(error.to_string()), false));
-                    }
-                    other => other?,
-                }
+            let mut may = || back.hooks(|hooks, kernel| hooks.about_update(engine, kernel, HookKind::UndoPre, 0));
+            match times.measure("hooks", &mut may) {
+                Err(error @ UpdateError::NoProcessor { .. }) => return Ok((Switched::Busy(error.to_string()), false)),
+                other => other?,
             }
             let Some(returns) = opens.returns(engine, &action.id)? else {
                 return Ok((Switched::Busy("a thread is just leaving the old code".to_owned()), false));
             };
-            let changes = Changes { returns, ..data::to_old(engine, data, edits)? };
+            let changes = Changes { returns, ..back.changes(engine)? };
             let planned = planned(is_free, &changes);
             if back.leads_back && (!is_free || changes != expected) {
                 journal.begin(&planned, before)?;
@@ -286,17 +297,15 @@ impl<E: Engine> Updater<E> {
                 journal.committing()?;
                 times.measure(phase, || write_all(engine, &planned.writes))?;
             }
-            if let Some(hooks) = hooks {
-                let mut run = || {
-                    hooks.about_data(engine, &action.kernel, HookKind::SyncToOld)?;
-                    hooks.about_update(engine, &action.kernel, HookKind::UndoPost, 0)
-                };
-                if let Err(error) = times.measure("hooks", &mut run) {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
-                }
+            let mut run = || {
+                back.hooks(|hooks, kernel| hooks.about_data(engine, kernel, HookKind::SyncToOld))?;
+                back.hooks(|hooks, kernel| hooks.about_update(engine, kernel, HookKind::UndoPost, 0))
+            };
+            if let Err(error) = times.measure("hooks", &mut run) {
+                return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
             }
             if back.leads_back {
-                opens.end(engine, &action.id)?;
+                opens.end_all(engine, &action.id)?;
             }
             Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))
         });
@@ -324,7 +333,7 @@ impl<E: Engine> Updater<E> {
     fn new_code(&self, action: &Undoing) -> NewCode {
         let arena = &self.document.arena;
         let (mut all, mut code) = (Vec::new(), Vec::new());
-        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0 };
+        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0, part: 0 };
         for known in arena.allocations.iter().filter(|known| known.bundle == action.id) {
             all.extend(arena::ranges(arena, known));
             code.extend(arena::code(arena, known).into_iter().map(named));
@@ -403,8 +412,17 @@ impl<E: Engine> Updater<E> {
     /// else is somebody else's.
     ///
     /// A module that is gone has taken its jumps with it; one that is going still runs code that leads through them.
-    fn way_back(&self, kernel: &Kernel, name: &str, record: &Record) -> Result<Result<WayBack, String>, UpdateError> {
+    fn way_back(
+        &self,
+        action: &Undoing,
+        name: &str,
+        bundle: &Bundle,
+        record: &Record,
+    ) -> Result<Result<WayBack, String>, UpdateError> {
+        let kernel = &action.kernel;
         let mut back = WayBack { leads_back: true, ..WayBack::default() };
+        let image = action.areas.iter().find(|area| area.bundle == action.id);
+        back.changed.push(self.changed(kernel, bundle, image, &record.data)?);
         if record.parts.iter().any(|part| part.at != 0) {
             let listed = match modules::all(&self.engine, kernel) {
                 // The list may change while it is read.
@@ -413,8 +431,10 @@ impl<E: Engine> Updater<E> {
                 }
                 other => other?,
             };
-            for (part, info) in record.parts.iter().zip(&record.info.modules).filter(|(part, _)| !part.jumps.is_empty())
-            {
+            for ((part, info), changes) in record.parts.iter().zip(&record.info.modules).zip(&bundle.modules) {
+                if part.at == 0 || part.jumps.is_empty() && changes.payload.changed.is_empty() {
+                    continue;
+                }
                 let found = listed.iter().find(|entry| entry.at.0 == part.at && entry.name == info.name);
                 let Some(entry) = found else { continue };
                 if !entry.live {
@@ -431,9 +451,24 @@ impl<E: Engine> Updater<E> {
                         back.mapped.push(place);
                     }
                 }
-                if back.writes.len() != before {
-                    back.modules.push(entry.clone());
+                // Without a jump of ours it is another life of the module, with data of its own.
+                let edits = part.data.iter().filter_map(|edit| Some((edit.va?, edit.write.pa))).collect::<Vec<_>>();
+                if back.writes.len() == before && !part.jumps.is_empty()
+                    || !quiet::are_mapped(&self.engine, kernel, &edits)?
+                {
+                    continue;
                 }
+                back.modules.push(entry.clone());
+                let Some(id) = changes.module.as_ref() else { continue };
+                let kernel = match admit::with_module(&self.engine, kernel.clone(), id) {
+                    Ok(kernel) => kernel,
+                    Err(UpdateError::ModuleAbsent { .. }) => {
+                        return Ok(Err(format!("the module {} is being loaded or removed", info.name)));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let area = action.areas.iter().find(|area| area.base == part.area);
+                back.changed.push(self.changed(&kernel, changes, area, &part.data)?);
             }
         }
         for jump in record.jumps.iter().rev() {
@@ -447,6 +482,20 @@ impl<E: Engine> Updater<E> {
                 None => Ok(Ok(back)),
             },
         }
+    }
+
+    /// What a part has done to data.
+    fn changed(
+        &self,
+        kernel: &Kernel,
+        bundle: &Bundle,
+        area: Option<&Area>,
+        edits: &[Edit],
+    ) -> Result<Changed, UpdateError> {
+        let addresses = area.map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
+        let data = data::locate(&self.engine, kernel, bundle, &addresses)?;
+        let hooks = area.map(|area| Hooks::prepare(&self.engine, kernel, bundle, area)).transpose()?.flatten();
+        Ok(Changed { kernel: kernel.clone(), data, edits: edits.to_vec(), hooks })
     }
 
     fn one_back(&self, name: &str, jump: &Write) -> Result<Option<Write>, UpdateError> {
