@@ -68,7 +68,7 @@ impl<E: Engine> Updater<E> {
             }
             let walk = || open::survey(engine, &first.kernel, unwinder.as_mut(), opens, &old_code);
             let threads = match times.measure("walk", walk)? {
-                Survey::Frames(threads) if threads.is_empty() || moment.can_be_open(engine) => threads,
+                Survey::Frames(threads) if moment.can_begin(engine, &threads) => threads,
                 Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
@@ -132,9 +132,10 @@ impl Moment<'_> {
         }
     }
 
-    /// Whether the update can begin with threads inside.
-    fn can_be_open<E: Engine>(&self, engine: &mut E) -> bool {
-        engine.watch().is_some() && self.parts.iter().all(|part| part.plan.trampoline != 0)
+    /// Whether the update can begin with these threads inside.
+    fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+        let can_leave = |thread: &Inside| self.parts.get(thread.part).is_some_and(|part| part.plan.trampoline != 0);
+        threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
     }
 
     /// Runs hooks of each part.
