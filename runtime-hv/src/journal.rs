@@ -140,7 +140,7 @@ impl Document {
             Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
         };
         let mut records = self.bundles.iter().map(|record| &record.info);
-        records.any(|info| info.id == bundle && info.state.is_in_effect() && in_effect(info))
+        records.any(|info| info.id == bundle && info.state.is_in_use() && in_effect(info))
     }
 }
 

@@ -82,7 +82,7 @@ pub enum BundleState {
     Open,
     /// In effect.
     Applied,
-    /// Being taken back.
+    /// Not in effect any more, while threads are still inside the new code.
     Undoing,
     /// Not in effect any more.
     Removed,
@@ -93,6 +93,12 @@ impl BundleState {
     #[must_use]
     pub fn is_in_effect(self) -> bool {
         matches!(self, BundleState::Open | BundleState::Applied)
+    }
+
+    /// Whether threads may run the new code, or use its data.
+    #[must_use]
+    pub fn is_in_use(self) -> bool {
+        self.is_in_effect() || self == BundleState::Undoing
     }
 
     /// The word used in JSON and tables.

@@ -172,7 +172,7 @@ impl<'a> Soak<'a> {
         for name in self.in_effect()? {
             let what = format!("undo {name}");
             let outcome = self.patiently(&what, |hv| hv.undo(&name))?;
-            self.expect(&what, &outcome, &["removed"])?;
+            self.expect(&what, &outcome, &["removed", "undoing"])?;
         }
         let state = State::read(self.guest)?;
         let mut faults = state.faults();
@@ -196,11 +196,13 @@ impl<'a> Soak<'a> {
         } else {
             self.patiently(&what, |hv| hv.apply(&bundle))?
         };
-        let states: &[&str] = if is_there { &["removed"] } else { &["applied", "open"] };
+        let states: &[&str] = if is_there { &["removed", "undoing"] } else { &["applied", "open"] };
         self.expect(&what, &outcome, states)?;
         *self.counts.entry(word).or_default() += 1;
-        if outcome.text("/state") == "open" {
-            *self.counts.entry("open").or_default() += 1;
+        for state in ["open", "undoing"] {
+            if outcome.text("/state") == state {
+                *self.counts.entry(state).or_default() += 1;
+            }
         }
         if !is_there {
             // The same again is refused, whatever its state is by now.

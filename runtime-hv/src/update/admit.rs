@@ -12,7 +12,7 @@ use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
 use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
-use crate::protocol::{DataInfo, DataStrategy, ModuleFunction};
+use crate::protocol::{BundleState, DataInfo, DataStrategy, ModuleFunction};
 use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, MODULE_SPACE, ModuleId, Place, UpdateType, hex};
 use std::ops::Range;
 
@@ -153,8 +153,12 @@ fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String, u64)> {
 
 /// Refuses what is applied, and what another bundle has redirected or changed.
 fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
-    for record in document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
+    for record in document.bundles.iter().filter(|record| record.info.state.is_in_use()) {
         let (name, other) = (record.info.name.clone(), record.info.id.clone());
+        if other == id && record.info.state == BundleState::Undoing {
+            let who = "threads are still inside of its new code, which is being left".to_owned();
+            return Err(UpdateError::Busy { who, attempts: 1 });
+        }
         if other == id {
             return Err(UpdateError::AlreadyApplied { name, id: other });
         }

@@ -205,6 +205,6 @@ impl Moment<'_> {
             (Some(_), [only, ..]) => &only.target.id,
             _ => self.goal.id,
         };
-        Open::new(id, self.parts.iter().map(part).collect(), threads)
+        Open::new(id, false, self.parts.iter().map(part).collect(), threads)
     }
 }

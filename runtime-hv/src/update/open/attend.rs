@@ -19,7 +19,9 @@ use std::time::Instant;
 pub struct Open {
     /// Id of the bundle, or of the part of it that came into effect later.
     pub id: String,
-    /// What came into effect in the same moment: nobody may be inside of any part before one of them is over.
+    /// Whether it is being taken back: then the code that threads are inside of is the new one.
+    pub undo: bool,
+    /// What was switched in the same moment: it is over when nobody is inside of any part.
     pub parts: Vec<OpenPart>,
     /// Who is inside.
     pub threads: Vec<Inside>,
@@ -42,7 +44,7 @@ pub struct OpenPart {
     pub data: Vec<Datum>,
     /// The author's hooks.
     pub hooks: Option<Hooks>,
-    /// Where threads return to that are inside of its old code.
+    /// Where threads return to that are inside of its code.
     pub trampoline: Va,
 }
 
@@ -100,9 +102,10 @@ pub struct Attendant(Shared);
 impl Open {
     /// An update as it begins.
     #[must_use]
-    pub fn new(id: &str, parts: Vec<OpenPart>, threads: Vec<Inside>) -> Open {
+    pub fn new(id: &str, undo: bool, parts: Vec<OpenPart>, threads: Vec<Inside>) -> Open {
         Open {
             id: id.to_owned(),
+            undo,
             parts,
             counts: Counts { frames: threads.len() as u64, ..Counts::default() },
             threads,
@@ -178,8 +181,9 @@ impl Attend for Attendant {
             let Some(index) = open.threads.iter().position(leaves) else { continue };
             let thread = open.threads.remove(index);
             let part = &open.parts[thread.part];
+            let kind = if open.undo { HookKind::UndoTransition } else { HookKind::Transition };
             if let Some(hooks) = &part.hooks
-                && let Err(error) = hooks.transition(guest, &part.kernel, vcpu, HookKind::Transition, &thread)
+                && let Err(error) = hooks.transition(guest, &part.kernel, vcpu, kind, &thread)
             {
                 open.counts.lost += 1;
                 open.trouble = Some(error);
@@ -261,7 +265,7 @@ mod tests {
         let data = vec![test_datum(OLD, 4, NEW, 8)];
         let shared = Shared::default();
         let part = OpenPart { id: "id".into(), kernel, data, hooks: None, trampoline: Va(TRAMPOLINE) };
-        shared.lock().push(Open::new("id", vec![part], threads));
+        shared.lock().push(Open::new("id", false, vec![part], threads));
         let attendant = shared.attendant();
         (shared, attendant)
     }

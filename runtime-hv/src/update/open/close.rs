@@ -174,16 +174,23 @@ impl<E: Engine> Updater<E> {
                 let _ = self.close(&id);
             }
         }
+        let is_open = |id: &str| self.opens.lock().iter().any(|open| parts::bundle_of(&open.id) == id);
+        let left = self.document.bundles.iter().map(|record| &record.info);
+        let left = left.filter(|info| info.state == BundleState::Undoing && !is_open(&info.id));
+        for id in left.map(|info| info.id.clone()).collect::<Vec<_>>() {
+            let _ = self.finish_undo(&id);
+        }
     }
 
     /// Looks at an open update with the guest stopped, and ends it if nobody is inside.
     fn close(&mut self, id: &str) -> Result<(), UpdateError> {
         let opens = self.opens.clone();
         let (ended, _) = transaction::paused(&mut self.engine, |engine| {
-            let Some(parts) = opens.look(engine, id)? else { return Ok(None) };
+            let Some((parts, undo)) = opens.look(engine, id)? else { return Ok(None) };
+            let kind = if undo { HookKind::UndoPost } else { HookKind::Post };
             for (hooks, kernel) in parts.iter().filter_map(|part| Some((part.hooks.as_ref()?, &part.kernel))) {
-                // The update is in effect whatever it says; that it failed is shown.
-                match hooks.about_update(engine, kernel, HookKind::Post, 0) {
+                // The update has ended whatever it says; that it failed is shown.
+                match hooks.about_update(engine, kernel, kind, 0) {
                     Err(error @ UpdateError::NoProcessor { .. }) => return Err(error),
                     Err(error) => opens.trouble(id, &error.to_string()),
                     Ok(()) => {}
@@ -242,7 +249,7 @@ impl Shared {
 
     /// Forgets threads of a stopped guest that have ended, or that have gone on without returning. Gives what the end needs when
     /// nobody is left.
-    fn look<E: Engine>(&self, engine: &E, id: &str) -> Result<Option<Vec<OpenPart>>, UpdateError> {
+    fn look<E: Engine>(&self, engine: &E, id: &str) -> Result<Option<(Vec<OpenPart>, bool)>, UpdateError> {
         let mut opens = self.lock();
         let Some(open) = opens.iter_mut().find(|open| open.id == id) else { return Ok(None) };
         if let (false, Some(kernel)) = (open.threads.is_empty(), open.parts.first().map(|part| &part.kernel)) {
@@ -263,6 +270,6 @@ impl Shared {
             open.threads = threads;
             open.counts.left += (before - open.threads.len()) as u64;
         }
-        Ok(open.threads.is_empty().then(|| open.parts.clone()))
+        Ok(open.threads.is_empty().then(|| (open.parts.clone(), open.undo)))
     }
 }
