@@ -1,11 +1,16 @@
 //! Updates of a module whose state is known: whatever comes and goes, every number in it is right.
 
-use lucos_tests::require;
+mod common;
+
+use lucos_tests::commands::Hv;
+use lucos_tests::guest::{Config, Guest};
 use lucos_tests::soak::{self, Until};
+use lucos_tests::{known_state, require};
 
 /// Steps of each run here; `cargo xtask soak` takes as many as it is asked for.
 const STEPS: usize = 60;
 const SEED: u64 = 20_061_126;
+const GATE: &str = "type2-open-the-gate";
 
 fn nothing_is_lost(cpus: u32) {
     let Some((kernel, known)) = require::known_state() else { return };
@@ -22,4 +27,51 @@ fn nothing_is_lost_on_two_processors() {
 #[test]
 fn nothing_is_lost_on_four_processors() {
     nothing_is_lost(4);
+}
+
+/// Figure 2 of the paper: old code leaves a lock held, and threads are asleep inside. The thread that leaves with the lock has it
+/// opened by the update's transition, and all go on; without the update they would wait for ever.
+#[test]
+fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
+    if !require::kvm("threads inside old code need an engine that sees them leave") {
+        return;
+    }
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == GATE).expect("it is there");
+    let bundle = update.build(&known, work.path()).expect("builds");
+    let config = Config { files: vec![known.module.clone()], ..Config::new("gate", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let shut =
+        "rm -f /tmp/passed; (echo 2 > /proc/lucos_state; echo failed >> /tmp/passed) > /dev/null 2>&1 & sleep 0.5";
+    let wait =
+        "for i in 1 2 3; do (echo 1 > /proc/lucos_state && echo $i >> /tmp/passed) > /dev/null 2>&1 & done; sleep 0.5";
+    let passed = |guest: &mut Guest| {
+        let text = guest.run_ok("sort /tmp/passed 2>/dev/null; true").expect("answers");
+        text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for round in 0..3 {
+        guest.run_ok(&format!("{shut}; {wait}")).expect("starts");
+        let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+        assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+        assert_eq!(outcome.items("/inside").len(), 4, "round {round}: {}", outcome.describe());
+        assert!(passed(&mut guest).is_empty(), "round {round}: the gate is shut");
+        // The one with the lock leaves after its three seconds, and the others get through behind it.
+        let outcome = common::becomes(&hv, GATE, "applied");
+        assert_eq!((outcome.number("/open/left"), outcome.number("/open/lost")), (4.0, 0.0), "{}", outcome.describe());
+        guest.run_ok("while [ $(wc -l < /tmp/passed) -lt 4 ]; do sleep 0.1; done").expect("they get through");
+        assert_eq!(passed(&mut guest), ["1", "2", "3", "failed"], "round {round}");
+        // New code opens it itself.
+        guest.run_ok("! echo 2 > /proc/lucos_state && echo 1 > /proc/lucos_state").expect("the gate is open");
+        common::undo(&hv, GATE);
+    }
+    // As it is without the update.
+    guest.run_ok(&format!("{shut}; {wait}; sleep 6")).expect("starts");
+    assert_eq!(passed(&mut guest), ["failed"], "the others wait for ever");
+    let warnings = guest.kernel_warnings().expect("answers");
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
