@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 /// Folder of the module in the source tree.
 const FOLDER: &str = "drivers/misc/lucos";
 const UNIT: &str = "lucos_state.c";
+/// A live patch of the kernel's own kind for the module.
+const LIVEPATCH: &str = "lucos_livepatch.c";
 /// What it shows in a guest.
 const SHOWN: &str = "/proc/lucos_state";
 
@@ -32,6 +34,8 @@ pub struct KnownState {
     pub source: PathBuf,
     /// Its file.
     pub module: PathBuf,
+    /// A live patch of the kernel's own kind for it, as a module.
+    pub livepatch: PathBuf,
 }
 
 /// Why an update could not be built.
@@ -101,7 +105,7 @@ fn testdata() -> PathBuf {
 /// Where the module is kept, by all that it depends on.
 fn place(cache: &Path, kernel: &Kernel) -> Result<PathBuf, SetupError> {
     let mut hash = Sha256::new();
-    for name in ["Makefile", UNIT] {
+    for name in ["Makefile", UNIT, LIVEPATCH] {
         let path = testdata().join(name);
         hash.update(fs::read(&path).map_err(SetupError::io(&path))?);
     }
@@ -115,9 +119,11 @@ fn place(cache: &Path, kernel: &Kernel) -> Result<PathBuf, SetupError> {
 /// [`SetupError`] when its own source cannot be read.
 pub fn find(cache: &Path, kernel: &Kernel) -> Result<Option<KnownState>, SetupError> {
     let place = place(cache, kernel)?;
+    let module = |unit| place.join("build").join(FOLDER).join(unit).with_extension("ko");
     let known = KnownState {
         kernel: kernel.clone(),
-        module: place.join("build").join(FOLDER).join(UNIT).with_extension("ko"),
+        module: module(UNIT),
+        livepatch: module(LIVEPATCH),
         source: place.join("source"),
     };
     Ok(place.join(MARKER).exists().then_some(known))
@@ -142,7 +148,7 @@ pub fn prepare(cache: &Path, kernel: &Kernel, say: &dyn Fn(&str)) -> Result<(), 
     apt::output(&place, &["cp", "--archive", "--link", &tree, &copy])?;
     let folder = source.join(FOLDER);
     fs::create_dir(&folder).map_err(SetupError::io(&folder))?;
-    for name in ["Makefile", UNIT] {
+    for name in ["Makefile", UNIT, LIVEPATCH] {
         fs::copy(from.join(name), folder.join(name)).map_err(SetupError::io(&folder))?;
     }
     // Replaced and not written into: the file has a second name in the pristine tree.
@@ -156,14 +162,16 @@ pub fn prepare(cache: &Path, kernel: &Kernel, say: &dyn Fn(&str)) -> Result<(), 
     std::os::unix::fs::symlink(kernel.vmlinux(), &vmlinux).map_err(SetupError::io(&vmlinux))?;
     let (output, release) = (format!("O={}", build.display()), format!("KERNELRELEASE={}", kernel.release));
     let jobs = format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from));
-    let module = format!("{FOLDER}/{}", UNIT.replace(".c", ".ko"));
-    for goals in [&["olddefconfig", "modules_prepare"][..], &[module.as_str()]] {
+    let modules = [UNIT, LIVEPATCH].map(|unit| format!("{FOLDER}/{}", unit.replace(".c", ".ko")));
+    for goals in [&["olddefconfig", "modules_prepare"][..], &[&modules[0], &modules[1]]] {
         let words = ["make", "-C", &copy, &output, &release, &jobs].into_iter().chain(goals.iter().copied());
         apt::output(&place, &words.collect::<Vec<_>>())?;
     }
     // A module without any list of versions is loaded by force; one with an empty list is not (kernel/module/version.c).
-    let module = build.join(module).display().to_string();
-    apt::output(&place, &["objcopy", "--rename-section", "__versions=no_versions", &module])?;
+    for module in modules {
+        let module = build.join(module).display().to_string();
+        apt::output(&place, &["objcopy", "--rename-section", "__versions=no_versions", &module])?;
+    }
     let marker = place.join(MARKER);
     fs::write(&marker, "").map_err(SetupError::io(&marker))
 }

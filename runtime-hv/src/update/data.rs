@@ -85,9 +85,9 @@ impl Changes {
         self
     }
 
-    fn edit(&mut self, edit: Edit) {
-        self.mapped.extend(edit.va.map(|va| (va, edit.write.pa)));
-        self.edits.push(edit);
+    fn edit(&mut self, edit: Option<Edit>) {
+        self.mapped.extend(edit.iter().filter_map(|edit| Some((edit.va?, edit.write.pa))));
+        self.edits.extend(edit);
     }
 }
 
@@ -223,7 +223,7 @@ pub fn to_new(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Changes, Update
                 let ranges = added.iter().map(|range| (range, false)).chain(edited.iter().map(|range| (range, true)));
                 for (range, is_edit) in ranges {
                     for (at, part) in pieces(&datum.old, range) {
-                        datum.edit(memory, at, part, is_edit && !overwrite)?.map(|edit| changes.edit(edit));
+                        changes.edit(datum.edit(memory, at, part, is_edit && !overwrite)?);
                     }
                 }
             }
@@ -266,7 +266,7 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
             holds(memory, &edit.name, at, Some(&edit.write.new))?;
         }
         let write = Write { pa: edit.write.pa, old: live, new: edit.write.old.clone() };
-        changes.edit(Edit { write, ..edit.clone() });
+        changes.edit(Some(Edit { write, ..edit.clone() }));
     }
     Ok(changes)
 }
