@@ -92,6 +92,9 @@ pub struct PartRecord {
     pub area: u64,
     /// The jumps.
     pub jumps: Vec<Jump>,
+    /// What was written over data that stay where they are.
+    #[serde(default)]
+    pub data: Vec<Edit>,
     /// Areas of earlier lives of the module, to be given back when nobody is inside.
     #[serde(default)]
     pub left: Vec<u64>,
@@ -131,10 +134,12 @@ pub struct Document {
 /// Threads that return to code of ours.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenRecord {
-    /// Id of the bundle.
-    pub bundle: String,
-    /// Where they return to.
-    pub trampoline: u64,
+    /// Id of the bundle, or of the part of it that came into effect later.
+    pub id: String,
+    /// It is being taken back: they are inside of the new code.
+    pub undo: bool,
+    /// Id of each part, and where threads inside of its code return to.
+    pub parts: Vec<(String, u64)>,
     /// The threads. Those that have returned since are still named.
     pub threads: Vec<Inside>,
     /// Copies of data, by physical address and length.
@@ -158,7 +163,7 @@ impl Document {
             Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
         };
         let mut records = self.bundles.iter().map(|record| &record.info);
-        records.any(|info| info.id == bundle && info.state.is_in_effect() && in_effect(info))
+        records.any(|info| info.id == bundle && info.state.is_in_use() && in_effect(info))
     }
 }
 

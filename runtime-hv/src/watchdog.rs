@@ -107,11 +107,10 @@ fn old_bytes(action: &Action) -> Vec<(Pa, Vec<u8>)> {
 fn left<'a>(documents: impl Iterator<Item = &'a Document>) -> Attended {
     let mut left = Attended::default();
     for open in documents.flat_map(|document| &document.opens) {
-        left.diverted.extend(open.threads.iter().map(|thread| Diverted {
-            slot: thread.slot,
-            slot_pa: Pa(thread.slot_pa),
-            diverted: open.trampoline,
-            original: thread.original,
+        left.diverted.extend(open.threads.iter().filter_map(|thread| {
+            let (_, diverted) = *open.parts.get(thread.part)?;
+            let (slot, slot_pa, original) = (thread.slot, Pa(thread.slot_pa), thread.original);
+            Some(Diverted { slot, slot_pa, diverted, original })
         }));
         left.copies.extend(open.copies.iter().map(|&(at, length)| (Pa(at), length)));
     }

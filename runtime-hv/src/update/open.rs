@@ -12,12 +12,11 @@ mod close;
 mod resume;
 mod survey;
 
-pub use attend::{Attendant, Open, Shared};
+pub use attend::{Attendant, Open, OpenPart, Shared};
 pub(crate) use close::LOOK_EVERY;
 pub use survey::{Code, Survey, code, survey};
 
 use crate::guest::arena::Write;
-use crate::update::data::Datum;
 use serde::{Deserialize, Serialize};
 
 /// A thread inside an old function.
@@ -29,6 +28,8 @@ pub struct Inside {
     pub pid: u32,
     /// Name.
     pub comm: String,
+    /// Which part of the update the function belongs to.
+    pub part: usize,
     /// The function.
     pub function: String,
     /// Link address of the function.
@@ -49,13 +50,6 @@ impl Inside {
     pub fn divert(&self, trampoline: u64) -> Write {
         Write { pa: self.slot_pa, old: self.original.to_le_bytes().to_vec(), new: trampoline.to_le_bytes().to_vec() }
     }
-}
-
-/// Where the copies of data that move are.
-#[must_use]
-pub fn copies(data: &[Datum]) -> Vec<(u64, usize)> {
-    let moving = data.iter().filter(|datum| datum.moves());
-    moving.flat_map(|datum| datum.traps(0)).map(|trap| (trap.at.0, trap.length)).collect()
 }
 
 /// Names who is inside, for people.

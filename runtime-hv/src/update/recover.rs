@@ -3,6 +3,7 @@
 //! Comes in: the journal. Decided: whether it is about this boot, whether an action was left half done, and whether what
 //! it calls applied is. Goes out: a consistent guest and document; a journal of another boot is set aside.
 
+use super::open::Open;
 use super::{Times, UpdateError, Updater, quiet, transaction};
 use crate::engine::{Engine, EngineError, Pa, ReadMemory, Trapped};
 use crate::guest::arena::Write;
@@ -131,7 +132,7 @@ impl<E: Engine> Updater<E> {
 
     /// Nothing is attended to any more.
     fn forget_opens(&mut self) -> Result<(), UpdateError> {
-        let traps: Vec<Trapped> = self.opens.lock().iter().flat_map(|open| open.traps.clone()).collect();
+        let traps: Vec<Trapped> = self.opens.lock().iter().flat_map(Open::traps).collect();
         if self.opens.is_empty() && self.opens.reports().is_empty() {
             return Ok(());
         }

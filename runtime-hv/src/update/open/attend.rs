@@ -6,10 +6,10 @@
 use super::{Counts, Inside};
 use crate::engine::{Attend, Pa, Registers, Stopped, Trapped, Va, Vcpu, Written};
 use crate::guest::Kernel;
+use crate::journal::OpenRecord;
 use crate::update::area::REPORT_ROOM;
 use crate::update::data::{Datum, Direction};
 use crate::update::hooks::Hooks;
-use crate::update::plan::Plan;
 use lpk_format::HookKind;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,18 +19,12 @@ use std::time::{Duration, Instant};
 /// An update that threads are still inside.
 #[derive(Debug, Clone)]
 pub struct Open {
-    /// Id of the bundle.
+    /// Id of the bundle, or of the part of it that came into effect later.
     pub id: String,
-    /// The kernel.
-    pub kernel: Kernel,
-    /// Data with two copies.
-    pub data: Vec<Datum>,
-    /// These copies, as they are trapped.
-    pub traps: Vec<Trapped>,
-    /// The author's hooks.
-    pub hooks: Option<Hooks>,
-    /// Where threads return to that are inside.
-    pub trampoline: Va,
+    /// Whether it is being taken back: then the code that threads are inside of is the new one.
+    pub undo: bool,
+    /// What was switched in the same moment: it is over when nobody is inside of any part.
+    pub parts: Vec<OpenPart>,
     /// Who is inside.
     pub threads: Vec<Inside>,
     /// Since when.
@@ -39,6 +33,23 @@ pub struct Open {
     pub counts: Counts,
     /// What went wrong last, for people.
     pub trouble: Option<String>,
+}
+
+/// A part of an open update.
+#[derive(Debug, Clone)]
+pub struct OpenPart {
+    /// Id of the part.
+    pub id: String,
+    /// The kernel, with the module that it is about.
+    pub kernel: Kernel,
+    /// Data with two copies.
+    pub data: Vec<Datum>,
+    /// The author's hooks.
+    pub hooks: Option<Hooks>,
+    /// Where threads return to that are inside of its code.
+    pub trampoline: Va,
+    /// Where the kernel has all physical memory.
+    pub direct_map: u64,
 }
 
 /// All open updates of a guest.
@@ -79,15 +90,16 @@ impl Shared {
     }
 
     /// Threads that seem to be gone. A task that is dying is on no list any more, and may be inside all the same.
-    pub fn forget(&self, trampoline: Va, threads: Vec<Inside>) {
+    pub fn forget(&self, threads: impl IntoIterator<Item = (Va, Inside)>) {
         let now = Instant::now();
-        lock(&self.gone).extend(threads.into_iter().map(|thread| (trampoline, thread, now)));
+        lock(&self.gone).extend(threads.into_iter().map(|(trampoline, thread)| (trampoline, thread, now)));
     }
 
     /// Where threads may report from: trampolines of updates that are open, and of threads that seemed to be gone a moment ago.
     #[must_use]
     pub fn reports(&self) -> Vec<Va> {
-        let open = self.lock().iter().map(|open| open.trampoline).collect::<BTreeSet<Va>>();
+        let open =
+            self.lock().iter().flat_map(|open| &open.parts).map(|part| part.trampoline).collect::<BTreeSet<Va>>();
         let gone = lock(&self.gone);
         let recent = gone.iter().filter(|(_, _, since)| since.elapsed() < GONE_FOR);
         open.into_iter()
@@ -131,15 +143,11 @@ pub struct Attendant(Shared);
 impl Open {
     /// An update as it begins.
     #[must_use]
-    pub fn new(id: &str, kernel: &Kernel, plan: &Plan, direct_map: u64, threads: Vec<Inside>) -> Open {
-        let data: Vec<Datum> = plan.data.iter().filter(|datum| datum.moves()).cloned().collect();
+    pub fn new(id: &str, undo: bool, parts: Vec<OpenPart>, threads: Vec<Inside>) -> Open {
         Open {
             id: id.to_owned(),
-            kernel: kernel.clone(),
-            traps: data.iter().flat_map(|datum| datum.traps(direct_map)).collect(),
-            data,
-            hooks: plan.hooks.clone(),
-            trampoline: Va(plan.trampoline),
+            undo,
+            parts,
             counts: Counts { frames: threads.len() as u64, ..Counts::default() },
             threads,
             since: Instant::now(),
@@ -147,46 +155,71 @@ impl Open {
         }
     }
 
+    /// Who is inside, and of which part.
+    pub fn inside(&self) -> impl Iterator<Item = (&Inside, &OpenPart)> {
+        self.threads.iter().filter_map(|thread| Some((thread, self.parts.get(thread.part)?)))
+    }
+
+    /// The copies of data, as they are trapped.
+    pub fn traps(&self) -> impl Iterator<Item = Trapped> {
+        self.parts.iter().flat_map(OpenPart::traps)
+    }
+
+    /// Whether there are such copies.
+    #[must_use]
+    pub fn has_copies(&self) -> bool {
+        self.parts.iter().any(|part| !part.data.is_empty())
+    }
+
+    /// What the journal keeps.
+    #[must_use]
+    pub fn record(&self) -> OpenRecord {
+        OpenRecord {
+            id: self.id.clone(),
+            undo: self.undo,
+            parts: self.parts.iter().map(|part| (part.id.clone(), part.trampoline.0)).collect(),
+            threads: self.threads.clone(),
+            copies: self.traps().map(|trap| (trap.at.0, trap.length)).collect(),
+        }
+    }
+
     /// Looks after what has changed in trapped memory.
     fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, writes: &[Written]) {
         let mut hit = vec![false; writes.len()];
-        for index in 0..self.data.len() {
-            let [to_new, to_old] = [Direction::ToNew, Direction::ToOld].map(|direction| {
-                let mut any = None;
-                for (write, hit) in writes.iter().zip(&mut hit) {
-                    if self.data[index].is_source_written(direction, write) {
-                        *hit = true;
-                        any = Some(any.unwrap_or(false) | write.late);
+        let mut carried = Vec::new();
+        for part in &self.parts {
+            for datum in &part.data {
+                let [to_new, to_old] = [Direction::ToNew, Direction::ToOld].map(|direction| {
+                    let mut any = None;
+                    for (write, hit) in writes.iter().zip(&mut hit) {
+                        if datum.is_source_written(direction, write) {
+                            *hit = true;
+                            any = Some(any.unwrap_or(false) | write.late);
+                        }
                     }
+                    any
+                });
+                let direction = if to_old.is_some() { Direction::ToOld } else { Direction::ToNew };
+                if let Some(late) = to_old.or(to_new) {
+                    self.counts.late += u64::from(late);
+                    carried.push((direction, part.carry(guest, vcpu, datum, direction)));
                 }
-                any
-            });
-            let direction = if to_old.is_some() { Direction::ToOld } else { Direction::ToNew };
-            if let Some(late) = to_old.or(to_new) {
-                self.counts.late += u64::from(late);
-                self.carry(guest, vcpu, index, direction);
-            }
-            if to_new.is_some() && to_old.is_some() {
-                self.counts.lost += 1;
-                let name = self.data[index].name();
-                self.trouble = Some(format!("both copies of `{name}` had been written; what the new one held counts"));
+                if to_new.is_some() && to_old.is_some() {
+                    let name = datum.name();
+                    let what = format!("both copies of `{name}` had been written; what the new one held counts");
+                    carried.push((direction, Err(what)));
+                }
             }
         }
+        carried.into_iter().for_each(|(direction, result)| self.count(direction, result));
         for (write, _) in writes.iter().zip(hit).filter(|(_, hit)| !hit) {
-            if self.traps.iter().any(|trap| overlap(trap, write)) {
+            if self.traps().any(|trap| overlap(&trap, write)) {
                 self.counts.false_sharing += 1;
             }
         }
     }
 
-    /// Carries what was written from one copy of a datum to the other.
-    fn carry(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, index: usize, direction: Direction) {
-        let datum = &self.data[index];
-        let carried = datum.carry(guest, direction).map_err(|error| error.to_string()).and_then(|()| {
-            let kind = if direction == Direction::ToNew { HookKind::SyncToNew } else { HookKind::SyncToOld };
-            let hooks = self.hooks.as_ref();
-            hooks.map_or(Ok(()), |hooks| hooks.synchronise(guest, &self.kernel, vcpu, kind, datum.old_address()))
-        });
+    fn count(&mut self, direction: Direction, carried: Result<(), String>) {
         match (carried, direction) {
             (Ok(()), Direction::ToNew) => self.counts.to_new += 1,
             (Ok(()), Direction::ToOld) => self.counts.to_old += 1,
@@ -198,6 +231,21 @@ impl Open {
     }
 }
 
+impl OpenPart {
+    /// The copies of its data, as they are trapped.
+    pub fn traps(&self) -> impl Iterator<Item = Trapped> {
+        self.data.iter().flat_map(|datum| datum.traps(self.direct_map))
+    }
+
+    /// Makes one copy of a datum from the other.
+    fn carry(&self, guest: &mut dyn Stopped, vcpu: Vcpu, datum: &Datum, direction: Direction) -> Result<(), String> {
+        datum.carry(guest, direction).map_err(|error| error.to_string())?;
+        let kind = if direction == Direction::ToNew { HookKind::SyncToNew } else { HookKind::SyncToOld };
+        let hooks = self.hooks.as_ref();
+        hooks.map_or(Ok(()), |hooks| hooks.synchronise(guest, &self.kernel, vcpu, kind, datum.old_address()))
+    }
+}
+
 impl Attend for Attendant {
     fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, writes: &[Written]) {
         self.0.lock().iter_mut().for_each(|open| open.written(guest, vcpu, writes));
@@ -206,13 +254,15 @@ impl Attend for Attendant {
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, _: u32) {
         let Ok(registers) = guest.registers(vcpu) else { return };
         for open in self.0.lock().iter_mut() {
-            let trampoline = open.trampoline;
-            let Some(index) = open.threads.iter().position(|thread| is_from(&registers, trampoline, thread)) else {
-                continue;
+            let leaves = |thread: &Inside| {
+                open.parts.get(thread.part).is_some_and(|part| is_from(&registers, part.trampoline, thread))
             };
+            let Some(index) = open.threads.iter().position(leaves) else { continue };
             let thread = open.threads.remove(index);
-            if let Some(hooks) = &open.hooks
-                && let Err(error) = hooks.transition(guest, &open.kernel, vcpu, HookKind::Transition, &thread)
+            let part = &open.parts[thread.part];
+            let kind = if open.undo { HookKind::UndoTransition } else { HookKind::Transition };
+            if let Some(hooks) = &part.hooks
+                && let Err(error) = hooks.transition(guest, &part.kernel, vcpu, kind, &thread)
             {
                 open.counts.lost += 1;
                 open.trouble = Some(error);
@@ -299,18 +349,8 @@ mod tests {
         let kernel = identity::find(&mut engine, &fake::kernel_id(), &fake::profile()).expect("the fake");
         let data = vec![test_datum(OLD, 4, NEW, 8)];
         let shared = Shared::default();
-        shared.lock().push(Open {
-            id: "id".into(),
-            kernel,
-            traps: data.iter().flat_map(|datum| datum.traps(0)).collect(),
-            data,
-            hooks: None,
-            trampoline: Va(TRAMPOLINE),
-            counts: Counts { frames: threads.len() as u64, ..Counts::default() },
-            threads,
-            since: Instant::now(),
-            trouble: None,
-        });
+        let part = OpenPart { id: "id".into(), kernel, data, hooks: None, trampoline: Va(TRAMPOLINE), direct_map: 0 };
+        shared.lock().push(Open::new("id", false, vec![part], threads));
         let attendant = shared.attendant();
         (shared, attendant)
     }
@@ -368,6 +408,7 @@ mod tests {
             task: 0xffff_8880_0000_0000 + number,
             pid: number as u32,
             comm: "t".into(),
+            part: 0,
             function: "f".into(),
             old_address: 0,
             at: 0,
@@ -389,7 +430,7 @@ mod tests {
         assert_eq!(leave(SLOT + 8, TRAMPOLINE + 2), TRAMPOLINE + 2, "it has left already");
         assert_eq!(shared.lock()[0].threads, [thread(0)]);
         assert_eq!(leave(SLOT, TRAMPOLINE + 2), 0xffff_ffff_8100_1000);
-        shared.forget(Va(TRAMPOLINE), vec![thread(2)]);
+        shared.forget([(Va(TRAMPOLINE), thread(2))]);
         assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), 0xffff_ffff_8100_1002, "it was not gone");
         assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), TRAMPOLINE + 2);
         let open = &shared.lock()[0];

@@ -8,15 +8,16 @@
 //! copy of the data. What the copies held at the end is in the journal: the one that was written since counts when the update is taken
 //! over; if both were, the new one, and that is said.
 
-use super::{Code, Open, Survey, survey};
+use super::{Code, Inside, Open, OpenPart, Survey, survey};
 use crate::engine::{Engine, Trapped, Va};
 use crate::guest::arena::Write;
 use crate::journal::{Action, OpenRecord};
 use crate::protocol::OpenInfo;
-use crate::update::area::Area;
 use crate::update::data::{self, Datum};
 use crate::update::hooks::Hooks;
-use crate::update::{Times, UpdateError, Updater, admit, errors, transaction};
+use crate::update::{Times, UpdateError, Updater, admit, errors, parts, transaction};
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 /// What an update that is taken over consists of.
 struct Left {
@@ -28,7 +29,7 @@ impl<E: Engine> Updater<E> {
     /// Whether there are copies of data that have to be kept in line.
     #[must_use]
     pub fn has_copies(&self) -> bool {
-        self.opens.lock().iter().any(|open| !open.data.is_empty())
+        self.opens.lock().iter().any(Open::has_copies)
     }
 
     /// Attends no longer to open updates: threads inside return as if nobody had waited for them. The journal keeps the updates.
@@ -37,18 +38,19 @@ impl<E: Engine> Updater<E> {
     /// [`UpdateError::Busy`] while a thread is just leaving; then everything is as before.
     pub fn leave_open(&mut self) -> Result<(), UpdateError> {
         let ids: Vec<String> = self.opens.lock().iter().map(|open| open.id.clone()).collect();
-        let Some(first) = ids.first().cloned() else { return Ok(()) };
+        let Some(first) = ids.first().map(|id| parts::bundle_of(id).to_owned()) else { return Ok(()) };
+        let bundles: BTreeSet<&str> = ids.iter().map(|id| parts::bundle_of(id)).collect();
         let opens = self.opens.clone();
         for _ in 0..self.patience.attempts {
             let mut held = Vec::new();
             let left = self.stop(&first, &mut Times::default(), |engine| {
                 let mut writes = Vec::new();
-                for id in &ids {
-                    let Some(returns) = opens.returns(engine, id)? else { return Ok(false) };
+                for bundle in &bundles {
+                    let Some(returns) = opens.returns(engine, bundle)? else { return Ok(false) };
                     writes.extend(returns);
                 }
                 transaction::write_all(engine, &writes)?;
-                let copies: Vec<Trapped> = opens.lock().iter().flat_map(|open| open.traps.clone()).collect();
+                let copies: Vec<Trapped> = opens.lock().iter().flat_map(Open::traps).collect();
                 for copy in copies {
                     let mut bytes = vec![0; copy.length];
                     engine.read(copy.at, &mut bytes)?;
@@ -73,8 +75,7 @@ impl<E: Engine> Updater<E> {
 
     /// Attends again to updates that an earlier service has left open. What cannot be done now is tried again.
     pub(in crate::update) fn take_over(&mut self) {
-        let ids: Vec<String> = self.document.opens.iter().map(|open| open.bundle.clone()).collect();
-        for record in ids.iter().filter_map(|id| self.left_open(id)).collect::<Vec<_>>() {
+        for record in self.left_open() {
             if let Err(error) = self.take_over_one(&record) {
                 let trouble = Some(format!("nobody attends to it yet: {error}"));
                 let frames = record.threads.len() as u64;
@@ -89,34 +90,43 @@ impl<E: Engine> Updater<E> {
                     lost: 0,
                     trouble,
                 };
-                self.update_record(&record.bundle, |shown| shown.open = Some(info));
+                self.update_record(parts::bundle_of(&record.id), |shown| shown.open = Some(info));
             }
         }
     }
 
-    /// An update that an earlier service has left open, and that nobody attends to.
-    pub(in crate::update) fn left_open(&self, id: &str) -> Option<OpenRecord> {
-        let attended = self.opens.lock().iter().any(|open| open.id == id);
-        self.document.opens.iter().find(|open| open.bundle == id && !attended).cloned()
+    /// Updates that an earlier service has left open, and that nobody attends to.
+    fn left_open(&self) -> Vec<OpenRecord> {
+        let opens = self.opens.lock();
+        let attended = |id: &str| opens.iter().any(|open| open.id == id);
+        self.document.opens.iter().filter(|open| !attended(&open.id)).cloned().collect()
     }
 
-    /// Attends again to one of them.
+    /// Those of a bundle.
+    pub(in crate::update) fn left_open_of(&self, bundle: &str) -> Vec<OpenRecord> {
+        self.left_open().into_iter().filter(|open| parts::bundle_of(&open.id) == bundle).collect()
+    }
+
+    /// Attends again to one of them. One that was being taken back is: its threads leave the new code by themselves.
     ///
     /// # Errors
     /// [`UpdateError`]; nothing was changed.
     pub(in crate::update) fn take_over_one(&mut self, record: &OpenRecord) -> Result<(), UpdateError> {
-        let id = record.bundle.as_str();
-        let bundle = self.bundle(id)?;
+        let id = record.id.as_str();
+        if record.undo {
+            self.document.opens.retain(|known| known.id != id);
+            return Ok(self.journal.finish(&self.document)?);
+        }
+        let bundle = self.bundle(parts::bundle_of(id))?;
         let (kernel, boot) = self.same_boot(&bundle)?;
-        let area = self.area_of(id).ok_or_else(|| UpdateError::Bundle("its memory in the guest is gone".to_owned()))?;
-        let Left { open, code } = self.left(record, kernel.clone(), &bundle, &area)?;
+        let Left { open, code } = self.left(record)?;
         let mut unwinder = self.unwinder(&kernel)?;
         let (mut after, owner_paused) = (self.document.clone(), self.engine.is_paused()?);
         after.sequence += 1;
         let action = |writes: &[Write], after: &crate::journal::Document| Action {
             sequence: after.sequence,
             boot: boot.clone(),
-            bundle: id.to_owned(),
+            bundle: parts::bundle_of(id).to_owned(),
             owner_paused,
             moving: writes.iter().map(|write| write.pa).collect(),
             writes: writes.to_vec(),
@@ -138,10 +148,15 @@ impl<E: Engine> Updater<E> {
                 Survey::Frames(threads) => threads,
                 Survey::Unclear(who) => return Err(UpdateError::Busy { who, attempts: 1 }),
             };
-            let mut writes: Vec<Write> = threads.iter().map(|thread| thread.divert(record.trampoline)).collect();
-            let caught_up = data::catch_up(engine, &open.data, &held)?;
-            writes.extend(caught_up.writes);
-            for known in after.opens.iter_mut().filter(|known| known.bundle == id) {
+            let divert = |thread: &Inside| Some(thread.divert(open.parts.get(thread.part)?.trampoline.0));
+            let mut writes: Vec<Write> = threads.iter().filter_map(divert).collect();
+            let mut lost = Vec::new();
+            for part in &open.parts {
+                let caught_up = data::catch_up(engine, &part.data, &held)?;
+                writes.extend(caught_up.writes);
+                lost.extend(caught_up.lost);
+            }
+            for known in after.opens.iter_mut().filter(|known| known.id == id) {
                 known.threads.clone_from(&threads);
             }
             journal.begin(&action(&writes, &after), before)?;
@@ -149,9 +164,9 @@ impl<E: Engine> Updater<E> {
             transaction::write_all(engine, &writes)?;
             let mut open = Open { threads, ..open };
             open.counts.frames = open.threads.len() as u64;
-            if !caught_up.lost.is_empty() {
-                open.counts.lost += caught_up.lost.len() as u64;
-                let names = caught_up.lost.join(", ");
+            if !lost.is_empty() {
+                open.counts.lost += lost.len() as u64;
+                let names = lost.join(", ");
                 open.trouble =
                     Some(format!("both copies of {names} were written while nobody attended; the new one counts"));
             }
@@ -164,8 +179,7 @@ impl<E: Engine> Updater<E> {
             self.document = after;
             self.journal.finish(&self.document)?;
             // Others may still be waiting for what it says.
-            let is_last =
-                self.document.opens.iter().all(|known| self.opens.lock().iter().any(|open| open.id == known.bundle));
+            let is_last = self.left_open().is_empty();
             return if is_last { Ok(self.journal.forget_copies()?) } else { Ok(()) };
         }
         if !self.unsettled {
@@ -175,38 +189,35 @@ impl<E: Engine> Updater<E> {
     }
 
     /// What the journal and the bundle say of an update.
-    fn left(
-        &self,
-        record: &OpenRecord,
-        kernel: crate::guest::Kernel,
-        bundle: &lpk_format::Bundle,
-        area: &Area,
-    ) -> Result<Left, UpdateError> {
-        let addresses = area.parts.addresses(area.base);
-        let data = data::locate(&self.engine, &kernel, bundle, &addresses)?;
-        let data: Vec<Datum> = data.into_iter().filter(Datum::moves).collect();
-        let direct_map = kernel.direct_map(&self.engine)?;
-        let traps: Vec<Trapped> = data.iter().flat_map(|datum| datum.traps(direct_map)).collect();
-        let hooks = Hooks::prepare(&self.engine, &kernel, bundle, area)?;
-        let live = |(range, function, old_address): (std::ops::Range<u64>, String, u64)| Code {
-            range: kernel.live(range.start).0..kernel.live(range.end).0,
-            function,
-            old_address,
-        };
-        let code = admit::old_code(bundle).into_iter().map(live).collect();
-        let open = Open {
-            id: record.bundle.clone(),
-            data,
-            traps,
-            hooks,
-            trampoline: Va(record.trampoline),
-            threads: Vec::new(),
-            since: std::time::Instant::now(),
-            counts: super::Counts::default(),
-            trouble: None,
-            kernel,
-        };
-        Ok(Left { open, code })
+    fn left(&mut self, record: &OpenRecord) -> Result<Left, UpdateError> {
+        let (mut known, mut code) = (Vec::new(), Vec::new());
+        for (part, (id, trampoline)) in record.parts.iter().enumerate() {
+            let bundle = self.bundle(id)?;
+            let (kernel, _) = self.same_boot(&bundle)?;
+            let kernel = match &bundle.module {
+                Some(module) => admit::with_module(&self.engine, kernel, module)?,
+                None => kernel,
+            };
+            let area = self.area_of(id);
+            let area = area.ok_or_else(|| UpdateError::Bundle("its memory in the guest is gone".to_owned()))?;
+            let data = data::locate(&self.engine, &kernel, &bundle, &area.parts.addresses(area.base))?;
+            let live = |(range, function, old_address): (Range<u64>, String, u64)| Code {
+                range: kernel.live(range.start).0..kernel.live(range.end).0,
+                function,
+                old_address,
+                part,
+            };
+            code.extend(admit::old_code(&bundle).into_iter().map(live));
+            known.push(OpenPart {
+                id: id.clone(),
+                data: data.into_iter().filter(Datum::moves).collect(),
+                hooks: Hooks::prepare(&self.engine, &kernel, &bundle, &area)?,
+                trampoline: Va(*trampoline),
+                direct_map: kernel.direct_map(&self.engine)?,
+                kernel,
+            });
+        }
+        Ok(Left { open: Open::new(&record.id, false, known, Vec::new()), code })
     }
 }
 
