@@ -35,9 +35,6 @@ fn nothing_is_lost_on_four_processors() {
 /// opened by the update's transition, and all go on; without the update they would wait for ever.
 #[test]
 fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
-    if !require::kvm("threads inside old code need an engine that sees them leave") {
-        return;
-    }
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let updates = known_state::updates().expect("testdata");
@@ -82,9 +79,6 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
 /// open, and neither is in the other's way.
 #[test]
 fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
-    if !require::kvm("threads inside old code need an engine that sees them leave") {
-        return;
-    }
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let updates = known_state::updates().expect("testdata");
