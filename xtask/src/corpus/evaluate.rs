@@ -75,6 +75,7 @@ impl Evaluator<'_> {
             flags: Vec::new(),
             header_hunks: 0,
             verdict: String::new(),
+            is_type2: false,
             reasons: Vec::new(),
             notes: Vec::new(),
             functions: 0,
@@ -114,7 +115,7 @@ impl Evaluator<'_> {
                 best = self.build(file, place, &plan, &flags)?;
                 continue;
             }
-            if best.is_good() || best.is_data() || !self.extend(&mut plan, &best)? || plan.parts.len() > FILES {
+            if best.is_good() || best.is_type2 || !self.extend(&mut plan, &best)? || plan.parts.len() > FILES {
                 break;
             }
             self.workbench.assemble(&mut plan)?;
@@ -223,6 +224,11 @@ impl Evaluator<'_> {
         fs::write(folder.join(ENTRY), serde_json::to_vec_pretty(entry).map_err(std::io::Error::from)?)?;
         Ok(())
     }
+}
+
+/// What an earlier run said of a file, whatever that was made from.
+pub(crate) fn earlier(folder: &Path, file: &str) -> Option<Entry> {
+    serde_json::from_slice(&fs::read(folder.join(file).join(ENTRY)).ok()?).ok()
 }
 
 fn is_digest(name: &std::ffi::OsStr) -> bool {
