@@ -11,8 +11,8 @@
 mod assemble;
 mod checker;
 mod complaints;
-mod entry;
-mod evaluate;
+pub(crate) mod entry;
+pub(crate) mod evaluate;
 mod extend;
 mod guest;
 mod hunks;
@@ -99,39 +99,64 @@ impl CorpusArgs {
     }
 }
 
+/// Two releases, what differs between them, and where results are kept.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) step: setup::Step,
+    pub(crate) trees: Trees,
+    pub(crate) built_in: BuiltIn,
+    checker: Checker,
+    /// Folder of the diffs, reports and bundles.
+    pub(crate) folder: PathBuf,
+}
+
+impl Ground {
+    /// Fetches what is wanted, builds the programs and compares the releases.
+    pub(crate) fn open(wanted: &setup::Wanted) -> Result<Self, JobError> {
+        let step = setup::step(wanted, &say)?;
+        // Whoever has built the programs says where they are.
+        if std::env::var_os("LUCOS_BIN_DIR").is_none() {
+            cargo::build()?;
+        }
+        let kernel = &step.older;
+        let changed = official::changed(&kernel.source(), &step.newer_source)?;
+        let trees = Trees::new(kernel.source(), step.newer_source.clone(), changed);
+        let built_in = BuiltIn::of(&kernel.vmlinux(), &kernel.source())?;
+        let checker = Checker::open(kernel)?;
+        let folder = root().join("target/corpus").join(format!("{}-{}", kernel.version, step.newer_version));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self { step, trees, built_in, checker, folder })
+    }
+
+    fn workbench(&self) -> Workbench<'_> {
+        Workbench { trees: &self.trees, checker: &self.checker, built_in: &self.built_in }
+    }
+
+    /// What makes bundles of changed files, each within a limit of time.
+    pub(crate) fn evaluator(&self, limit: Duration, fresh: bool) -> Result<Evaluator<'_>, JobError> {
+        Ok(Evaluator {
+            workbench: self.workbench(),
+            vmlinux: self.step.older.vmlinux(),
+            folder: &self.folder,
+            tool: evaluate::program_digest(&commands::program("lucos-build")?)?,
+            limit,
+            fresh,
+            built: Mutex::default(),
+        })
+    }
+}
+
 /// Runs it; gives the share of files that can be updated, in per cent.
 pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000_000));
     let mut random = fastrand::Rng::with_seed(seed);
     say(&format!("seed of the samples: {seed}"));
     let wanted = setup::Wanted { series: args.series.clone(), from: args.from.clone(), to: args.to.clone() };
-    let step = setup::step(&wanted, &say)?;
-    // Whoever has built the programs says where they are.
-    if std::env::var_os("LUCOS_BIN_DIR").is_none() {
-        cargo::build()?;
-    }
+    let ground = Ground::open(&wanted)?;
+    let Ground { step, folder, .. } = &ground;
     let kernel = &step.older;
-    let trees = Trees::new(
-        kernel.source(),
-        step.newer_source.clone(),
-        official::changed(&kernel.source(), &step.newer_source)?,
-    );
-    let built_in = BuiltIn::of(&kernel.vmlinux(), &kernel.source())?;
-    let checker = Checker::open(kernel)?;
-    let workbench = Workbench { trees: &trees, checker: &checker, built_in: &built_in };
-    let folder = root().join("target/corpus").join(format!("{}-{}", kernel.version, step.newer_version));
-    std::fs::create_dir_all(&folder)?;
-
-    let files = choose(args, &workbench, &folder, &mut random);
-    let evaluator = Evaluator {
-        workbench,
-        vmlinux: &kernel.vmlinux(),
-        folder: &folder,
-        tool: evaluate::program_digest(&commands::program("lucos-build")?)?,
-        limit: Duration::from_secs(60 * args.limit),
-        fresh: args.fresh,
-        built: Mutex::default(),
-    };
+    let files = choose(args, &ground.workbench(), folder, &mut random);
+    let evaluator = ground.evaluator(Duration::from_secs(60 * args.limit), args.fresh)?;
     let entries = evaluate_all(&evaluator, &files, args.jobs)?;
 
     let mut seen = BTreeSet::new();
@@ -142,7 +167,7 @@ pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
         random.shuffle(&mut of_type);
         bundles.extend(of_type.into_iter().take(args.live));
     }
-    let live = if bundles.is_empty() { Vec::new() } else { guest::run(&folder, kernel, &bundles)? };
+    let live = if bundles.is_empty() { Vec::new() } else { guest::run(folder, kernel, &bundles)? };
 
     let versions = [kernel.version.as_str(), step.newer_version.as_str(), kernel.release.as_str()];
     let corpus = summary::Corpus::new(versions, seed, &evaluator.tool, &entries, &live);

@@ -79,10 +79,16 @@ pub(crate) fn apply(hv: &Hv, built: &Built) -> Result<f64, JobError> {
 
 /// The same: what `apply` said, and what `show` says when nobody is inside any more.
 pub(crate) fn apply_wholly(hv: &Hv, built: &Built) -> Result<(Outcome, Outcome), JobError> {
-    let outcome = hv.apply(&built.bundle)?;
+    let applied = hv.apply(&built.bundle)?;
+    let shown = settled(hv, built, &applied)?;
+    Ok((applied, shown))
+}
+
+/// What `show` says of a bundle that was applied when nobody is inside the old code any more.
+pub(crate) fn settled(hv: &Hv, built: &Built, applied: &Outcome) -> Result<Outcome, JobError> {
     let is_in_effect = |outcome: &Outcome| outcome.status == 0 && matches!(outcome.text("/state"), "applied" | "open");
-    if !is_in_effect(&outcome) {
-        return Err(failed("apply", &outcome));
+    if !is_in_effect(applied) {
+        return Err(failed("apply", applied));
     }
     let start = Instant::now();
     loop {
@@ -91,7 +97,7 @@ pub(crate) fn apply_wholly(hv: &Hv, built: &Built) -> Result<(Outcome, Outcome),
             return Err(failed("show after apply", &shown));
         }
         if shown.text("/state") == "applied" {
-            return Ok((outcome, shown));
+            return Ok(shown);
         }
         if start.elapsed() > LEAVE {
             return Err(JobError::NotSeen {

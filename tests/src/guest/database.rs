@@ -116,8 +116,7 @@ impl Guest {
     pub fn check_database(&mut self, database: &Database) -> Result<Vec<String>, GuestError> {
         let mut said = Vec::new();
         for cpu in 0..database.cpus {
-            let command =
-                format!("sqlite3 -cmd '.timeout 60000' /var/bank/bank{cpu}.db 'PRAGMA integrity_check'");
+            let command = format!("sqlite3 -cmd '.timeout 60000' /var/bank/bank{cpu}.db 'PRAGMA integrity_check'");
             let answer = self.run_within(&command, CHECK)?;
             if answer.status != 0 {
                 return Err(GuestError::Command { command, status: answer.status, output: answer.output });
@@ -133,7 +132,9 @@ impl Guest {
     /// [`GuestError`] when the guest does not answer.
     pub fn stop_database(&mut self, database: Database) -> Result<(), GuestError> {
         let Database { .. } = database;
-        self.run_ok("pkill -f work.sh; sleep 1; pkill sqlite3; sleep 1; sync; mount -o remount,ro / || { sync; false; }")?;
+        self.run_ok(
+            "pkill -f work.sh; sleep 1; pkill sqlite3; sleep 1; sync; mount -o remount,ro / || { sync; false; }",
+        )?;
         Ok(())
     }
 }

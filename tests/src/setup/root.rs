@@ -68,7 +68,8 @@ pub fn prepare(contents: Contents, say: &dyn Fn(&str)) -> Result<PathBuf, SetupE
     say(&format!("making a root file system of {} with {}", place.suite, contents.packages.join(" ")));
     let work = dir.path().display().to_string();
     // What is mounted for the installation goes away with the namespace, whatever happens.
-    let make = ["unshare", "--mount", "--", "sh", &path("make-root"), &work, &place.suite, &contents.packages.join(",")];
+    let make =
+        ["unshare", "--mount", "--", "sh", &path("make-root"), &work, &place.suite, &contents.packages.join(",")];
     let made = apt.privileged(&make);
     // As root, because it belongs to root.
     apt.privileged(&["rm", "-rf", "--one-file-system", &path("root")])?;

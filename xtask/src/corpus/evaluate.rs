@@ -36,7 +36,7 @@ const REPORT: &str = "report.json";
 #[derive(Debug)]
 pub(crate) struct Evaluator<'a> {
     pub(crate) workbench: Workbench<'a>,
-    pub(crate) vmlinux: &'a Path,
+    pub(crate) vmlinux: PathBuf,
     /// The corpus' folder.
     pub(crate) folder: &'a Path,
     /// Digest of `lucos-build`.
@@ -186,7 +186,7 @@ impl Evaluator<'_> {
         if bundle.exists() {
             fs::remove_file(&bundle)?;
         }
-        let mut args: Vec<OsString> = vec![path.into(), "--vmlinux".into(), self.vmlinux.into()];
+        let mut args: Vec<OsString> = vec![path.into(), "--vmlinux".into(), self.vmlinux.clone().into()];
         args.extend(["-j".into(), "1".into(), "-o".into(), bundle.clone().into()]);
         args.extend(flags.iter().map(OsString::from));
         args.push("--json".into());
