@@ -62,11 +62,12 @@ COMMIT;
 /// One processor's work; what it gave to some must have been taken from others.
 const ROUND: &str = r#"
 C=$1; n=0; cd /var/bank
-while :; do
+while [ ! -e stop ]; do
   sum=$(sqlite3 -bail -cmd '.timeout 30000' bank$C.db < round.sql 2>> errors) || echo "processor $C: sqlite3 ended with $?" >> errors
   [ "$sum" = 0 ] || echo "processor $C: the accounts add up to $sum" >> errors
   n=$((n+1)); [ $((n % 8)) = 0 ] && echo 3 > /proc/sys/vm/drop_caches
 done
+echo done > done$C
 "#;
 
 impl Guest {
@@ -131,10 +132,12 @@ impl Guest {
     /// # Errors
     /// [`GuestError`] when the guest does not answer.
     pub fn stop_database(&mut self, database: Database) -> Result<(), GuestError> {
-        let Database { .. } = database;
-        self.run_ok(
-            "pkill -f work.sh; sleep 1; pkill sqlite3; sleep 1; sync; mount -o remount,ro / || { sync; false; }",
+        let ended: Vec<String> = (0..database.cpus).map(|cpu| format!("-e done{cpu}")).collect();
+        self.run_within(
+            &format!("cd /var/bank; touch stop; until [ {} ]; do sleep 1; done", ended.join(" -a ")),
+            CHECK,
         )?;
+        self.run_ok("sync; mount -o remount,ro /")?;
         Ok(())
     }
 }

@@ -12,10 +12,13 @@ use crate::corpus::entry::{Entry, Place};
 use crate::corpus::evaluate::{self, Evaluator};
 use crate::live::Built;
 use crate::{JobError, say};
+use diff_analyzer::dwarf_layout::TypeLayout;
+use diff_analyzer::image_layout::{self, Image, Wanted};
 use lucos_tests::commands::{self, Outcome};
 use lucos_tests::official::{self, Candidate, Change};
 use lucos_tests::patches::unified;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
@@ -27,11 +30,12 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// How many changes are looked at for one place of the table, beyond those that an earlier run has found to be of Type 2.
 const TRIES: usize = 60;
 
-/// Where the paper's patches of Type 1 are: what it calls them, and the folders in which a change is looked for, in this order.
+/// Where the paper's patches of Type 1 are: what it calls them, and the files and folders in which a change is looked for, in this order:
+/// first what every transaction of a database runs through.
 const TYPE1: [(&str, &[&str]); 3] = [
-    ("PRB", &["mm"]),
-    ("LA", &["fs/ext4", "fs/jbd2", "fs", "block"]),
-    ("PS", &["kernel/sched", "kernel/locking", "kernel/time", "kernel"]),
+    ("PRB", &["mm/filemap.c", "mm/readahead.c", "mm/page_alloc.c", "mm/memory.c", "mm/slub.c", "mm/vmscan.c", "mm"]),
+    ("LA", &["fs/ext4/inode.c", "fs/ext4/extents.c", "fs/jbd2", "fs/ext4", "fs/namei.c", "fs/inode.c", "fs", "block"]),
+    ("PS", &["kernel/sched/core.c", "kernel/sched/fair.c", "kernel/sched", "kernel/time", "kernel"]),
 ];
 /// Its patches of Type 2.
 const TYPE2: [&str; 2] = ["ID", "BBDD"];
@@ -70,10 +74,10 @@ pub(crate) fn five(ground: &Ground) -> Result<Vec<Patch>, JobError> {
     let of_type2 = of_type2(ground, &evaluator, &candidates)?;
     let is_large = of_type2.iter().any(|patch| patch.functions() >= MANY);
     let mut patches = Vec::new();
-    for (index, (stands_for, folders)) in TYPE1.into_iter().enumerate() {
+    for (index, (stands_for, places)) in TYPE1.into_iter().enumerate() {
         // The paper's large one is of Type 2; if there is none, the last of Type 1 has to be large.
         let least = if is_large || index + 1 < TYPE1.len() { 1 } else { MANY };
-        patches.push(of_type1(ground, &evaluator, &candidates, (stands_for, folders), least)?);
+        patches.push(of_type1(ground, &evaluator, &candidates, (stands_for, places), least)?);
     }
     patches.extend(of_type2);
     Ok(patches)
@@ -108,15 +112,16 @@ fn candidates(ground: &Ground) -> Result<Vec<Candidate>, JobError> {
     Ok(found)
 }
 
-/// A change of Type 1 that redirects some functions, in the first folder that has one.
+/// A change of Type 1 that redirects some functions, in the first place that has one.
 fn of_type1(
     ground: &Ground,
     evaluator: &Evaluator<'_>,
     candidates: &[Candidate],
-    (stands_for, folders): (&'static str, &[&str]),
+    (stands_for, places): (&'static str, &[&str]),
     least: usize,
 ) -> Result<Patch, JobError> {
-    let in_order = folders.iter().flat_map(|folder| candidates.iter().filter(|one| folder_of(&one.file) == *folder));
+    let is_at = |file: &str, place: &str| file == place || folder_of(file) == place;
+    let in_order = places.iter().flat_map(|place| candidates.iter().filter(|one| is_at(&one.file, place)));
     let mut tried = 0;
     for candidate in in_order.take(TRIES) {
         tried += 1;
@@ -130,7 +135,7 @@ fn of_type1(
             return Ok(said(patch));
         }
     }
-    Err(none(&format!("one of Type 1 with {least} functions or more in {}", folders.join(", ")), tried))
+    Err(none(&format!("one of Type 1 with {least} functions or more in {}", places.join(", ")), tried))
 }
 
 /// Two changes of Type 2: first what changes the layout of a type, the one with most functions first; then what changes existing data;
@@ -217,55 +222,70 @@ fn from_entry(ground: &Ground, stands_for: &'static str, entry: &Entry, what: &s
 }
 
 /// A bundle of a change that only types refuse, where each object of them keeps its shape: members have other names and are pointers to
-/// something else, at the same places. That these mean the same is what the override file vouches for.
+/// something else, at the same places, and what one of the two leads to begins with what the other leads to. That both are used alike is what the
+/// override file vouches for.
 fn with_overrides(ground: &Ground, entry: &Entry) -> Result<Option<Patch>, JobError> {
     let place = ground.folder.join(&entry.folder);
     let json = report(&place.join("report.json"))?;
     let types = json["types"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let only_types = entry.reasons.iter().all(|why| why.rule == "type-layout");
-    if !only_types || types.is_empty() || !types.iter().all(keeps_its_shape) {
+    if types.is_empty() || !entry.reasons.iter().all(|why| why.rule == "type-layout") {
         return Ok(None);
     }
-    let mut text = String::new();
-    for subject in types.iter().filter_map(|found| found["name"].as_str()) {
+    let (mut text, mut names) = (String::new(), Vec::new());
+    for found in types {
+        let (Some(subject), Some(pairs)) = (found["name"].as_str(), other_pointers(found)) else { return Ok(None) };
+        for (old, new) in &pairs {
+            if !begins_with(ground, new, old)? && !begins_with(ground, old, new)? {
+                return Ok(None);
+            }
+        }
+        let pairs: Vec<String> = pairs.iter().map(|(old, new)| format!("{new} instead of {old}")).collect();
         text += &format!(
-            "[[silence]]\nrule = \"type-layout\"\nsubject = \"{subject}\"\n\
-             reason = \"every member keeps its place and size; those that change are pointers before and after\"\n"
+            "[[silence]]\nrule = \"type-layout\"\nsubject = \"{subject}\"\nreason = \"every member keeps its place and size; \
+             pointers lead to {}, of which one begins with the other\"\n",
+            pairs.join(", to ")
         );
+        names.push(subject);
     }
     let overrides = place.join("paper.toml");
     std::fs::write(&overrides, text)?;
     let more = ["--overrides".into(), overrides.into_os_string()];
-    let names: Vec<&str> = types.iter().filter_map(|found| found["name"].as_str()).collect();
-    let what =
-        format!("the layout of {} changes; an override file says that its objects keep their shape", names.join(", "));
+    let what = format!(
+        "by layout: members of {} are other ones; an override file of this job says that its objects keep their shape",
+        names.join(", ")
+    );
     build(ground, entry, "paper-layout", &more, &what)
 }
 
-/// Whether members only change their names and what they point to.
-fn keeps_its_shape(found: &Value) -> bool {
-    let places = |side: &str| {
-        let members = found["members"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut places: Vec<(Option<u64>, Option<u64>)> = members
-            .iter()
-            .map(|member| &member[side])
-            .filter(|member| member.is_object())
-            .map(|member| (member["bit_offset"].as_u64(), member["bit_size"].as_u64()))
-            .collect();
-        places.sort_unstable();
-        places
+/// What pointers lead to before and after, if a type changes in nothing but the names of members and what they point to.
+fn other_pointers(found: &Value) -> Option<BTreeSet<(String, String)>> {
+    let members = found["members"].as_array()?;
+    let side = |which: &str| {
+        let sides = members.iter().map(|member| &member[which]).filter(|side| side.is_object());
+        let one = |side: &Value| {
+            let target = side["type_text"].as_str()?.strip_suffix('*')?.trim_end().to_owned();
+            Some(((side["bit_offset"].as_u64()?, side["bit_size"].as_u64()?), target))
+        };
+        sides.map(one).collect::<Option<BTreeMap<_, _>>>()
     };
-    let members = found["members"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let pointers = members
-        .iter()
-        .flat_map(|member| [&member["old"], &member["new"]])
-        .filter(|side| side.is_object())
-        .all(|side| side["type_text"].as_str().is_some_and(|text| text.ends_with('*')));
-    found["old_size"] == found["new_size"]
+    let (old, new) = (side("old")?, side("new")?);
+    let keeps = found["old_size"] == found["new_size"]
         && found["because"].as_array().is_some_and(Vec::is_empty)
-        && !members.is_empty()
-        && pointers
-        && places("old") == places("new")
+        && !old.is_empty()
+        && old.keys().eq(new.keys());
+    keeps.then(|| old.into_values().zip(new.into_values()).collect())
+}
+
+/// Whether objects of one type begin with one of another.
+fn begins_with(ground: &Ground, whole: &str, part: &str) -> Result<bool, JobError> {
+    let failed = |error: &dyn std::fmt::Display| JobError::Corpus(format!("types of the image: {error}"));
+    let image = Image::open(&ground.step.older.vmlinux()).map_err(|error| failed(&error))?;
+    let found = image_layout::types(&image, &Wanted::new([whole.to_owned()])).map_err(|error| failed(&error))?;
+    let begins = |layout: &TypeLayout| {
+        let first = layout.leaves().into_iter().filter(|leaf| leaf.member.bit_offset == 0);
+        first.into_iter().any(|leaf| leaf.member.embeds.iter().any(|embedded| embedded == part))
+    };
+    Ok(!found.types.is_empty() && found.types.iter().all(|found| begins(&found.layout)))
 }
 
 /// Changes of Type 1 that are marked: old and new code must not run side by side.
@@ -335,14 +355,16 @@ mod tests {
 
     #[test]
     fn only_pointers_at_the_same_places_keep_the_shape() {
-        assert!(keeps_its_shape(&found(&[(0, "struct page *")], &[(0, "struct folio *")])));
-        assert!(!keeps_its_shape(&found(&[(0, "struct page *")], &[(64, "struct folio *")])));
-        assert!(!keeps_its_shape(&found(&[(0, "struct page *")], &[(0, "u64")])));
-        assert!(!keeps_its_shape(&found(&[(0, "struct page *")], &[])));
-        assert!(!keeps_its_shape(&found(&[], &[])));
+        let pair = |old: &str, new: &str| Some(BTreeSet::from([(old.to_owned(), new.to_owned())]));
+        let pointers = |new| other_pointers(&found(&[(0, "struct page *")], new));
+        assert_eq!(pointers(&[(0, "struct folio *")]), pair("struct page", "struct folio"));
+        assert_eq!(pointers(&[(64, "struct folio *")]), None);
+        assert_eq!(pointers(&[(0, "u64")]), None);
+        assert_eq!(pointers(&[]), None);
+        assert_eq!(other_pointers(&found(&[], &[])), None);
         let mut grown = found(&[(0, "struct page *")], &[(0, "struct folio *")]);
         grown["new_size"] = json!(24);
-        assert!(!keeps_its_shape(&grown));
+        assert_eq!(other_pointers(&grown), None);
     }
 
     #[test]
