@@ -27,6 +27,8 @@ use tempfile::TempDir;
 
 /// Time for a kernel to reach its shell; software emulation needs about three seconds on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// Time for a whole distribution, in the box too.
+const DISTRIBUTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time for one command in the guest.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 

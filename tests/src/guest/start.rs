@@ -3,7 +3,7 @@
 //! Comes in: [`Config`]. Decided: the command lines; address randomisation stays on. Goes out: a [`Guest`] whose shell
 //! has answered.
 
-use super::{BOOT_TIMEOUT, Config, Console, Engine, Guest, GuestError, Service};
+use super::{BOOT_TIMEOUT, Config, Console, DISTRIBUTION_TIMEOUT, Engine, Guest, GuestError, Service};
 use crate::{boxed, commands, initramfs};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -194,7 +194,8 @@ impl Prepared {
         let console = Console::new(input, output, File::create(&log)?);
         let api = dir.path().join("api");
         let mut guest = Guest { process, console, log, api, qmp: None, monitor: None, boot_ms: 0, dir, _slot: slot };
-        if let Err(reason) = guest.console.wait_for("@@lucos-ready ", BOOT_TIMEOUT) {
+        let limit = if config.disk.is_some() { DISTRIBUTION_TIMEOUT } else { BOOT_TIMEOUT };
+        if let Err(reason) = guest.console.wait_for("@@lucos-ready ", limit) {
             let said = std::fs::read_to_string(guest.log.with_extension("stderr")).unwrap_or_default();
             return Err(guest.lost(&format!("the boot of {}: {reason}\n{said}", config.kernel.display())));
         }

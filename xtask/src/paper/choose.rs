@@ -231,7 +231,7 @@ fn with_overrides(ground: &Ground, entry: &Entry) -> Result<Option<Patch>, JobEr
     if types.is_empty() || !entry.reasons.iter().all(|why| why.rule == "type-layout") {
         return Ok(None);
     }
-    let (mut text, mut names) = (String::new(), Vec::new());
+    let (mut text, mut changes) = (String::new(), Vec::new());
     for found in types {
         let (Some(subject), Some(pairs)) = (found["name"].as_str(), other_pointers(found)) else { return Ok(None) };
         for (old, new) in &pairs {
@@ -240,20 +240,18 @@ fn with_overrides(ground: &Ground, entry: &Entry) -> Result<Option<Patch>, JobEr
             }
         }
         let pairs: Vec<String> = pairs.iter().map(|(old, new)| format!("{new} instead of {old}")).collect();
+        let pairs = pairs.join(", to ");
         text += &format!(
             "[[silence]]\nrule = \"type-layout\"\nsubject = \"{subject}\"\nreason = \"every member keeps its place and size; \
-             pointers lead to {}, of which one begins with the other\"\n",
-            pairs.join(", to ")
+             pointers lead to {pairs}, of which one begins with the other\"\n"
         );
-        names.push(subject);
+        changes.push(format!("pointers in {subject} lead to {pairs}, at the same places"));
     }
     let overrides = place.join("paper.toml");
     std::fs::write(&overrides, text)?;
     let more = ["--overrides".into(), overrides.into_os_string()];
-    let what = format!(
-        "by layout: members of {} are other ones; an override file of this job says that its objects keep their shape",
-        names.join(", ")
-    );
+    let what =
+        format!("by layout, with an override file of this job (nothing has to be converted): {}", changes.join("; "));
     build(ground, entry, "paper-layout", &more, &what)
 }
 

@@ -143,7 +143,7 @@ impl<'a> Report<'a> {
         let _ = writeln!(text, "{own}");
         for row in &self.patches {
             let others =
-                if row.files > 1 { format!(" (with parts of {} other files)", row.files - 1) } else { String::new() };
+                if row.files > 1 { format!(", with what it needs of {} more", row.files - 1) } else { String::new() };
             let _ = writeln!(text, "{}: {}{others}: {}", row.stands_for, row.file, row.what);
             let asked = row.rounds.iter().flat_map(|round| [&round.apply, &round.undo]).map(|action| action.asked);
             let again: u32 = asked.map(|asked| asked - 1).sum();
@@ -184,7 +184,7 @@ fn row<'a>(patch: &'a Patch, measured: &'a Measured) -> Row<'a> {
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
-    table.set_width(150).set_header(header);
+    table.set_width(170).set_header(header);
     table
 }
 
