@@ -24,7 +24,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// The number of functions of the paper's largest patch.
-const MANY: usize = 13;
+pub(super) const MANY: usize = 13;
 /// Time for one build.
 const LIMIT: Duration = Duration::from_secs(300);
 /// How many changes are looked at for one place of the table, beyond those that an earlier run has found to be of Type 2.
@@ -32,13 +32,13 @@ const TRIES: usize = 60;
 
 /// Where the paper's patches of Type 1 are: what it calls them, and the files and folders in which a change is looked for, in this order:
 /// first what every transaction of a database runs through.
-const TYPE1: [(&str, &[&str]); 3] = [
+pub(super) const TYPE1: [(&str, &[&str]); 3] = [
     ("PRB", &["mm/filemap.c", "mm/readahead.c", "mm/page_alloc.c", "mm/memory.c", "mm/slub.c", "mm/vmscan.c", "mm"]),
     ("LA", &["fs/ext4/inode.c", "fs/ext4/extents.c", "fs/jbd2", "fs/ext4", "fs/namei.c", "fs/inode.c", "fs", "block"]),
     ("PS", &["kernel/sched/core.c", "kernel/sched/fair.c", "kernel/sched", "kernel/time", "kernel"]),
 ];
 /// Its patches of Type 2.
-const TYPE2: [&str; 2] = ["ID", "BBDD"];
+pub(super) const TYPE2: [&str; 2] = ["ID", "BBDD"];
 
 /// A patch of the table.
 #[derive(Debug)]
