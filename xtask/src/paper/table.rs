@@ -29,7 +29,11 @@ struct Times {
 impl Times {
     fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        let median_ms = values.get(values.len() / 2).copied().unwrap_or_default();
+        let middle = values.len() / 2;
+        let median_ms = match (values.len().is_multiple_of(2), middle.checked_sub(1).and_then(|at| values.get(at))) {
+            (true, Some(below)) => (below + values[middle]) / 2.0,
+            _ => values.get(middle).copied().unwrap_or_default(),
+        };
         Self { median_ms, max_ms: values.last().copied().unwrap_or_default() }
     }
 
@@ -196,6 +200,7 @@ mod tests {
     #[test]
     fn times_are_told_by_median_and_largest() {
         assert_eq!(Times::of(vec![3.0, 1.0, 9.0, 2.0, 4.0]), Times { median_ms: 3.0, max_ms: 9.0 });
+        assert_eq!(Times::of(vec![1.0, 4.0]), Times { median_ms: 2.5, max_ms: 4.0 });
         assert_eq!(Times::of(Vec::new()), Times { median_ms: 0.0, max_ms: 0.0 });
     }
 
