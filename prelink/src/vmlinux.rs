@@ -264,16 +264,18 @@ impl KernelImage {
     /// kept no relocations, all bytes that look like such a field count: rather one too many than one too few.
     pub fn references(&self, address: u64) -> Vec<u64> {
         let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
-        let mut fields: Vec<u64> = if self.rela.is_empty() {
+        let leads = |reloc: &ImageReloc| {
+            let behind = is_pc_relative(reloc.kind) && reloc.target.wrapping_add(4) == address;
+            behind || reloc.target == address
+        };
+        let mut fields: Vec<u64> = if let Some(relocs) = self.module_relocs() {
+            relocs.filter(|reloc| leads(reloc)).map(|reloc| reloc.address).collect()
+        } else if self.rela.is_empty() {
             sections.flat_map(|(_, section)| lookalikes(section.address, self.contents(section), address)).collect()
         } else {
-            let leads = |reloc: &ImageReloc| {
-                let behind = is_pc_relative(reloc.kind) && reloc.target.wrapping_add(4) == address;
-                behind || reloc.target == address
-            };
             let raw = sections.filter_map(|(index, _)| self.rela.get(&index));
             let relocs = raw.flat_map(|&raw| self.read_relocs(raw));
-            relocs.filter(leads).map(|reloc| reloc.address).collect()
+            relocs.filter(|reloc| leads(reloc)).map(|reloc| reloc.address).collect()
         };
         fields.sort_unstable();
         fields
@@ -282,7 +284,9 @@ impl KernelImage {
     /// Fields of the image that hold an address of a range or lead into it, as [`KernelImage::references`] finds them.
     pub fn references_into(&self, range: &Range<u64>) -> Vec<u64> {
         let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
-        let mut fields: Vec<u64> = if self.rela.is_empty() {
+        let mut fields: Vec<u64> = if let Some(relocs) = self.module_relocs() {
+            relocs.filter(|reloc| self.leads_into(reloc, range)).map(|reloc| reloc.address).collect()
+        } else if self.rela.is_empty() {
             let all = sections.map(|(_, section)| (section.address, self.contents(section))).collect::<Vec<_>>();
             all.par_iter().flat_map_iter(|(start, bytes)| lookalikes_into(*start, bytes, range)).collect()
         } else {
@@ -292,6 +296,13 @@ impl KernelImage {
         };
         fields.sort_unstable();
         fields
+    }
+
+    /// All relocations of a module that is loaded; those of the kernel's image are read when they are needed.
+    fn module_relocs(&self) -> Option<impl Iterator<Item = &ImageReloc>> {
+        self.module.as_ref()?;
+        let relocs = self.relocs.get()?.iter();
+        Some(relocs.filter(|(index, _)| self.sections[**index].allocated).flat_map(|(_, relocs)| relocs))
     }
 
     fn leads_into(&self, reloc: &ImageReloc, range: &Range<u64>) -> bool {

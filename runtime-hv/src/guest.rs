@@ -167,7 +167,8 @@ impl Kernel {
     }
 
     /// Whether a link address is one of the module.
-    fn is_of_module(&self, link: u64) -> bool {
+    #[must_use]
+    pub fn is_of_module(&self, link: u64) -> bool {
         self.module.as_ref().is_some_and(|module| module.live(link).is_some())
     }
 

@@ -88,6 +88,9 @@ pub struct PartRecord {
     pub area: u64,
     /// The jumps.
     pub jumps: Vec<Jump>,
+    /// What was written over data that stay where they are.
+    #[serde(default)]
+    pub data: Vec<Edit>,
     /// Areas of earlier lives of the module, to be given back when nobody is inside.
     #[serde(default)]
     pub left: Vec<u64>,
@@ -137,7 +140,7 @@ impl Document {
             Some(name) => info.modules.iter().any(|part| part.name == name && part.state == ModuleState::Applied),
         };
         let mut records = self.bundles.iter().map(|record| &record.info);
-        records.any(|info| info.id == bundle && info.state.is_in_effect() && in_effect(info))
+        records.any(|info| info.id == bundle && info.state.is_in_use() && in_effect(info))
     }
 }
 

@@ -82,7 +82,7 @@ pub enum BundleState {
     Open,
     /// In effect.
     Applied,
-    /// Being taken back.
+    /// Not in effect any more, while threads are still inside the new code.
     Undoing,
     /// Not in effect any more.
     Removed,
@@ -93,6 +93,12 @@ impl BundleState {
     #[must_use]
     pub fn is_in_effect(self) -> bool {
         matches!(self, BundleState::Open | BundleState::Applied)
+    }
+
+    /// Whether threads may run the new code, or use its data.
+    #[must_use]
+    pub fn is_in_use(self) -> bool {
+        self.is_in_effect() || self == BundleState::Undoing
     }
 
     /// The word used in JSON and tables.
@@ -202,8 +208,9 @@ pub struct DataInfo {
     pub unit: String,
     /// What becomes of it.
     pub strategy: DataStrategy,
-    /// Where the old one is, `0x…`.
-    pub old_address: String,
+    /// Where the old one is, `0x…`; unknown while the guest does not have the module that it is in.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub old_address: Option<String>,
     /// Its size in bytes.
     pub old_size: u64,
     /// Where the new copy is, if there is one.
@@ -214,12 +221,12 @@ pub struct DataInfo {
 }
 
 impl DataInfo {
-    /// Live addresses of the old one.
+    /// Live addresses of the old one, if it is there.
     #[must_use]
-    pub fn old_range(&self) -> std::ops::Range<u64> {
-        let digits = self.old_address.trim_start_matches("0x");
-        let start = u64::from_str_radix(digits, 16).unwrap_or_default();
-        start..start.saturating_add(self.old_size)
+    pub fn old_range(&self) -> Option<std::ops::Range<u64>> {
+        let digits = self.old_address.as_ref()?.trim_start_matches("0x");
+        let start = u64::from_str_radix(digits, 16).ok()?;
+        Some(start..start.saturating_add(self.old_size))
     }
 }
 
@@ -258,6 +265,12 @@ pub struct ModuleInfo {
     pub module: Option<String>,
     /// Functions to redirect; they have addresses while they are redirected.
     pub functions: Vec<ModuleFunction>,
+    /// Existing data of the module that change; they have addresses while they are changed.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub data: Vec<DataInfo>,
+    /// The author's functions that are called about the module.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub hooks: Vec<HookInfo>,
 }
 
 /// A function of a module.

@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use runtime_hv::engine::kvm::Costs;
-use runtime_hv::protocol::{BundleInfo, DataStrategy, Problem, Reply};
+use runtime_hv::protocol::{BundleInfo, DataInfo, DataStrategy, HookInfo, Problem, Reply};
 use serde::Serialize;
 
 /// Prints why something was not done: on standard error, or as JSON on standard output.
@@ -130,18 +130,7 @@ fn one(info: &BundleInfo) {
     if !info.functions.is_empty() {
         println!("{functions}");
     }
-    let mut data = table(&["datum", "unit", "what", "old", "new", "size"]);
-    for datum in &info.data {
-        let (what, new) = match datum.strategy {
-            DataStrategy::InPlace => ("in place", "-"),
-            DataStrategy::Moved => ("moved", datum.new_address.as_deref().unwrap_or("-")),
-        };
-        let size = format!("{} -> {}", datum.old_size, datum.new_size);
-        data.add_row([&datum.name, &datum.unit, what, &datum.old_address, new, &size]);
-    }
-    if !info.data.is_empty() {
-        println!("{data}");
-    }
+    data(&info.data);
     if let Some(open) = &info.open {
         println!(
             "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} lost",
@@ -162,9 +151,7 @@ fn one(info: &BundleInfo) {
     if !info.inside.is_empty() {
         println!("{threads}");
     }
-    for hook in &info.hooks {
-        println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
-    }
+    hooks(&info.hooks);
     for module in &info.modules {
         let word = module.state.word();
         let state = module.reason.as_ref().map_or_else(|| word.to_owned(), |reason| format!("{word} ({reason})"));
@@ -182,11 +169,37 @@ fn one(info: &BundleInfo) {
             ]);
         }
         println!("{functions}");
+        data(&module.data);
+        hooks(&module.hooks);
     }
     let phases: Vec<String> = info.times_us.keys().map(|phase| format!("{phase} {}", time(info, phase))).collect();
     println!("last action: {}", phases.join(", "));
     if info.kept_pages != 0 {
         println!("{} pages of guest memory are kept: something may still refer to them", info.kept_pages);
+    }
+}
+
+/// Existing data that change.
+fn data(data: &[DataInfo]) {
+    let mut rows = table(&["datum", "unit", "what", "old", "new", "size"]);
+    let address = |address: &Option<String>| address.clone().unwrap_or_else(|| "-".to_owned());
+    for datum in data {
+        let (what, new) = match datum.strategy {
+            DataStrategy::InPlace => ("in place", "-".to_owned()),
+            DataStrategy::Moved => ("moved", address(&datum.new_address)),
+        };
+        let size = format!("{} -> {}", datum.old_size, datum.new_size);
+        rows.add_row([&datum.name, &datum.unit, what, &address(&datum.old_address), &new, &size]);
+    }
+    if !data.is_empty() {
+        println!("{rows}");
+    }
+}
+
+/// The author's functions.
+fn hooks(hooks: &[HookInfo]) {
+    for hook in hooks {
+        println!("hook {}: {}", hook.kind.name(), hook.subject.as_deref().unwrap_or("the update"));
     }
 }
 

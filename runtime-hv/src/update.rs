@@ -23,6 +23,7 @@ pub mod transaction;
 pub mod transfer;
 
 mod call;
+mod commit;
 #[cfg(test)]
 mod data_tests;
 mod errors;
@@ -44,19 +45,16 @@ pub(crate) use open::LOOK_EVERY;
 
 use crate::engine::Engine;
 
-use crate::guest::arena::{Allocation, Write};
+use crate::guest::arena::Allocation;
 use crate::guest::frames::Unwinder;
 use crate::guest::modules::Loaded;
 use crate::guest::support::Object;
-use crate::journal::{Action, Document, Journal, PartRecord, Record};
-use crate::protocol::{
-    BundleInfo, BundleState, DataInfo, DataStrategy, FunctionInfo, HookInfo, MemoryKind, ModuleState,
-};
+use crate::journal::{Document, Journal, PartRecord, Record};
+use crate::protocol::{BundleInfo, BundleState, FunctionInfo, MemoryKind, ModuleState};
 use admit::Admitted;
 use area::Area;
-use data::Changes;
-use lpk_format::{Bundle, DataChange, HookKind, Place};
-use open::{Open, Shared, Survey};
+use lpk_format::Bundle;
+use open::Shared;
 use parts::{Active, Goal, Target};
 use plan::Plan;
 use quiet::Check;
@@ -308,8 +306,7 @@ impl<E: Engine> Updater<E> {
                 |known: &&mut Area| active.iter().any(|part| part.area.as_ref().is_some_and(|a| a.base == known.base));
             after.areas.iter_mut().filter(used).for_each(|area| area.kept = false);
             after.sequence += 1;
-            let admitted: Vec<&Admitted> = active.iter().map(|part| &part.admitted).collect();
-            let committed = self.commit(&admitted, &plan, &mut after, goal.id, times);
+            let committed = self.commit(goal, &active, &plan, &mut after, times);
             self.unsettled = committed.as_ref().is_err_and(|error| !error.is_taken_back());
             match committed? {
                 Check::Ready => {
@@ -345,105 +342,6 @@ impl<E: Engine> Updater<E> {
         self.document.areas.iter().find(|known| known.base == area.base && known.module != 0).cloned()
     }
 
-    /// Stops the guest, checks, and does the plan's writes if the moment is right. What data hold is known only then.
-    fn commit(
-        &mut self,
-        admitted: &[&Admitted],
-        plan: &Plan,
-        after: &mut Document,
-        id: &str,
-        times: &mut Times,
-    ) -> Result<Check, UpdateError> {
-        let Some(first) = admitted.first() else { return Ok(Check::Ready) };
-        let owner_paused = self.engine.is_paused()?;
-        let action = |changes: &Changes, after: &Document| Action {
-            sequence: after.sequence,
-            boot: first.boot(),
-            bundle: id.to_owned(),
-            owner_paused,
-            writes: plan.writes.iter().chain(changes.writes()).chain(&plan.jumps).cloned().collect(),
-            moving: plan.moving.iter().copied().chain(changes.writes().map(|write| write.pa)).collect(),
-            list: None,
-            mapped: plan.mapped.clone(),
-            after: after.clone(),
-        };
-        // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
-        let expected = data::to_new(&self.engine, &plan.data)?;
-        self.journal.begin(&action(&expected, after), &self.document)?;
-        let old_code = open::code(admitted);
-        let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
-        let (journal, before, kernel, opens) = (&self.journal, &self.document, &first.kernel, &self.opens);
-        let outcome = transaction::paused(&mut self.engine, |engine| {
-            let check = times.measure("check", || quiet::check(engine, admitted, plan))?;
-            if check != Check::Ready {
-                return Ok(check);
-            }
-            if let Some(who) = opens.returning_into(&quiet::untouched(admitted, plan)) {
-                return Ok(Check::Busy(who));
-            }
-            let found = times.measure("walk", || open::survey(engine, kernel, unwinder.as_mut(), opens, &old_code))?;
-            let threads = match found {
-                Survey::Frames(threads) if threads.is_empty() => threads,
-                Survey::Frames(threads) if engine.watch().is_some() && plan.trampoline != 0 => threads,
-                Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
-                Survey::Unclear(who) => return Ok(Check::Busy(who)),
-            };
-            journal.committing()?;
-            let count = threads.len() as u32;
-            let mut changes = Changes::default();
-            let mut switch = || {
-                times.measure("place", || transaction::write_all(engine, &plan.writes))?;
-                if let Some(hooks) = &plan.hooks {
-                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Pre, count))?;
-                }
-                if !plan.data.is_empty() || count != 0 {
-                    changes = times.measure("transfer", || data::to_new(engine, &plan.data))?;
-                    changes.returns = threads.iter().map(|thread| thread.divert(plan.trampoline)).collect();
-                    if let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == id) {
-                        record.data.extend(changes.edits.iter().cloned());
-                        record.info.state = if count == 0 { BundleState::Applied } else { BundleState::Open };
-                    }
-                    journal.begin(&action(&changes, after), before)?;
-                    journal.committing()?;
-                    let writes: Vec<Write> = changes.writes().cloned().collect();
-                    times.measure("transfer", || transaction::write_all(engine, &writes))?;
-                }
-                if let Some(hooks) = &plan.hooks {
-                    times.measure("hooks", || hooks.about_data(engine, kernel, HookKind::SyncToNew))?;
-                }
-                times.measure("redirect", || transaction::write_all(engine, &plan.jumps))?;
-                if count != 0 {
-                    let open = Open::new(id, kernel, plan, threads.clone());
-                    return times.measure("protect", || opens.begin(engine, open));
-                }
-                if let Some(hooks) = &plan.hooks {
-                    times.measure("hooks", || hooks.about_update(engine, kernel, HookKind::Post, 0))?;
-                }
-                Ok::<_, UpdateError>(())
-            };
-            switch().map(|()| Check::Ready).or_else(|error| {
-                let writes: Vec<Write> = action(&changes, after).writes;
-                match errors::with_undo(error, transaction::take_back(engine, &writes)) {
-                    error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
-                    error => Err(error),
-                }
-            })
-        });
-        self.unwinder = unwinder.or(self.unwinder.take());
-        let result = match outcome {
-            Ok((result, time)) => {
-                times.paused(time);
-                result
-            }
-            // The guest stands still: the action stays in the journal.
-            Err(error) => return Err(error.into()),
-        };
-        if result.as_ref().is_err_and(|error| !error.is_stuck()) {
-            self.journal.forget_action()?;
-        }
-        result
-    }
-
     /// Whether the guest was asked something and has not answered yet.
     pub fn is_waiting(&self) -> bool {
         self.document.call.is_some()
@@ -471,24 +369,6 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         new_address: format!("{:#x}", plan.addresses.text.wrapping_add(u64::from(function.new_offset))),
         size: u64::from(function.new_size),
     });
-    let hooks = bundle.payload.hooks.iter().map(|hook| HookInfo {
-        kind: hook.kind,
-        subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
-    });
-    let data = bundle.payload.changed.iter().map(|patch| {
-        let place = Place::Payload { section: patch.section, offset: patch.new_offset };
-        let new = link::address(&bundle.payload, &plan.addresses, &admitted.facts, place);
-        let moved = matches!(patch.change, DataChange::Moved { .. });
-        DataInfo {
-            name: patch.name.clone(),
-            unit: patch.unit.clone(),
-            strategy: if moved { DataStrategy::Moved } else { DataStrategy::InPlace },
-            old_address: format!("{:#x}", patch.old_address.wrapping_add(slide)),
-            old_size: patch.old_size.into(),
-            new_address: moved.then(|| format!("{new:#x}")),
-            new_size: patch.new_size.into(),
-        }
-    });
     BundleInfo {
         name: bundle.manifest.name.clone(),
         id: id.to_owned(),
@@ -504,10 +384,10 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         },
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
-        data: data.collect(),
+        data: parts::data_of(bundle, Some((admitted, plan))),
         inside: Vec::new(),
         open: None,
-        hooks: hooks.collect(),
+        hooks: parts::hooks_of(bundle),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),
         times_us: BTreeMap::new(),

@@ -5,6 +5,7 @@
 
 use crate::guest::Engine;
 use crate::kernels::{self, Kernel};
+use crate::known_state::{self, KnownState};
 use crate::selfbuilt::{RECIPES, SelfBuilt};
 use std::path::{Path, PathBuf};
 
@@ -53,6 +54,18 @@ pub fn selfbuilt(name: &str) -> Option<SelfBuilt> {
         recipe.built(&cache, &kernel).ok_or_else(missing)
     };
     or_skip(found())
+}
+
+/// The module of known state, compiled for the kernel that tests boot.
+pub fn known_state() -> Option<(Kernel, KnownState)> {
+    let kernel = older_kernel()?;
+    let found = || {
+        let cache = kernels::cache_dir().map_err(|error| error.to_string())?;
+        let known = known_state::find(&cache, &kernel).map_err(|error| error.to_string())?;
+        known.ok_or_else(|| "the module of known state is not compiled; `cargo xtask setup` does it".to_owned())
+    };
+    let known = or_skip(found())?;
+    Some((kernel, known))
 }
 
 /// The next release, for tests that need a wrong kernel.

@@ -5,8 +5,8 @@
 
 use crate::{JobError, demo, root, say};
 use lucos_tests::guest::{Engine, GuestError};
-use lucos_tests::kernels::Pair;
-use lucos_tests::{boxed, commands, selfbuilt, setup};
+use lucos_tests::kernels::{Pair, cache_dir};
+use lucos_tests::{boxed, commands, known_state, selfbuilt, setup};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -52,17 +52,30 @@ pub(crate) fn run_in_box(options: &boxed::Options, with_lucos_hv: bool) -> Resul
 
 /// The demo on an engine.
 pub(crate) fn demo(engine: &str) -> Result<(), JobError> {
-    let wanted = Engine::wanted().map_err(GuestError::from)?;
-    // What starts guests looks into the environment, and a program does not change its own.
-    if std::env::var("LUCOS_TEST_ENGINE").ok().as_deref() != Some(engine) {
-        let mut again = Command::new(std::env::current_exe()?);
-        return run(again.args(["demo", "--engine", engine]).env("LUCOS_TEST_ENGINE", engine));
+    if again_on(engine)? {
+        return Ok(());
     }
-    if wanted == Engine::KvmInBox {
+    build_for_engine()?;
+    demo::run()
+}
+
+/// Does this very job in a process whose environment says the engine, unless this is one: what starts guests looks there, and a
+/// program does not change its own. Says whether it was done.
+pub(crate) fn again_on(engine: &str) -> Result<bool, JobError> {
+    if std::env::var("LUCOS_TEST_ENGINE").ok().as_deref() == Some(engine) {
+        return Ok(false);
+    }
+    let mut again = Command::new(std::env::current_exe()?);
+    run(again.args(std::env::args_os().skip(1)).env("LUCOS_TEST_ENGINE", engine)).map(|()| true)
+}
+
+/// What the engine that is wanted needs beside the two programs.
+pub(crate) fn build_for_engine() -> Result<(), JobError> {
+    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
         say("building lucos-hv for the box");
         build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
     }
-    demo::run()
+    Ok(())
 }
 
 /// All tests.
@@ -70,6 +83,7 @@ pub(crate) fn test(args: &[String], require_all: bool) -> Result<(), JobError> {
     let pair = setup::prepare(&say)?;
     setup::for_tests(&say)?;
     selfbuilt::prepare(&pair.older, &say)?;
+    known_state::prepare(&cache_dir()?, &pair.older, &say)?;
     let mut command = test_command(&pair)?;
     if args.is_empty() {
         command.arg("--workspace");

@@ -6,7 +6,8 @@
 
 use crate::{JobError, cargo, say};
 use lucos_tests::guest::{Engine, GuestError};
-use lucos_tests::{boxed, commands, initramfs, selfbuilt, setup};
+use lucos_tests::kernels::cache_dir;
+use lucos_tests::{boxed, commands, initramfs, known_state, selfbuilt, setup};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
@@ -24,6 +25,7 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
         return cargo::run(&mut again);
     }
     let pair = setup::prepare(&say)?;
+    known_state::prepare(&cache_dir()?, &pair.older, &say)?;
     if all {
         setup::for_tests(&say)?;
         selfbuilt::prepare(&pair.older, &say)?;
@@ -60,10 +62,10 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     // With the features that all tests are built with, so that nothing is built twice.
     live.args(["--workspace", "--no-fail-fast"]);
     let tests: &[&str] = if all {
-        &["live*", "refused", "official", "by_hand", "selfbuilt", "root_file_system"]
+        &["live*", "known_state", "refused", "official", "by_hand", "selfbuilt", "root_file_system"]
     } else {
-        // The second is about what only this engine can do.
-        &["live", "live_open"]
+        // What asks most of an engine: threads inside old code, data in two copies.
+        &["live_open", "known_state"]
     };
     live.args(tests.iter().flat_map(|test| ["--test", test]));
     live.args(["--", "--test-threads", "1"]).env("LUCOS_REQUIRE_ALL", "1");

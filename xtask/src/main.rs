@@ -10,9 +10,12 @@ mod demo;
 mod kvm;
 mod live;
 mod paper;
+mod soak;
 
 use clap::{Parser, Subcommand};
 use lucos_tests::boxed::{self, BoxError};
+use lucos_tests::kernels::cache_dir;
+use lucos_tests::known_state;
 use lucos_tests::selfbuilt;
 use lucos_tests::setup::{self, SetupError};
 use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
@@ -68,6 +71,8 @@ enum Job {
         /// Series, such as 6.12 [default: the newest that the archive has]
         series: Option<String>,
     },
+    /// Random updates of a module whose state is known, which must stay right: as long as is asked
+    Soak(soak::SoakArgs),
     /// Runs the fuzz targets
     Fuzz {
         /// Seconds per target
@@ -116,6 +121,8 @@ enum JobError {
     Tool { what: String, status: i32, outcome: String },
     #[error("{what}: expected {expected}, seen {seen}")]
     NotSeen { what: String, expected: String, seen: String },
+    #[error(transparent)]
+    Soak(#[from] lucos_tests::soak::SoakError),
     #[error("{0}")]
     Corpus(String),
     #[error("cargo-fuzz is not installed; `cargo install cargo-fuzz` and `rustup toolchain install nightly` bring it")]
@@ -148,7 +155,8 @@ fn say(line: &str) {
 fn main() -> ExitCode {
     let result = match Args::parse().job {
         Job::Setup => setup::prepare(&say)
-            .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| ()))
+            .and_then(|pair| selfbuilt::prepare(&pair.older, &say).map(|_| pair))
+            .and_then(|pair| known_state::prepare(&cache_dir()?, &pair.older, &say))
             .and_then(|()| setup::for_tests(&say))
             .map_err(JobError::from),
         Job::Demo { engine } => cargo::demo(&engine),
@@ -159,6 +167,7 @@ fn main() -> ExitCode {
         Job::Corpus(args) => corpus::run(&args).map(|_| ()),
         Job::Paper(args) => paper::run(&args),
         Job::Series { series } => cargo::series(series.as_deref()),
+        Job::Soak(args) => soak::run(&args),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),
         Job::Initramfs { file } => lucos_tests::initramfs::write(&file).map_err(JobError::from),
         Job::Box { with_lucos_hv, options } => match cargo::run_in_box(&options, with_lucos_hv) {

@@ -36,11 +36,13 @@ impl Judge<'_, '_> {
             groups.entry(module).or_insert_with(|| (image, Vec::new())).1.push(unit);
         }
         let (mut parts, mut refusals) = (Vec::new(), Vec::new());
+        // Hooks beside the change of one module, and nothing else, belong to that module.
+        let home = groups.keys().next().copied().filter(|_| groups.len() == 1).flatten();
         let mut declared = None;
         if let Some(hooks) = hooks {
-            let (_, units) = groups.entry(None).or_insert_with(|| (self.image, Vec::new()));
+            let (image, units) = groups.entry(home).or_insert_with(|| (self.image, Vec::new()));
             units.push(hooks.unit());
-            match hooks.declared(self.image, self.units, units.len() - 1, &[]) {
+            match hooks.declared(image, self.units, units.len() - 1, &[]) {
                 Ok(found) => declared = Some(found),
                 Err(more) => refusals.extend(more),
             }
@@ -49,7 +51,7 @@ impl Judge<'_, '_> {
             let others = groups.iter().filter(|&(&other, _)| other != part).flat_map(|(_, (_, units))| units);
             let elsewhere: BTreeSet<String> = others.flat_map(global_names).collect();
             let tables = BootTables::read(image, sizes).map_err(of_sites)?;
-            let declared = declared.as_ref().filter(|_| part.is_none());
+            let declared = declared.as_ref().filter(|_| part == home);
             match link::link_declared(image, &tables, units, &elsewhere, declared) {
                 Ok(linked) => parts.push((image.module().cloned(), linked)),
                 Err(more) => refusals.extend(more),

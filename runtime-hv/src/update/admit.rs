@@ -12,8 +12,8 @@ use crate::guest::facts::{self, Facts};
 use crate::guest::modules::{self, Found};
 use crate::guest::{GuestError, Kernel, identity, probes, tasks};
 use crate::journal::{Boot, Document, Record};
-use crate::protocol::{DataInfo, DataStrategy, ModuleFunction};
-use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, ModuleId, Place, UpdateType, hex};
+use crate::protocol::{BundleState, DataInfo, DataStrategy, ModuleFunction};
+use lpk_format::{BootSiteKind, Bundle, Fixup, FunctionPatch, MODULE_SPACE, ModuleId, Place, UpdateType, hex};
 use std::ops::Range;
 
 /// Length of the jump, `jmp rel32`.
@@ -62,10 +62,6 @@ pub fn admit<E: Engine>(
     bundle: &Bundle,
     id: &str,
 ) -> Result<Admitted, UpdateError> {
-    if bundle.module.is_some() && !(bundle.payload.changed.is_empty() && bundle.payload.hooks.is_empty()) {
-        let what = "changed data and hooks of loadable modules are not possible in a running guest yet";
-        return Err(UpdateError::Unsupported(what.to_owned()));
-    }
     let kernel = identity::find(engine, &bundle.kernel, &bundle.profile)?;
     let resets = engine.resets();
     tasks::has_started(engine, &kernel)?;
@@ -157,22 +153,30 @@ fn old_code(bundle: &Bundle) -> Vec<(Range<u64>, String, u64)> {
 
 /// Refuses what is applied, and what another bundle has redirected or changed.
 fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), UpdateError> {
-    for record in document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
+    for record in document.bundles.iter().filter(|record| record.info.state.is_in_use()) {
         let (name, other) = (record.info.name.clone(), record.info.id.clone());
+        if other == id && record.info.state == BundleState::Undoing {
+            let who = "threads are still inside of its new code, which is being left".to_owned();
+            return Err(UpdateError::Busy { who, attempts: 1 });
+        }
         if other == id {
             return Err(UpdateError::AlreadyApplied { name, id: other });
         }
+        let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
+        if let Some(datum) = taken(record, bundle, slide).filter(|_| other != super::parts::bundle_of(id)) {
+            return Err(UpdateError::DatumTaken { datum, by: name, id: other });
+        }
         if let Some(module) = &bundle.module {
-            if let Some(function) =
-                known_of_module(record, module, bundle).filter(|_| other != super::parts::bundle_of(id))
-            {
+            if other == super::parts::bundle_of(id) {
+                continue;
+            }
+            if let Some(datum) = taken_of_module(record, module, bundle) {
+                return Err(UpdateError::DatumTaken { datum, by: name, id: other });
+            }
+            if let Some(function) = known_of_module(record, module, bundle) {
                 return Err(UpdateError::Redirected { function, by: name, id: other });
             }
             continue;
-        }
-        let slide = document.boot.as_ref().map_or(0, |boot| boot.slide);
-        if let Some(datum) = taken(record, bundle, slide) {
-            return Err(UpdateError::DatumTaken { datum, by: name, id: other });
         }
         for function in &bundle.functions {
             let live = format!("{:#x}", function.old_address.wrapping_add(slide));
@@ -188,7 +192,7 @@ fn applied_before(document: &Document, bundle: &Bundle, id: &str) -> Result<(), 
 fn taken(record: &Record, bundle: &Bundle, slide: u64) -> Option<String> {
     let live = |link: u64| link.wrapping_add(slide);
     let touches = |datum: &&DataInfo| {
-        let theirs = datum.old_range();
+        let Some(theirs) = datum.old_range() else { return false };
         let changes = bundle.payload.changed.iter().any(|patch| {
             let ours = live(patch.old_address);
             ours < theirs.end && theirs.start < ours.saturating_add(u64::from(patch.old_size.max(patch.new_size)))
@@ -199,6 +203,21 @@ fn taken(record: &Record, bundle: &Bundle, slide: u64) -> Option<String> {
         changes || uses && datum.strategy == DataStrategy::Moved
     };
     record.info.data.iter().find(touches).map(|datum| datum.name.clone())
+}
+
+/// As [`taken`], of a module: also where the other bundle waits for it.
+fn taken_of_module(record: &Record, module: &ModuleId, bundle: &Bundle) -> Option<String> {
+    let theirs = record.info.modules.iter().filter(|known| known.name == module.name);
+    let touches = |datum: &&DataInfo| {
+        let changed = &bundle.payload.changed;
+        let changes = changed.iter().any(|patch| patch.name == datum.name && patch.unit == datum.unit);
+        let uses = bundle.payload.symbols.iter().any(|symbol| {
+            let is_of_module = matches!(symbol.place, Place::Kernel(link) if MODULE_SPACE.contains(&link));
+            is_of_module && !symbol.function && symbol.name == datum.name
+        });
+        changes || uses && datum.strategy == DataStrategy::Moved
+    };
+    theirs.flat_map(|known| &known.data).find(touches).map(|datum| datum.name.clone())
 }
 
 /// The function of a module's part that another bundle redirects, or will when the module is loaded.
@@ -212,7 +231,7 @@ fn known_of_module(record: &Record, module: &ModuleId, bundle: &Bundle) -> Optio
 }
 
 /// The kernel with the module that a part of a bundle is about.
-fn with_module<E: Engine>(engine: &E, kernel: Kernel, module: &ModuleId) -> Result<Kernel, UpdateError> {
+pub(super) fn with_module<E: Engine>(engine: &E, kernel: Kernel, module: &ModuleId) -> Result<Kernel, UpdateError> {
     let name = module.name.clone();
     match modules::find(engine, &kernel, module)? {
         Found::Loaded(loaded) => Ok(kernel.with_module(loaded)),

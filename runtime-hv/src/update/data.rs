@@ -26,14 +26,19 @@ pub struct Edit {
     pub write: Write,
     /// Taken back only while the guest still holds the new bytes; else the guest has made the value its own.
     pub guarded: bool,
+    /// Virtual address of the bytes, in a module: they are there only as long as it is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub va: Option<u64>,
 }
 
 /// A datum that changes, located.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Datum {
     patch: DataPatch,
-    /// Physical address of the old datum, in the image.
-    old: Pa,
+    /// Where the old datum is: in the image as a whole, in a module page by page.
+    old: Vec<(Pa, usize)>,
+    /// Its virtual address, in a module.
+    va: Option<u64>,
     /// Where the new copy is, page by page; of a datum that moves.
     new: Vec<(Pa, usize)>,
     /// The new contents as linked.
@@ -60,12 +65,29 @@ pub struct Changes {
     pub copies: Vec<Write>,
     /// Return addresses of threads inside.
     pub returns: Vec<Write>,
+    /// Virtual and physical addresses of those that are in modules.
+    pub mapped: Vec<(u64, u64)>,
 }
 
 impl Changes {
     /// All of them.
     pub fn writes(&self) -> impl Iterator<Item = &Write> {
         self.copies.iter().chain(self.edits.iter().map(|edit| &edit.write)).chain(&self.returns)
+    }
+
+    /// Together with those of another part.
+    #[must_use]
+    pub fn with(mut self, other: Changes) -> Changes {
+        self.edits.extend(other.edits);
+        self.copies.extend(other.copies);
+        self.returns.extend(other.returns);
+        self.mapped.extend(other.mapped);
+        self
+    }
+
+    fn edit(&mut self, edit: Option<Edit>) {
+        self.mapped.extend(edit.iter().filter_map(|edit| Some((edit.va?, edit.write.pa))));
+        self.edits.extend(edit);
     }
 }
 
@@ -88,10 +110,11 @@ pub fn locate(
             DataChange::InPlace { .. } => Vec::new(),
         };
         data.push(Datum {
-            old: kernel.image_pa(patch.old_address),
+            old: kernel.places(memory, patch.old_address, patch.old_size as usize)?,
+            va: kernel.is_of_module(patch.old_address).then(|| kernel.live(patch.old_address).0),
             new,
             contents: Vec::new(),
-            initial: initial(patch, kernel.slide()),
+            initial: initial(patch, kernel),
             patch: patch.clone(),
         });
     }
@@ -131,14 +154,14 @@ fn places(memory: &dyn ReadMemory, kernel: &Kernel, va: u64, length: usize) -> R
     Ok(places)
 }
 
-/// What the old datum held when this kernel began to run: KASLR has moved its addresses.
-fn initial(patch: &DataPatch, slide: u64) -> Vec<u8> {
+/// What the old datum held when this kernel began to run, or its module was loaded: its addresses have moved.
+fn initial(patch: &DataPatch, kernel: &Kernel) -> Vec<u8> {
     let DataChange::InPlace { initial, slides, .. } = &patch.change else { return Vec::new() };
     let mut bytes = initial.clone();
     bytes.resize(patch.old_size as usize, 0);
     for &at in slides {
         if let Some(field) = bytes.get_mut(at as usize..).and_then(<[u8]>::first_chunk_mut::<8>) {
-            *field = u64::from_le_bytes(*field).wrapping_add(slide).to_le_bytes();
+            *field = kernel.live(u64::from_le_bytes(*field)).0.to_le_bytes();
         }
     }
     bytes
@@ -152,14 +175,29 @@ fn initial(patch: &DataPatch, slide: u64) -> Vec<u8> {
 pub fn are_unchanged(memory: &dyn ReadMemory, kernel: &Kernel, bundle: &Bundle) -> Result<(), UpdateError> {
     for patch in &bundle.payload.changed {
         if let DataChange::InPlace { edited, overwrite: false, .. } = &patch.change {
-            let initial = initial(patch, kernel.slide());
+            let initial = initial(patch, kernel);
+            let places = kernel.places(memory, patch.old_address, patch.old_size as usize)?;
             for range in edited {
-                let at = kernel.image_pa(patch.old_address.wrapping_add(u64::from(range.start)));
-                holds(memory, &patch.name, at, initial.get(range.start as usize..range.end as usize))?;
+                for (at, part) in pieces(&places, range) {
+                    holds(memory, &patch.name, at, initial.get(part))?;
+                }
             }
         }
     }
     Ok(())
+}
+
+/// Where a range of a datum is, piece by piece: physical address, and part of the datum.
+fn pieces(places: &[(Pa, usize)], range: &Range<u32>) -> Vec<(Pa, Range<usize>)> {
+    let (mut start, mut found) = (0, Vec::new());
+    for &(pa, length) in places {
+        let part = start.max(range.start as usize)..(start + length).min(range.end as usize);
+        if part.start < part.end {
+            found.push((Pa(pa.0 + (part.start - start) as u64), part));
+        }
+        start += length;
+    }
+    found
 }
 
 /// Gives the bytes, which must be the expected ones.
@@ -184,14 +222,16 @@ pub fn to_new(memory: &dyn ReadMemory, data: &[Datum]) -> Result<Changes, Update
             DataChange::InPlace { added, edited, overwrite, .. } => {
                 let ranges = added.iter().map(|range| (range, false)).chain(edited.iter().map(|range| (range, true)));
                 for (range, is_edit) in ranges {
-                    changes.edits.extend(datum.edit(memory, range, is_edit && !overwrite)?);
+                    for (at, part) in pieces(&datum.old, range) {
+                        changes.edit(datum.edit(memory, at, part, is_edit && !overwrite)?);
+                    }
                 }
             }
             DataChange::Moved { to_new, .. } => {
                 let old = datum.read_old(memory)?;
                 let mut new = datum.contents.clone();
                 datum.carried(transfer(to_new, &old, &mut new))?;
-                changes.copies.extend(datum.copy(memory, &new)?);
+                changes.copies.extend(writes(memory, &datum.new, &new)?);
             }
         }
     }
@@ -210,11 +250,11 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
         for &(pa, length) in &datum.new {
             new.extend(read(memory, pa, length)?);
         }
-        let before = datum.read_old(memory)?;
-        let mut old = before.clone();
+        let mut old = datum.read_old(memory)?;
         datum.carried(transfer(to_old, &new, &mut old))?;
         // Also where nothing changes: a hook may write there next.
-        changes.copies.push(Write { pa: datum.old.0, old: before, new: old });
+        changes.copies.extend(writes(memory, &datum.old, &old)?);
+        changes.mapped.extend(datum.mapped());
     }
     for edit in edits.iter().rev() {
         let at = Pa(edit.write.pa);
@@ -226,7 +266,7 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
             holds(memory, &edit.name, at, Some(&edit.write.new))?;
         }
         let write = Write { pa: edit.write.pa, old: live, new: edit.write.old.clone() };
-        changes.edits.push(Edit { write, ..edit.clone() });
+        changes.edit(Some(Edit { write, ..edit.clone() }));
     }
     Ok(changes)
 }
@@ -244,16 +284,27 @@ impl Datum {
         self.patch.old_address
     }
 
-    /// Where a copy is.
+    /// Virtual and physical addresses of the old one, in a module.
+    fn mapped(&self) -> Vec<(u64, u64)> {
+        let Some(mut va) = self.va else { return Vec::new() };
+        let place = |&(pa, length): &(Pa, usize)| {
+            let place = (va, pa.0);
+            va = va.wrapping_add(length as u64);
+            place
+        };
+        self.old.iter().map(place).collect()
+    }
+
+    /// Where a copy is, page by page.
     fn places(&self, old: bool) -> Vec<(Pa, usize)> {
-        if !old {
-            return self.new.clone();
-        }
-        let (mut at, mut rest, mut places) = (self.old.0, self.patch.old_size as usize, Vec::new());
-        while rest != 0 {
-            let here = rest.min(PAGE - (at as usize & (PAGE - 1)));
-            places.push((Pa(at), here));
-            (at, rest) = (at.wrapping_add(here as u64), rest - here);
+        let mut places = Vec::new();
+        for &(pa, length) in if old { &self.old } else { &self.new } {
+            let (mut at, mut rest) = (pa.0, length);
+            while rest != 0 {
+                let here = rest.min(PAGE - (at as usize & (PAGE - 1)));
+                places.push((Pa(at), here));
+                (at, rest) = (at.wrapping_add(here as u64), rest - here);
+            }
         }
         places
     }
@@ -310,10 +361,15 @@ impl Datum {
         Ok(())
     }
 
-    /// A range of the new contents that is written over the old ones.
-    fn edit(&self, memory: &dyn ReadMemory, range: &Range<u32>, guarded: bool) -> Result<Option<Edit>, UpdateError> {
-        let part = range.start as usize..range.end as usize;
-        let at = Pa(self.old.0.wrapping_add(u64::from(range.start)));
+    /// A part of the new contents that is written over the old ones.
+    fn edit(
+        &self,
+        memory: &dyn ReadMemory,
+        at: Pa,
+        part: Range<usize>,
+        guarded: bool,
+    ) -> Result<Option<Edit>, UpdateError> {
+        let va = self.va.map(|va| va.wrapping_add(part.start as u64));
         let old = if guarded {
             holds(memory, &self.patch.name, at, self.initial.get(part.clone()))?
         } else {
@@ -321,27 +377,28 @@ impl Datum {
         };
         let new = self.contents.get(part).unwrap_or_default().to_vec();
         let name = self.patch.name.clone();
-        Ok((old != new).then_some(Edit { name, write: Write { pa: at.0, old, new }, guarded }))
+        Ok((old != new).then_some(Edit { name, write: Write { pa: at.0, old, new }, guarded, va }))
     }
 
     fn read_old(&self, memory: &dyn ReadMemory) -> Result<Vec<u8>, UpdateError> {
-        read(memory, self.old, self.patch.old_size as usize)
-    }
-
-    /// Writes of the new copy, all of it: what else is written there comes before.
-    fn copy(&self, memory: &dyn ReadMemory, contents: &[u8]) -> Result<Vec<Write>, UpdateError> {
-        let (mut writes, mut rest) = (Vec::new(), contents);
-        for &(pa, length) in &self.new {
-            let (here, behind) = rest.split_at(length.min(rest.len()));
-            writes.push(Write { pa: pa.0, old: read(memory, pa, here.len())?, new: here.to_vec() });
-            rest = behind;
-        }
-        Ok(writes)
+        let pieces = self.old.iter().map(|&(pa, length)| read(memory, pa, length));
+        Ok(pieces.collect::<Result<Vec<_>, _>>()?.concat())
     }
 
     fn carried(&self, result: Result<(), super::transfer::Overflow>) -> Result<(), UpdateError> {
         result.map_err(|source| UpdateError::DoesNotFit { name: self.patch.name.clone(), source })
     }
+}
+
+/// Writes of a whole copy: what else is written there comes before.
+fn writes(memory: &dyn ReadMemory, places: &[(Pa, usize)], contents: &[u8]) -> Result<Vec<Write>, UpdateError> {
+    let (mut writes, mut rest) = (Vec::new(), contents);
+    for &(pa, length) in places {
+        let (here, behind) = rest.split_at(length.min(rest.len()));
+        writes.push(Write { pa: pa.0, old: read(memory, pa, here.len())?, new: here.to_vec() });
+        rest = behind;
+    }
+    Ok(writes)
 }
 
 fn read(memory: &dyn ReadMemory, at: Pa, length: usize) -> Result<Vec<u8>, UpdateError> {
@@ -369,5 +426,12 @@ pub(super) fn test_datum(old: u64, old_size: u32, new: u64, new_size: u32) -> Da
         new_size,
         change,
     };
-    Datum { patch, old: Pa(old), new: vec![(Pa(new), new_size as usize)], contents: Vec::new(), initial: Vec::new() }
+    Datum {
+        patch,
+        old: vec![(Pa(old), old_size as usize)],
+        va: None,
+        new: vec![(Pa(new), new_size as usize)],
+        contents: Vec::new(),
+        initial: Vec::new(),
+    }
 }

@@ -100,7 +100,7 @@ fn a_datum_is_edited_in_place_and_given_back() {
     for round in 0..3 {
         let info = setup.updater.apply(&bytes(&in_place()), false).expect("applied");
         assert_eq!((info.data[0].strategy, info.data[0].new_address.as_ref()), (DataStrategy::InPlace, None));
-        assert_eq!(info.data[0].old_range(), live(DATUM)..live(DATUM) + 16);
+        assert_eq!(info.data[0].old_range(), Some(live(DATUM)..live(DATUM) + 16));
         let now = datum(&setup.updater.engine);
         let target = u64::from_str_radix(&info.functions[0].new_address[2..], 16).expect("an address");
         assert_eq!((now[0], now[4], u64::from_le_bytes(now[8..].try_into().expect("8"))), (9, 7, target));

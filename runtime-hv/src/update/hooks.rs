@@ -29,17 +29,26 @@ const KERNEL_DS: u64 = 0x18;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Hooks {
     name: String,
-    list: Vec<(Hook, Va)>,
+    list: Vec<Ready>,
     /// Where the new copy of a hook's datum is.
     addresses: Addresses,
     payload_bss: u64,
-    slide: u64,
     /// What a hook returns to.
     back: (Va, Pa),
     /// What it is told.
     told: (Va, Pa),
     stack: Va,
     cr3: u64,
+}
+
+/// A hook in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Ready {
+    hook: Hook,
+    /// Where it is.
+    function: Va,
+    /// Where the old datum is that it is about.
+    old: Va,
 }
 
 /// A processor that a hook can run on.
@@ -66,12 +75,15 @@ impl Hooks {
         let addresses = area.parts.addresses(area.base);
         let place = |va: u64| Ok::<_, UpdateError>((Va(va), kernel.translate(engine, Va(va), "the area of a bundle")?));
         let end = area.base.wrapping_add(area.parts.size());
-        let function = |hook: &Hook| Va(addresses.text.wrapping_add(u64::from(hook.offset)));
+        let ready = |hook: &Hook| Ready {
+            hook: hook.clone(),
+            function: Va(addresses.text.wrapping_add(u64::from(hook.offset))),
+            old: kernel.live(hook.subject.old_address()),
+        };
         Ok(Some(Hooks {
             name: bundle.manifest.name.clone(),
-            list: bundle.payload.hooks.iter().map(|hook| (hook.clone(), function(hook))).collect(),
+            list: bundle.payload.hooks.iter().map(ready).collect(),
             payload_bss: link::data_offset(&bundle.payload, SectionKind::Bss, 0),
-            slide: kernel.slide(),
             back: place(addresses.rodata.wrapping_sub(REPORT_ROOM))?,
             told: place(end.wrapping_sub(HOOK_STACK + HOOK_TOLD))?,
             stack: Va(end),
@@ -104,7 +116,7 @@ impl Hooks {
         let mut told = [24, u32::from(undo), threads, 0].map(u32::to_le_bytes).concat();
         told.extend((self.told.0.0 + NAME_AT).to_le_bytes());
         let may_veto = matches!(kind, HookKind::Pre | HookKind::UndoPre);
-        for (hook, function) in self.of(kind) {
+        for Ready { hook, function, .. } in self.of(kind) {
             let value = self.call(engine, kernel, hook, *function, &told)?;
             // It returns an int.
             let value = value as u32 as i32;
@@ -120,8 +132,8 @@ impl Hooks {
     /// # Errors
     /// As [`Hooks::about_update`].
     pub fn about_data<E: Engine>(&self, engine: &mut E, kernel: &Kernel, kind: HookKind) -> Result<(), UpdateError> {
-        for (hook, function) in self.of(kind) {
-            if let Some(told) = self.copies(hook, 1) {
+        for ready @ Ready { hook, function, .. } in self.of(kind) {
+            if let Some(told) = self.copies(ready, 1) {
                 self.call(engine, kernel, hook, *function, &told)?;
             }
         }
@@ -141,8 +153,9 @@ impl Hooks {
         kind: HookKind,
         datum: u64,
     ) -> Result<(), String> {
-        for (hook, function) in self.of(kind).filter(|(hook, _)| hook.subject.old_address() == datum) {
-            if let Some(told) = self.copies(hook, 0) {
+        let about = |ready: &&Ready| ready.hook.subject.old_address() == datum;
+        for ready @ Ready { hook, function, .. } in self.of(kind).filter(about) {
+            if let Some(told) = self.copies(ready, 0) {
                 self.call_here(guest, kernel, vcpu, hook, *function, &told)?;
             }
         }
@@ -161,7 +174,8 @@ impl Hooks {
         kind: HookKind,
         thread: &Inside,
     ) -> Result<(), String> {
-        for (hook, function) in self.of(kind).filter(|(hook, _)| hook.subject.old_address() == thread.old_address) {
+        let about = |ready: &&Ready| ready.hook.subject.old_address() == thread.old_address;
+        for Ready { hook, function, .. } in self.of(kind).filter(about) {
             let now = guest.registers(vcpu).map_err(|error| error.to_string())?;
             let place = |at: u64| (Va(self.told.0.0 + at), Pa(self.told.1.0 + at));
             guest.write(place(REGISTERS_AT).1, &pt_regs(&now, thread.original)).map_err(|error| error.to_string())?;
@@ -174,11 +188,11 @@ impl Hooks {
     }
 
     /// What a hook about a datum is told.
-    fn copies(&self, hook: &Hook, first: u32) -> Option<Vec<u8>> {
-        let HookSubject::Datum { old_address, old_size, section, new_offset, new_size, .. } = hook.subject else {
+    fn copies(&self, Ready { hook, old, .. }: &Ready, first: u32) -> Option<Vec<u8>> {
+        let HookSubject::Datum { old_size, section, new_offset, new_size, .. } = hook.subject else {
             return None;
         };
-        let old = old_address.wrapping_add(self.slide);
+        let old = old.0;
         let new = match section {
             SectionKind::Rodata => self.addresses.rodata,
             SectionKind::Bss => self.addresses.data.wrapping_add(self.payload_bss),
@@ -229,8 +243,8 @@ impl Hooks {
         }
     }
 
-    fn of(&self, kind: HookKind) -> impl Iterator<Item = &(Hook, Va)> {
-        self.list.iter().filter(move |(hook, _)| hook.kind == kind)
+    fn of(&self, kind: HookKind) -> impl Iterator<Item = &Ready> {
+        self.list.iter().filter(move |ready| ready.hook.kind == kind)
     }
 
     fn call<E: Engine>(

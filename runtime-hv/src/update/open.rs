@@ -11,7 +11,7 @@ mod attend;
 mod close;
 mod survey;
 
-pub use attend::{Attendant, Open, Shared};
+pub use attend::{Attendant, Open, OpenPart, Shared};
 pub(crate) use close::LOOK_EVERY;
 pub use survey::{Code, Survey, code, survey};
 
@@ -27,6 +27,8 @@ pub struct Inside {
     pub pid: u32,
     /// Name.
     pub comm: String,
+    /// Which part of the update the function belongs to.
+    pub part: usize,
     /// The function.
     pub function: String,
     /// Link address of the function.

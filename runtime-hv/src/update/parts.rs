@@ -6,10 +6,11 @@
 use super::admit::Admitted;
 use super::area::Area;
 use super::errors::UpdateError;
+use super::link;
 use super::plan::Plan;
 use crate::journal::{Jump, PART_SEPARATOR, PartRecord, Record};
-use crate::protocol::{ModuleFunction, ModuleInfo, ModuleState};
-use lpk_format::Bundle;
+use crate::protocol::{DataInfo, DataStrategy, HookInfo, ModuleFunction, ModuleInfo, ModuleState};
+use lpk_format::{Bundle, DataChange, DataPatch, Hook, Place};
 
 /// What is to come into effect.
 pub(super) struct Goal<'a> {
@@ -96,6 +97,35 @@ pub(super) fn state_after(error: &UpdateError) -> Option<(ModuleState, Option<St
     }
 }
 
+/// The existing data that a part changes; `at` tells where they are, if that is known.
+pub(super) fn data_of(bundle: &Bundle, at: Option<(&Admitted, &Plan)>) -> Vec<DataInfo> {
+    let one = |patch: &DataPatch| {
+        let moved = matches!(patch.change, DataChange::Moved { .. });
+        let place = Place::Payload { section: patch.section, offset: patch.new_offset };
+        let new = at.map(|(admitted, plan)| link::address(&bundle.payload, &plan.addresses, &admitted.facts, place));
+        let old = at.map(|(admitted, _)| admitted.kernel.live(patch.old_address).0);
+        DataInfo {
+            name: patch.name.clone(),
+            unit: patch.unit.clone(),
+            strategy: if moved { DataStrategy::Moved } else { DataStrategy::InPlace },
+            old_address: old.map(|old| format!("{old:#x}")),
+            old_size: patch.old_size.into(),
+            new_address: new.filter(|_| moved).map(|new| format!("{new:#x}")),
+            new_size: patch.new_size.into(),
+        }
+    };
+    bundle.payload.changed.iter().map(one).collect()
+}
+
+/// The author's functions of a part.
+pub(super) fn hooks_of(bundle: &Bundle) -> Vec<HookInfo> {
+    let one = |hook: &Hook| HookInfo {
+        kind: hook.kind,
+        subject: Some(hook.subject.name().to_owned()).filter(|name| !name.is_empty()),
+    };
+    bundle.payload.hooks.iter().map(one).collect()
+}
+
 /// A part that nothing was done for yet.
 pub(super) fn idle(target: &Target, (state, reason): (ModuleState, Option<String>)) -> ModuleInfo {
     let functions = target.bundle.functions.iter().map(|function| ModuleFunction {
@@ -106,7 +136,15 @@ pub(super) fn idle(target: &Target, (state, reason): (ModuleState, Option<String
         size: u64::from(function.new_size),
     });
     let name = target.bundle.module.as_ref().map(|module| module.name.clone()).unwrap_or_default();
-    ModuleInfo { name, state, reason, module: None, functions: functions.collect() }
+    ModuleInfo {
+        name,
+        state,
+        reason,
+        module: None,
+        functions: functions.collect(),
+        data: data_of(&target.bundle, None),
+        hooks: hooks_of(&target.bundle),
+    }
 }
 
 /// Writes into a record that a part is in effect.
@@ -119,12 +157,14 @@ pub(super) fn in_effect(record: &mut Record, active: &Active<'_>) {
         shown.old_address = Some(format!("{:#x}", admitted.kernel.live(function.old_address).0));
         shown.new_address = Some(format!("{new:#x}"));
     }
+    info.data = data_of(&target.bundle, Some((admitted, plan)));
     info.module = area.as_ref().map(|area| area.name.clone());
     let jumps = plan.jumps.iter().zip(&plan.mapped);
     let part = PartRecord {
         at: admitted.kernel.module().map_or(0, |module| module.at.0),
         area: area.as_ref().map_or(0, |area| area.base),
         jumps: jumps.map(|(write, &(va, _))| Jump { va, write: write.clone() }).collect(),
+        data: Vec::new(),
         left: Vec::new(),
     };
     set(record, index, info, part);

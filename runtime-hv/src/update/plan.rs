@@ -63,7 +63,8 @@ impl Plan {
         }
     }
 
-    /// With another plan for the same moment. The arena is that of this one: only code of the kernel image goes there.
+    /// With the writes of another plan for the same moment. The arena is that of this one: only code of the kernel image goes
+    /// there. Data, hooks and the trampoline remain each part's own.
     #[must_use]
     pub fn with(mut self, other: &Plan) -> Plan {
         self.writes.extend_from_slice(&other.writes);
@@ -71,9 +72,6 @@ impl Plan {
         self.untouched.extend_from_slice(&other.untouched);
         self.moving.extend_from_slice(&other.moving);
         self.mapped.extend_from_slice(&other.mapped);
-        self.data.extend_from_slice(&other.data);
-        self.hooks = self.hooks.or_else(|| other.hooks.clone());
-        self.trampoline = self.trampoline.max(other.trampoline);
         self
     }
 }
@@ -248,8 +246,7 @@ pub fn in_area<E: Engine>(
         idle: None,
         data: data::prepare(engine, admitted, bundle, &addresses)?,
         hooks,
-        // A part for a module waits for a moment when nobody is inside.
-        trampoline: if bundle.module.is_none() { addresses.rodata.wrapping_sub(REPORT_ROOM) } else { 0 },
+        trampoline: addresses.rodata.wrapping_sub(REPORT_ROOM),
     })
 }
 

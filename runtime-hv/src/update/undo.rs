@@ -4,20 +4,20 @@
 //! has changed hold by now, and whether a stack may still lead into the new code. Goes out: the record, removed, with the number of pages kept. Pages of the arena
 //! go back in the same stop; an area of the guest's module memory is taken back by the guest, afterwards.
 
-use super::area::Area;
+use super::area::{Area, REPORT_ROOM};
 use super::data::{self, Changes, Datum, Edit};
 use super::hooks::Hooks;
 use super::link::Addresses;
-use super::open::{self, Code, Survey};
+use super::open::{self, Code, Inside, Open, OpenPart, Survey};
 use super::transaction::{self, paused, write_all};
-use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
-use crate::engine::{Engine, Pa};
+use super::{Times, UpdateError, Updater, admit, errors, parts, plan, quiet};
+use crate::engine::{Engine, Pa, ReadMemory, Va};
 use crate::guest::arena::{self, Write};
 use crate::guest::modules::{self, Entry};
 use crate::guest::{GuestError, Kernel, identity, probes};
 use crate::journal::{Action, Boot, Document, PartRecord, Record};
 use crate::protocol::{BundleInfo, BundleState, ModuleState};
-use lpk_format::{Bundle, HookKind, UpdateType, hex};
+use lpk_format::{Bundle, FunctionPatch, HookKind, UpdateType, hex};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -35,12 +35,6 @@ struct Undoing {
     reclaimable: bool,
     /// Its areas, if it is not in the arena.
     areas: Vec<Area>,
-    /// Existing data that it has changed.
-    data: Vec<Datum>,
-    /// What was written over those that stay where they are.
-    edits: Vec<Edit>,
-    /// The author's hooks.
-    hooks: Option<Hooks>,
     /// Data change together with code: nobody may be inside when it is taken back.
     exclusive: bool,
 }
@@ -56,6 +50,84 @@ struct WayBack {
     mapped: Vec<(u64, u64)>,
     /// The modules that these are in.
     modules: Vec<Entry>,
+    /// What it has done to data, part by part.
+    changed: Vec<Changed>,
+}
+
+/// What a part of a bundle has done to data.
+struct Changed {
+    /// Id of the part.
+    id: String,
+    /// The kernel, with the module that it is about.
+    kernel: Kernel,
+    /// Where its code is, if it is in module memory.
+    area: Option<Area>,
+    /// New functions: live addresses, name, and link address of the old one.
+    functions: Vec<(Range<u64>, String, u64)>,
+    /// Existing data that it has changed.
+    data: Vec<Datum>,
+    /// What was written over those that stay where they are.
+    edits: Vec<Edit>,
+    /// The author's hooks.
+    hooks: Option<Hooks>,
+}
+
+impl Changed {
+    /// Where threads return to that are inside of its new code; 0 when it is not in module memory.
+    fn trampoline(&self) -> u64 {
+        self.area.as_ref().map_or(0, |area| area.parts.addresses(area.base).rodata.wrapping_sub(REPORT_ROOM))
+    }
+}
+
+impl WayBack {
+    /// What brings the old data back, from the contents of this moment.
+    fn changes(&self, memory: &dyn ReadMemory) -> Result<Changes, UpdateError> {
+        let mut changes = Changes::default();
+        for part in &self.changed {
+            changes = changes.with(data::to_old(memory, &part.data, &part.edits)?);
+        }
+        Ok(changes)
+    }
+
+    /// The new code of each part in module memory: the functions that replace others, and the rest.
+    fn code(&self) -> Vec<Code> {
+        let of_part = |(part, changed): (usize, &Changed)| {
+            let one =
+                |(range, function, old_address): (Range<u64>, String, u64)| Code { range, function, old_address, part };
+            let rest =
+                changed.area.iter().map(|area| (area.base..area.base + area.parts.text, "the new code".to_owned(), 0));
+            changed.functions.iter().cloned().chain(rest).map(one).collect::<Vec<_>>()
+        };
+        self.changed.iter().enumerate().flat_map(of_part).collect()
+    }
+
+    /// Whether these threads, which are inside of the new code, can be seen leaving.
+    fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+        let can_leave = |thread: &Inside| self.changed.get(thread.part).is_some_and(|part| part.trampoline() != 0);
+        threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
+    }
+
+    /// Has a thread report when it leaves the new code.
+    fn divert(&self, thread: &Inside) -> Option<Write> {
+        self.changed.get(thread.part).map(|part| thread.divert(part.trampoline()))
+    }
+
+    /// What is attended to while threads are inside of the new code.
+    fn parts(&self) -> Vec<OpenPart> {
+        let part = |changed: &Changed| OpenPart {
+            id: changed.id.clone(),
+            kernel: changed.kernel.clone(),
+            data: changed.data.iter().filter(|datum| datum.moves()).cloned().collect(),
+            hooks: changed.hooks.clone(),
+            trampoline: Va(changed.trampoline()),
+        };
+        self.changed.iter().map(part).collect()
+    }
+
+    /// Runs the hooks of each part.
+    fn hooks(&self, mut run: impl FnMut(&Hooks, &Kernel) -> Result<(), UpdateError>) -> Result<(), UpdateError> {
+        self.changed.iter().try_for_each(|part| part.hooks.as_ref().map_or(Ok(()), |hooks| run(hooks, &part.kernel)))
+    }
 }
 
 /// Live ranges of a bundle's memory.
@@ -72,6 +144,8 @@ enum Switched {
     Busy(String),
     /// The jumps are gone. Whether nothing can reach the memory; that of the arena is then given back.
     Done { free: bool },
+    /// The jumps are gone, and threads are inside of the new code.
+    Open,
 }
 
 impl<E: Engine> Updater<E> {
@@ -92,33 +166,24 @@ impl<E: Engine> Updater<E> {
             return Err(UpdateError::NotApplied { name, state: record.info.state.word() });
         }
         let bundle = self.bundle(&id)?;
-        let (kernel, boot) = times.measure("admit", || self.same_boot(&bundle))?;
-        let reclaimable = bundle.parts().all(plan::only_stacks_can_refer);
-        // A bundle of this name in the arena was not prepared, even if an earlier life of it left an area behind.
-        let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
-        let of_part = |known: &&Area| record.parts.iter().any(|part| part.area != 0 && part.area == known.base);
-        let areas = area.into_iter().chain(self.document.areas.iter().filter(of_part).cloned()).collect();
-        let areas: Vec<Area> = areas;
-        let addresses = areas.first().map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
-        let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
-        let hooks = match areas.first() {
-            Some(area) => Hooks::prepare(&self.engine, &kernel, &bundle, area)?,
-            None => None,
-        };
-        let exclusive = bundle.manifest.update_type == UpdateType::Type2;
-        let action =
-            Undoing { kernel, boot, id, reclaimable, areas, data, edits: record.data.clone(), hooks, exclusive };
+        let action = times.measure("admit", || self.undoing(&bundle, &record))?;
 
         let mut attempt = 0;
         let free = loop {
             attempt += 1;
-            let back = self.way_back(&action.kernel, &name, &record)?;
+            let back = self.way_back(&action, &name, &bundle, &record)?;
             let switched = match back {
                 Ok(back) => self.switch(&action, &back, "redirect", &mut times)?,
                 Err(busy) => Switched::Busy(busy),
             };
             match switched {
                 Switched::Done { free } => break free,
+                Switched::Open => {
+                    times.add("total", start.elapsed());
+                    self.update_record(&id, |info| info.times_us = times.0);
+                    self.journal.finish(&self.document)?;
+                    return self.show(&id);
+                }
                 Switched::Busy(who) if attempt >= self.patience.attempts => {
                     return Err(UpdateError::Busy { who, attempts: attempt });
                 }
@@ -128,9 +193,49 @@ impl<E: Engine> Updater<E> {
                 return Err(UpdateError::OtherBoot);
             }
         };
-        let kept = if free { Ok(None) } else { self.reclaim(&action, &mut times) };
+        self.take_away(&action, free, times, start)
+    }
+
+    /// The end of an undo whose last thread has left the new code.
+    ///
+    /// # Errors
+    /// [`UpdateError`].
+    pub(super) fn finish_undo(&mut self, id: &str) -> Result<(), UpdateError> {
+        let start = Instant::now();
+        let Some(record) = self.document.bundles.iter().find(|record| record.info.id == id).cloned() else {
+            return Ok(());
+        };
+        let bundle = self.bundle(id)?;
+        let action = self.undoing(&bundle, &record)?;
+        self.document = self.removed(&action, false);
+        self.journal.finish(&self.document)?;
+        let times = Times(record.info.times_us);
+        self.take_away(&action, false, times, start).map(drop)
+    }
+
+    fn undoing(&mut self, bundle: &Bundle, record: &Record) -> Result<Undoing, UpdateError> {
+        let id = record.info.id.clone();
+        let (kernel, boot) = self.same_boot(bundle)?;
+        let reclaimable = bundle.parts().all(plan::only_stacks_can_refer);
+        // A bundle of this name in the arena was not prepared, even if an earlier life of it left an area behind.
+        let area = self.area_of(&id).filter(|area| record.info.module.as_ref() == Some(&area.name));
+        let of_part = |known: &&Area| record.parts.iter().any(|part| part.area != 0 && part.area == known.base);
+        let areas = area.into_iter().chain(self.document.areas.iter().filter(of_part).cloned()).collect();
+        let exclusive = bundle.manifest.update_type == UpdateType::Type2;
+        Ok(Undoing { kernel, boot, id, reclaimable, areas, exclusive })
+    }
+
+    /// Gives the memory back, if nothing can reach it; `free` when that is done in the arena.
+    fn take_away(
+        &mut self,
+        action: &Undoing,
+        free: bool,
+        mut times: Times,
+        start: Instant,
+    ) -> Result<BundleInfo, UpdateError> {
+        let kept = if free { Ok(None) } else { self.reclaim(action, &mut times) };
         let kept = kept.and_then(|kept| match kept {
-            None => self.give_back(&action, &mut times).map(|()| None),
+            None => self.give_back(action, &mut times).map(|()| None),
             kept => Ok(kept),
         });
         times.add("total", start.elapsed());
@@ -197,33 +302,36 @@ impl<E: Engine> Updater<E> {
     ) -> Result<Switched, UpdateError> {
         let in_arena = action.reclaimable && action.areas.is_empty();
         let memory = if in_arena { Some(plan::reclaim(&self.engine, &self.document.arena, &action.id)?) } else { None };
-        let (data, edits) = if back.leads_back { (&*action.data, &*action.edits) } else { Default::default() };
-        let kept_after = self.removed(action, false);
+        let (kept_after, open_after) = (self.removed(action, false), self.open_undo(action));
         let mut free_after = self.removed(action, true);
         if let Some(plan) = &memory {
             free_after.arena = plan.arena.clone();
         }
         let owner_paused = self.engine.is_paused()?;
-        let planned = |free: bool, changes: &Changes| {
+        let planned = |free: bool, threads: &[Inside], changes: &Changes| {
             let memory = memory.iter().flat_map(|plan| &plan.writes).filter(|_| free);
-            let after = if free { &free_after } else { &kept_after };
+            let after = match (free, threads) {
+                (true, _) => &free_after,
+                (_, []) => &kept_after,
+                _ => &open_after,
+            };
             // What is in a module may go away with it as soon as the guest runs, and data change.
-            let mapped = back.mapped.iter().map(|&(_, pa)| pa);
+            let mapped = back.mapped.iter().chain(&changes.mapped);
             Action {
                 sequence: after.sequence,
                 boot: action.boot.clone(),
                 bundle: action.id.clone(),
                 owner_paused,
                 writes: back.writes.iter().chain(changes.writes()).chain(memory).cloned().collect(),
-                moving: mapped.chain(changes.writes().map(|write| write.pa)).collect(),
+                moving: mapped.clone().map(|&(_, pa)| pa).chain(changes.writes().map(|write| write.pa)).collect(),
                 list: None,
-                mapped: back.mapped.clone(),
+                mapped: mapped.copied().collect(),
                 after: after.clone(),
             }
         };
-        let expected = data::to_old(&self.engine, data, edits)?;
-        self.journal.begin(&planned(true, &expected), &self.document)?;
-        let ranges = self.new_code(action);
+        let expected = back.changes(&self.engine)?;
+        self.journal.begin(&planned(true, &[], &expected), &self.document)?;
+        let ranges = self.new_code(action, back);
         let mut unwinder = if action.exclusive { self.unwinder(&action.kernel)? } else { None };
         let (journal, resets, before, opens) = (&self.journal, self.resets, &self.document, &self.opens);
         let outcome = paused(&mut self.engine, |engine| {
@@ -246,39 +354,39 @@ impl<E: Engine> Updater<E> {
                 if !transaction::unchanged(engine, &back.writes)? {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
+                let mut threads = Vec::new();
                 if action.exclusive && back.leads_back {
-                    match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
-                        Survey::Frames(threads) if threads.is_empty() => {}
+                    threads = match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
+                        Survey::Frames(threads) if back.can_begin(engine, &threads) => threads,
                         Survey::Frames(threads) => return Ok(Err(open::who(&threads))),
                         Survey::Unclear(who) => return Ok(Err(who)),
-                    }
+                    };
                 }
                 // The jumps do not wait for the memory.
                 let memory = memory.iter().flat_map(|plan| &plan.writes).cloned().collect::<Vec<_>>();
-                let free = action.reclaimable
+                let free = threads.is_empty()
+                    && action.reclaimable
                     && transaction::unchanged(engine, &memory).is_ok_and(|unchanged| unchanged)
                     && quiet::nobody_in(engine, &action.kernel, &ranges.all).is_ok_and(|who| who.is_none())
                     && opens.returning_into(&ranges.all).is_none();
-                Ok::<_, UpdateError>(Ok(free))
+                Ok::<_, UpdateError>(Ok((free, threads)))
             })?;
-            let is_free = match check {
+            let (is_free, threads) = match check {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
-                Ok(is_free) => is_free,
+                Ok(found) => found,
             };
-            let hooks = action.hooks.as_ref().filter(|_| back.leads_back);
-            if let Some(hooks) = hooks {
-                match times.measure("hooks", || hooks.about_update(engine, &action.kernel, HookKind::UndoPre, 0)) {
-                    Err(error @ UpdateError::NoProcessor { .. }) => {
-                        return Ok((Switched::Busy(error.to_string()), false));
-                    }
-                    other => other?,
-                }
+            let count = threads.len() as u32;
+            let mut may = || back.hooks(|hooks, kernel| hooks.about_update(engine, kernel, HookKind::UndoPre, count));
+            match times.measure("hooks", &mut may) {
+                Err(error @ UpdateError::NoProcessor { .. }) => return Ok((Switched::Busy(error.to_string()), false)),
+                other => other?,
             }
-            let Some(returns) = opens.returns(engine, &action.id)? else {
+            let Some(mut returns) = opens.returns(engine, &action.id)? else {
                 return Ok((Switched::Busy("a thread is just leaving the old code".to_owned()), false));
             };
-            let changes = Changes { returns, ..data::to_old(engine, data, edits)? };
-            let planned = planned(is_free, &changes);
+            returns.extend(threads.iter().filter_map(|thread| back.divert(thread)));
+            let changes = Changes { returns, ..back.changes(engine)? };
+            let planned = planned(is_free, &threads, &changes);
             if back.leads_back && (!is_free || changes != expected) {
                 journal.begin(&planned, before)?;
             }
@@ -286,17 +394,25 @@ impl<E: Engine> Updater<E> {
                 journal.committing()?;
                 times.measure(phase, || write_all(engine, &planned.writes))?;
             }
-            if let Some(hooks) = hooks {
-                let mut run = || {
-                    hooks.about_data(engine, &action.kernel, HookKind::SyncToOld)?;
-                    hooks.about_update(engine, &action.kernel, HookKind::UndoPost, 0)
-                };
-                if let Err(error) = times.measure("hooks", &mut run) {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+            let mut run = || {
+                back.hooks(|hooks, kernel| hooks.about_data(engine, kernel, HookKind::SyncToOld))?;
+                if count == 0 {
+                    back.hooks(|hooks, kernel| hooks.about_update(engine, kernel, HookKind::UndoPost, 0))?;
                 }
+                Ok(())
+            };
+            if let Err(error) = times.measure("hooks", &mut run) {
+                return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
             }
             if back.leads_back {
-                opens.end(engine, &action.id)?;
+                opens.end_all(engine, &action.id)?;
+            }
+            if count != 0 {
+                let open = Open::new(&action.id, true, back.parts(), threads);
+                if let Err(error) = times.measure("protect", || opens.begin(engine, open)) {
+                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                }
+                return Ok((Switched::Open, true));
             }
             Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))
         });
@@ -311,20 +427,25 @@ impl<E: Engine> Updater<E> {
         }
         self.unsettled = result.as_ref().is_err_and(UpdateError::is_stuck);
         let (switched, _) = result?;
-        if let Switched::Done { free: is_free } = switched
-            && (is_free || back.leads_back)
-        {
-            self.document = if is_free { free_after } else { kept_after };
+        let after = match switched {
+            Switched::Done { free: true } => Some(free_after),
+            Switched::Done { free: false } => Some(kept_after).filter(|_| back.leads_back),
+            Switched::Open => Some(open_after),
+            Switched::Busy(_) => None,
+        };
+        if let Some(after) = after {
+            self.document = after;
             self.journal.finish(&self.document)?;
         }
         Ok(switched)
     }
 
     /// Where the new code and data are.
-    fn new_code(&self, action: &Undoing) -> NewCode {
+    fn new_code(&self, action: &Undoing, back: &WayBack) -> NewCode {
         let arena = &self.document.arena;
-        let (mut all, mut code) = (Vec::new(), Vec::new());
-        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0 };
+        let (mut all, mut code) = (Vec::new(), back.code());
+        // Of what is not in module memory, or of a module that is gone, nobody can be seen leaving.
+        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0, part: usize::MAX };
         for known in arena.allocations.iter().filter(|known| known.bundle == action.id) {
             all.extend(arena::ranges(arena, known));
             code.extend(arena::code(arena, known).into_iter().map(named));
@@ -334,6 +455,16 @@ impl<E: Engine> Updater<E> {
             code.push(named(area.base..area.base + area.parts.text));
         }
         NewCode { all, code }
+    }
+
+    /// The document while threads are inside of the new code: memory and data are in use.
+    fn open_undo(&self, action: &Undoing) -> Document {
+        let mut after = self.document.clone();
+        after.sequence += 1;
+        for record in after.bundles.iter_mut().filter(|record| record.info.id == action.id) {
+            record.info.state = BundleState::Undoing;
+        }
+        after
     }
 
     /// The document once the jumps are gone. `free`: nothing can reach the memory.
@@ -403,8 +534,17 @@ impl<E: Engine> Updater<E> {
     /// else is somebody else's.
     ///
     /// A module that is gone has taken its jumps with it; one that is going still runs code that leads through them.
-    fn way_back(&self, kernel: &Kernel, name: &str, record: &Record) -> Result<Result<WayBack, String>, UpdateError> {
+    fn way_back(
+        &self,
+        action: &Undoing,
+        name: &str,
+        bundle: &Bundle,
+        record: &Record,
+    ) -> Result<Result<WayBack, String>, UpdateError> {
+        let kernel = &action.kernel;
         let mut back = WayBack { leads_back: true, ..WayBack::default() };
+        let image = action.areas.iter().find(|area| area.bundle == action.id);
+        back.changed.push(self.changed(&action.id, kernel, bundle, image, &record.data)?);
         if record.parts.iter().any(|part| part.at != 0) {
             let listed = match modules::all(&self.engine, kernel) {
                 // The list may change while it is read.
@@ -413,8 +553,10 @@ impl<E: Engine> Updater<E> {
                 }
                 other => other?,
             };
-            for (part, info) in record.parts.iter().zip(&record.info.modules).filter(|(part, _)| !part.jumps.is_empty())
-            {
+            for ((part, info), changes) in record.parts.iter().zip(&record.info.modules).zip(&bundle.modules) {
+                if part.at == 0 || part.jumps.is_empty() && changes.payload.changed.is_empty() {
+                    continue;
+                }
                 let found = listed.iter().find(|entry| entry.at.0 == part.at && entry.name == info.name);
                 let Some(entry) = found else { continue };
                 if !entry.live {
@@ -431,9 +573,25 @@ impl<E: Engine> Updater<E> {
                         back.mapped.push(place);
                     }
                 }
-                if back.writes.len() != before {
-                    back.modules.push(entry.clone());
+                // Without a jump of ours it is another life of the module, with data of its own.
+                let edits = part.data.iter().filter_map(|edit| Some((edit.va?, edit.write.pa))).collect::<Vec<_>>();
+                if back.writes.len() == before && !part.jumps.is_empty()
+                    || !quiet::are_mapped(&self.engine, kernel, &edits)?
+                {
+                    continue;
                 }
+                back.modules.push(entry.clone());
+                let Some(id) = changes.module.as_ref() else { continue };
+                let kernel = match admit::with_module(&self.engine, kernel.clone(), id) {
+                    Ok(kernel) => kernel,
+                    Err(UpdateError::ModuleAbsent { .. }) => {
+                        return Ok(Err(format!("the module {} is being loaded or removed", info.name)));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let area = action.areas.iter().find(|area| area.base == part.area);
+                let id = parts::part_id(&action.id, &info.name);
+                back.changed.push(self.changed(&id, &kernel, changes, area, &part.data)?);
             }
         }
         for jump in record.jumps.iter().rev() {
@@ -447,6 +605,27 @@ impl<E: Engine> Updater<E> {
                 None => Ok(Ok(back)),
             },
         }
+    }
+
+    /// What a part has done to data.
+    fn changed(
+        &self,
+        id: &str,
+        kernel: &Kernel,
+        bundle: &Bundle,
+        area: Option<&Area>,
+        edits: &[Edit],
+    ) -> Result<Changed, UpdateError> {
+        let addresses = area.map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
+        let data = data::locate(&self.engine, kernel, bundle, &addresses)?;
+        let hooks = area.map(|area| Hooks::prepare(&self.engine, kernel, bundle, area)).transpose()?.flatten();
+        let function = |function: &FunctionPatch| {
+            let start = addresses.text.wrapping_add(function.new_offset.into());
+            (start..start.wrapping_add(function.new_size.into()), function.name.clone(), function.old_address)
+        };
+        let functions = bundle.functions.iter().filter(|_| area.is_some()).map(function).collect();
+        let (kernel, area, edits) = (kernel.clone(), area.cloned(), edits.to_vec());
+        Ok(Changed { id: id.to_owned(), kernel, area, functions, data, edits, hooks })
     }
 
     fn one_back(&self, name: &str, jump: &Write) -> Result<Option<Write>, UpdateError> {

@@ -21,7 +21,7 @@ use super::{Times, UpdateError, Updater, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::Kernel;
 use crate::guest::modules::{self, Entry};
-use crate::journal::{Boot, Jump, PartRecord, Record};
+use crate::journal::{Boot, PartRecord, Record};
 use crate::protocol::{ModuleInfo, ModuleState};
 use std::time::Instant;
 
@@ -109,23 +109,28 @@ impl<E: Engine> Updater<E> {
             // While it is being removed its code may still run, through our jumps.
             (ModuleState::Applied, Some(entry)) if !entry.live && entry.at.0 == part.at => None,
             (ModuleState::Applied, Some(entry)) if entry.at.0 == part.at => {
-                (!self.has_jumps(kernel, &part.jumps)?).then_some(News::Gone)
+                (!self.has_changes(kernel, part)?).then_some(News::Gone)
             }
             (ModuleState::Applied, _) => Some(News::Gone),
             _ => None,
         })
     }
 
-    /// Whether some jump of a module is where it was written. One that somebody else has changed tells nothing.
-    fn has_jumps(&self, kernel: &Kernel, jumps: &[Jump]) -> Result<bool, UpdateError> {
-        for Jump { va, write } in jumps {
+    /// Whether some jump of a module is where it was written, or, where there are none, some datum. One that somebody else has
+    /// changed tells nothing.
+    fn has_changes(&self, kernel: &Kernel, part: &PartRecord) -> Result<bool, UpdateError> {
+        let jumps = part.jumps.iter().map(|jump| (jump.va, &jump.write));
+        let edits = part.data.iter().filter_map(|edit| Some((edit.va?, &edit.write)));
+        let mut known = jumps.chain(edits.filter(|_| part.jumps.is_empty())).peekable();
+        let nothing = known.peek().is_none();
+        for (va, write) in known {
             let mut live = vec![0; write.new.len()];
             self.engine.read(Pa(write.pa), &mut live)?;
-            if quiet::are_mapped(&self.engine, kernel, &[(*va, write.pa)])? && live != write.old {
+            if quiet::are_mapped(&self.engine, kernel, &[(va, write.pa)])? && live != write.old {
                 return Ok(true);
             }
         }
-        Ok(false)
+        Ok(nothing)
     }
 
     /// The kernel of this boot; `None` when nothing is known of it.
@@ -199,6 +204,11 @@ impl<E: Engine> Updater<E> {
 
     /// A part waits again. Its area is given up when nobody is inside: [`Self::stale`].
     fn gone(&mut self, id: &str, index: usize) -> Result<(), UpdateError> {
+        let part = self.info(id, index).map(|info| parts::part_id(id, &info.name)).unwrap_or_default();
+        if self.opens.has_part(&part) {
+            let opens = &self.opens;
+            paused(&mut self.engine, |engine| opens.module_gone(engine, &part))?.0?;
+        }
         let area = self.part(id, index).map_or(0, |part| part.area);
         let left: Vec<u64> = self.document.areas.iter().map(|known| known.base).filter(|&base| base == area).collect();
         let pages: u64 = self.document.areas.iter().filter(|known| known.base == area).map(Area::pages).sum();
@@ -222,6 +232,9 @@ impl<E: Engine> Updater<E> {
             (info.state, info.reason, info.module) = (state, reason.clone(), None);
             for function in &mut info.functions {
                 (function.old_address, function.new_address) = (None, None);
+            }
+            for datum in &mut info.data {
+                (datum.old_address, datum.new_address) = (None, None);
             }
             parts::set(record, index, info, part.clone());
         }

@@ -9,9 +9,7 @@ use crate::guest::Kernel;
 use crate::update::area::REPORT_ROOM;
 use crate::update::data::{Datum, Direction};
 use crate::update::hooks::Hooks;
-use crate::update::plan::Plan;
 use lpk_format::HookKind;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -19,18 +17,12 @@ use std::time::Instant;
 /// An update that threads are still inside.
 #[derive(Debug, Clone)]
 pub struct Open {
-    /// Id of the bundle.
+    /// Id of the bundle, or of the part of it that came into effect later.
     pub id: String,
-    /// The kernel.
-    pub kernel: Kernel,
-    /// Data with two copies.
-    pub data: Vec<Datum>,
-    /// Pages that hold such a copy.
-    pub pages: BTreeSet<Pa>,
-    /// The author's hooks.
-    pub hooks: Option<Hooks>,
-    /// Where threads return to that are inside.
-    pub trampoline: Va,
+    /// Whether it is being taken back: then the code that threads are inside of is the new one.
+    pub undo: bool,
+    /// What was switched in the same moment: it is over when nobody is inside of any part.
+    pub parts: Vec<OpenPart>,
     /// Who is inside.
     pub threads: Vec<Inside>,
     /// Since when.
@@ -39,6 +31,21 @@ pub struct Open {
     pub counts: Counts,
     /// What went wrong last, for people.
     pub trouble: Option<String>,
+}
+
+/// A part of an open update.
+#[derive(Debug, Clone)]
+pub struct OpenPart {
+    /// Id of the part.
+    pub id: String,
+    /// The kernel, with the module that it is about.
+    pub kernel: Kernel,
+    /// Data with two copies.
+    pub data: Vec<Datum>,
+    /// The author's hooks.
+    pub hooks: Option<Hooks>,
+    /// Where threads return to that are inside of its code.
+    pub trampoline: Va,
 }
 
 /// All open updates of a guest.
@@ -77,8 +84,8 @@ impl Shared {
     }
 
     /// Threads that seem to be gone. A task that is dying is on no list any more, and may be inside all the same.
-    pub fn forget(&self, trampoline: Va, threads: Vec<Inside>) {
-        lock(&self.gone).extend(threads.into_iter().map(|thread| (trampoline, thread)));
+    pub fn forget(&self, threads: impl IntoIterator<Item = (Va, Inside)>) {
+        lock(&self.gone).extend(threads);
     }
 
     /// Who attends.
@@ -95,15 +102,11 @@ pub struct Attendant(Shared);
 impl Open {
     /// An update as it begins.
     #[must_use]
-    pub fn new(id: &str, kernel: &Kernel, plan: &Plan, threads: Vec<Inside>) -> Open {
-        let data: Vec<Datum> = plan.data.iter().filter(|datum| datum.moves()).cloned().collect();
+    pub fn new(id: &str, undo: bool, parts: Vec<OpenPart>, threads: Vec<Inside>) -> Open {
         Open {
             id: id.to_owned(),
-            kernel: kernel.clone(),
-            pages: data.iter().flat_map(Datum::pages).collect(),
-            data,
-            hooks: plan.hooks.clone(),
-            trampoline: Va(plan.trampoline),
+            undo,
+            parts,
             counts: Counts { frames: threads.len() as u64, ..Counts::default() },
             threads,
             since: Instant::now(),
@@ -111,14 +114,34 @@ impl Open {
         }
     }
 
-    /// Carries what was written from one copy of a datum to the other.
-    fn carry(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, index: usize, direction: Direction) {
-        let datum = &self.data[index];
-        let carried = datum.carry(guest, direction).map_err(|error| error.to_string()).and_then(|()| {
-            let kind = if direction == Direction::ToNew { HookKind::SyncToNew } else { HookKind::SyncToOld };
-            let hooks = self.hooks.as_ref();
-            hooks.map_or(Ok(()), |hooks| hooks.synchronise(guest, &self.kernel, vcpu, kind, datum.old_address()))
-        });
+    /// Who is inside, and of which part.
+    pub fn inside(&self) -> impl Iterator<Item = (&Inside, &OpenPart)> {
+        self.threads.iter().filter_map(|thread| Some((thread, self.parts.get(thread.part)?)))
+    }
+
+    /// Pages that hold a copy of a datum.
+    pub fn pages(&self) -> impl Iterator<Item = Pa> {
+        self.parts.iter().flat_map(|part| &part.data).flat_map(Datum::pages)
+    }
+
+    /// Carries what was written to the other copy of each datum that has changed. Says whether one has.
+    fn carry(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]) -> bool {
+        let mut carried = Vec::new();
+        for part in &self.parts {
+            for datum in &part.data {
+                for direction in [Direction::ToNew, Direction::ToOld] {
+                    if datum.is_source_written(direction, page, before, after) {
+                        carried.push((direction, part.carry(guest, vcpu, datum, direction)));
+                    }
+                }
+            }
+        }
+        let hit = !carried.is_empty();
+        carried.into_iter().for_each(|(direction, result)| self.count(direction, result));
+        hit
+    }
+
+    fn count(&mut self, direction: Direction, carried: Result<(), String>) {
         match (carried, direction) {
             (Ok(()), Direction::ToNew) => self.counts.to_new += 1,
             (Ok(()), Direction::ToOld) => self.counts.to_old += 1,
@@ -130,19 +153,20 @@ impl Open {
     }
 }
 
+impl OpenPart {
+    /// Makes one copy of a datum from the other.
+    fn carry(&self, guest: &mut dyn Stopped, vcpu: Vcpu, datum: &Datum, direction: Direction) -> Result<(), String> {
+        datum.carry(guest, direction).map_err(|error| error.to_string())?;
+        let kind = if direction == Direction::ToNew { HookKind::SyncToNew } else { HookKind::SyncToOld };
+        let hooks = self.hooks.as_ref();
+        hooks.map_or(Ok(()), |hooks| hooks.synchronise(guest, &self.kernel, vcpu, kind, datum.old_address()))
+    }
+}
+
 impl Attend for Attendant {
     fn written(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, page: Pa, before: &[u8], after: &[u8]) {
         for open in self.0.lock().iter_mut() {
-            let mut hit = false;
-            for index in 0..open.data.len() {
-                for direction in [Direction::ToNew, Direction::ToOld] {
-                    if open.data[index].is_source_written(direction, page, before, after) {
-                        hit = true;
-                        open.carry(guest, vcpu, index, direction);
-                    }
-                }
-            }
-            if !hit && open.pages.contains(&page) {
+            if !open.carry(guest, vcpu, page, before, after) && open.pages().any(|known| known == page) {
                 open.counts.false_sharing += 1;
             }
         }
@@ -151,13 +175,15 @@ impl Attend for Attendant {
     fn reported(&mut self, guest: &mut dyn Stopped, vcpu: Vcpu, _: u32) {
         let Ok(registers) = guest.registers(vcpu) else { return };
         for open in self.0.lock().iter_mut() {
-            let trampoline = open.trampoline;
-            let Some(index) = open.threads.iter().position(|thread| is_from(&registers, trampoline, thread)) else {
-                continue;
+            let leaves = |thread: &Inside| {
+                open.parts.get(thread.part).is_some_and(|part| is_from(&registers, part.trampoline, thread))
             };
+            let Some(index) = open.threads.iter().position(leaves) else { continue };
             let thread = open.threads.remove(index);
-            if let Some(hooks) = &open.hooks
-                && let Err(error) = hooks.transition(guest, &open.kernel, vcpu, HookKind::Transition, &thread)
+            let part = &open.parts[thread.part];
+            let kind = if open.undo { HookKind::UndoTransition } else { HookKind::Transition };
+            if let Some(hooks) = &part.hooks
+                && let Err(error) = hooks.transition(guest, &part.kernel, vcpu, kind, &thread)
             {
                 open.counts.lost += 1;
                 open.trouble = Some(error);
@@ -190,7 +216,7 @@ mod tests {
     use crate::engine::{Call, CallError, EngineError, ReadMemory, WriteMemory};
     use crate::guest::{fake, identity};
     use crate::update::data::test_datum;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     const OLD: u64 = 0x5ffe;
     const NEW: u64 = 0x9010;
@@ -238,18 +264,8 @@ mod tests {
         let kernel = identity::find(&mut engine, &fake::kernel_id(), &fake::profile()).expect("the fake");
         let data = vec![test_datum(OLD, 4, NEW, 8)];
         let shared = Shared::default();
-        shared.lock().push(Open {
-            id: "id".into(),
-            kernel,
-            pages: data.iter().flat_map(Datum::pages).collect(),
-            data,
-            hooks: None,
-            trampoline: Va(TRAMPOLINE),
-            counts: Counts { frames: threads.len() as u64, ..Counts::default() },
-            threads,
-            since: Instant::now(),
-            trouble: None,
-        });
+        let part = OpenPart { id: "id".into(), kernel, data, hooks: None, trampoline: Va(TRAMPOLINE) };
+        shared.lock().push(Open::new("id", false, vec![part], threads));
         let attendant = shared.attendant();
         (shared, attendant)
     }
@@ -309,6 +325,7 @@ mod tests {
             task: 0xffff_8880_0000_0000 + number,
             pid: number as u32,
             comm: "t".into(),
+            part: 0,
             function: "f".into(),
             old_address: 0,
             at: 0,
@@ -330,7 +347,7 @@ mod tests {
         assert_eq!(leave(SLOT + 8, TRAMPOLINE + 2), TRAMPOLINE + 2, "it has left already");
         assert_eq!(shared.lock()[0].threads, [thread(0)]);
         assert_eq!(leave(SLOT, TRAMPOLINE + 2), 0xffff_ffff_8100_1000);
-        shared.forget(Va(TRAMPOLINE), vec![thread(2)]);
+        shared.forget([(Va(TRAMPOLINE), thread(2))]);
         assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), 0xffff_ffff_8100_1002, "it was not gone");
         assert_eq!(leave(SLOT + 16, TRAMPOLINE + 2), TRAMPOLINE + 2);
         let open = &shared.lock()[0];

@@ -3,14 +3,15 @@
 //! Comes in: updates that threads are inside. Decided: which pages are trapped, who is not inside any more without having returned, and
 //! whether an update has ended. Goes out: trapped pages and an attendant, or none; the record, from open to applied.
 
-use super::{Inside, Open, Shared};
+use super::{Inside, Open, OpenPart, Shared};
 use crate::engine::{Engine, Pa, ReadMemory};
 use crate::guest::arena::Write;
 use crate::guest::frames::{UnwindError, Unwinder};
 use crate::guest::snapshot::Snapshot;
 use crate::guest::{Kernel, tasks};
 use crate::protocol::{BundleInfo, BundleState, OpenInfo, ThreadInfo};
-use crate::update::{UpdateError, Updater, transaction};
+use crate::update::data::Datum;
+use crate::update::{UpdateError, Updater, parts, transaction};
 use lpk_format::HookKind;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,7 +34,7 @@ impl Shared {
     /// # Errors
     /// Of the engine.
     pub fn begin<E: Engine>(&self, engine: &mut E, open: Open) -> Result<(), UpdateError> {
-        let (id, pages) = (open.id.clone(), open.pages.clone());
+        let (id, pages) = (open.id.clone(), open.pages().collect::<BTreeSet<Pa>>());
         self.lock().push(open);
         let begun = match engine.watch() {
             Some(watch) => {
@@ -55,15 +56,57 @@ impl Shared {
         let mut opens = self.lock();
         let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
         let open = opens.remove(index);
-        let others: BTreeSet<Pa> = opens.iter().flat_map(|open| open.pages.iter().copied()).collect();
+        let others: BTreeSet<Pa> = opens.iter().flat_map(Open::pages).collect();
         drop(opens);
         // The attendant stays, for threads that were taken for gone.
         if let Some(watch) = engine.watch() {
-            for page in open.pages.difference(&others) {
+            for page in open.pages().collect::<BTreeSet<Pa>>().difference(&others) {
                 watch.untrap(*page)?;
             }
         }
         Ok(Some(open))
+    }
+
+    /// Stops attending to all that is open of a bundle; the guest is stopped.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub fn end_all<E: Engine>(&self, engine: &mut E, bundle: &str) -> Result<(), UpdateError> {
+        let of_bundle = |open: &&Open| parts::bundle_of(&open.id) == bundle;
+        let ids: Vec<String> = self.lock().iter().filter(of_bundle).map(|open| open.id.clone()).collect();
+        ids.iter().try_for_each(|id| self.end(engine, id).map(drop))
+    }
+
+    /// A module is gone, with its data and with whoever was inside of its code; the guest is stopped.
+    ///
+    /// # Errors
+    /// Of the engine.
+    pub fn module_gone<E: Engine>(&self, engine: &mut E, part: &str) -> Result<(), UpdateError> {
+        let mut left = BTreeSet::new();
+        let mut opens = self.lock();
+        for open in opens.iter_mut() {
+            let Some(index) = open.parts.iter().position(|known| known.id == part) else { continue };
+            let part = open.parts.remove(index);
+            left.extend(part.data.iter().flat_map(Datum::pages));
+            let (gone, threads): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut open.threads).into_iter().partition(|thread| thread.part == index);
+            open.threads = threads;
+            open.threads.iter_mut().filter(|thread| thread.part > index).for_each(|thread| thread.part -= 1);
+            open.counts.left += gone.len() as u64;
+            self.forget(gone.into_iter().map(|thread| (part.trampoline, thread)));
+        }
+        let others: BTreeSet<Pa> = opens.iter().flat_map(Open::pages).collect();
+        drop(opens);
+        if let Some(watch) = engine.watch() {
+            left.difference(&others).try_for_each(|page| watch.untrap(*page))?;
+        }
+        Ok(())
+    }
+
+    /// Whether something of a part is open.
+    #[must_use]
+    pub fn has_part(&self, part: &str) -> bool {
+        self.lock().iter().flat_map(|open| &open.parts).any(|known| known.id == part)
     }
 }
 
@@ -95,7 +138,8 @@ impl<E: Engine> Updater<E> {
     /// A description with what is known at this moment.
     pub(in crate::update) fn shown(&self, info: &BundleInfo) -> BundleInfo {
         let mut info = info.clone();
-        if let Some(open) = self.opens.lock().iter().find(|open| open.id == info.id) {
+        for open in self.opens.lock().iter().filter(|open| parts::bundle_of(&open.id) == info.id) {
+            // Of parts that came at different times the last one is told.
             info.open = Some(open.info());
             let thread = |thread: &Inside| ThreadInfo {
                 pid: thread.pid,
@@ -103,7 +147,7 @@ impl<E: Engine> Updater<E> {
                 function: thread.function.clone(),
                 at: format!("{:#x}", thread.at),
             };
-            info.inside = open.threads.iter().map(thread).collect();
+            info.inside.extend(open.threads.iter().map(thread));
         }
         info
     }
@@ -130,16 +174,23 @@ impl<E: Engine> Updater<E> {
                 let _ = self.close(&id);
             }
         }
+        let is_open = |id: &str| self.opens.lock().iter().any(|open| parts::bundle_of(&open.id) == id);
+        let left = self.document.bundles.iter().map(|record| &record.info);
+        let left = left.filter(|info| info.state == BundleState::Undoing && !is_open(&info.id));
+        for id in left.map(|info| info.id.clone()).collect::<Vec<_>>() {
+            let _ = self.finish_undo(&id);
+        }
     }
 
     /// Looks at an open update with the guest stopped, and ends it if nobody is inside.
     fn close(&mut self, id: &str) -> Result<(), UpdateError> {
         let opens = self.opens.clone();
         let (ended, _) = transaction::paused(&mut self.engine, |engine| {
-            let Some((kernel, hooks)) = opens.look(engine, id)? else { return Ok(None) };
-            if let Some(hooks) = hooks {
-                // The update is in effect whatever it says; that it failed is shown.
-                match hooks.about_update(engine, &kernel, HookKind::Post, 0) {
+            let Some((parts, undo)) = opens.look(engine, id)? else { return Ok(None) };
+            let kind = if undo { HookKind::UndoPost } else { HookKind::Post };
+            for (hooks, kernel) in parts.iter().filter_map(|part| Some((part.hooks.as_ref()?, &part.kernel))) {
+                // The update has ended whatever it says; that it failed is shown.
+                match hooks.about_update(engine, kernel, kind, 0) {
                     Err(error @ UpdateError::NoProcessor { .. }) => return Err(error),
                     Err(error) => opens.trouble(id, &error.to_string()),
                     Ok(()) => {}
@@ -148,8 +199,10 @@ impl<E: Engine> Updater<E> {
             opens.end(engine, id)
         })?;
         if let Some(open) = ended? {
-            self.update_record(id, |info| {
-                if info.state == BundleState::Open {
+            let bundle = parts::bundle_of(id);
+            let is_open = opens.lock().iter().any(|open| parts::bundle_of(&open.id) == bundle);
+            self.update_record(bundle, |info| {
+                if info.state == BundleState::Open && !is_open {
                     info.state = BundleState::Applied;
                 }
                 info.open = Some(open.info());
@@ -169,21 +222,21 @@ impl Shared {
         }
     }
 
-    /// What gives the threads inside of an update their return addresses back, in a stopped guest; `None` while one of them is on its
-    /// way to report.
+    /// What gives the threads inside of a bundle's old code their return addresses back, in a stopped guest; `None` while one of them is
+    /// on its way to report.
     ///
     /// # Errors
     /// Of the engine.
     pub(in crate::update) fn returns(
         &self,
         memory: &dyn ReadMemory,
-        id: &str,
+        bundle: &str,
     ) -> Result<Option<Vec<Write>>, UpdateError> {
         let opens = self.lock();
-        let Some(open) = opens.iter().find(|open| open.id == id) else { return Ok(Some(Vec::new())) };
+        let opens = opens.iter().filter(|open| parts::bundle_of(&open.id) == bundle);
         let mut writes = Vec::new();
-        for thread in &open.threads {
-            let Write { pa, old: new, new: old } = thread.divert(open.trampoline.0);
+        for (thread, part) in opens.flat_map(Open::inside) {
+            let Write { pa, old: new, new: old } = thread.divert(part.trampoline.0);
             let mut live = [0; 8];
             memory.read(Pa(pa), &mut live)?;
             if live[..] != old {
@@ -196,18 +249,14 @@ impl Shared {
 
     /// Forgets threads of a stopped guest that have ended, or that have gone on without returning. Gives what the end needs when
     /// nobody is left.
-    fn look<E: Engine>(
-        &self,
-        engine: &E,
-        id: &str,
-    ) -> Result<Option<(Kernel, Option<crate::update::hooks::Hooks>)>, UpdateError> {
+    fn look<E: Engine>(&self, engine: &E, id: &str) -> Result<Option<(Vec<OpenPart>, bool)>, UpdateError> {
         let mut opens = self.lock();
         let Some(open) = opens.iter_mut().find(|open| open.id == id) else { return Ok(None) };
-        if !open.threads.is_empty() {
+        if let (false, Some(kernel)) = (open.threads.is_empty(), open.parts.first().map(|part| &part.kernel)) {
             let memory = Snapshot::of(engine);
-            let processors = tasks::per_cpu(&memory, &open.kernel)?;
-            let tasks = tasks::all(&memory, &open.kernel, &processors)?;
-            let size = open.kernel.constant("THREAD_SIZE")?;
+            let processors = tasks::per_cpu(&memory, kernel)?;
+            let tasks = tasks::all(&memory, kernel, &processors)?;
+            let size = kernel.constant("THREAD_SIZE")?;
             let before = open.threads.len();
             // Its return address may be gone from its place: then it is on its way to report.
             let exists = |thread: &Inside| {
@@ -216,10 +265,11 @@ impl Shared {
                 task.is_some_and(|task| thread.slot.wrapping_sub(task.stack) < size)
             };
             let (threads, gone) = std::mem::take(&mut open.threads).into_iter().partition(exists);
+            open.threads = gone;
+            self.forget(open.inside().map(|(thread, part)| (part.trampoline, thread.clone())));
             open.threads = threads;
             open.counts.left += (before - open.threads.len()) as u64;
-            self.forget(open.trampoline, gone);
         }
-        Ok(open.threads.is_empty().then(|| (open.kernel.clone(), open.hooks.clone())))
+        Ok(open.threads.is_empty().then(|| (open.parts.clone(), open.undo)))
     }
 }

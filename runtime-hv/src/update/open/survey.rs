@@ -25,21 +25,24 @@ pub struct Code {
     pub function: String,
     /// Link address of the function, where it is a replaced one.
     pub old_address: u64,
+    /// Which part of the update it belongs to.
+    pub part: usize,
 }
 
 /// The code that parts of an update of type 2 leave.
 #[must_use]
 pub fn code(parts: &[&Admitted]) -> Vec<Code> {
-    let of_part = |part: &&Admitted| {
+    let of_part = |(index, part): (usize, &&Admitted)| {
         let live = |link: u64| part.kernel.live(link).0;
         let one = |(range, function, old_address): &(Range<u64>, String, u64)| Code {
             range: live(range.start)..live(range.end),
             function: function.clone(),
             old_address: *old_address,
+            part: index,
         };
         part.old_code.iter().map(one).collect::<Vec<_>>()
     };
-    parts.iter().flat_map(of_part).collect()
+    parts.iter().enumerate().flat_map(of_part).collect()
 }
 
 /// What was found.
@@ -72,7 +75,7 @@ pub fn survey<E: Engine>(
     };
     let (mut trampolines, mut originals) = (Vec::new(), BTreeMap::new());
     for open in opens.lock().iter() {
-        trampolines.push(open.trampoline.0);
+        trampolines.extend(open.parts.iter().map(|part| part.trampoline.0));
         originals.extend(open.threads.iter().map(|thread| (thread.slot, thread.original)));
     }
     unwinder.set_diverted(trampolines, originals);
@@ -124,6 +127,7 @@ fn look(
                         task: task.at.0,
                         pid: task.pid,
                         comm: task.comm.clone(),
+                        part: code.part,
                         function: code.function.clone(),
                         old_address: code.old_address,
                         at: frame.ip,

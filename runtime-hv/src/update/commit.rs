@@ -1,0 +1,210 @@
+//! The moment of the switch.
+//!
+//! Comes in: the parts of a bundle that can come into effect, planned, and a running guest. Decided, with all processors stopped:
+//! whether this is the moment, who is inside of old code, and what the data hold. Goes out: everything written, or nothing.
+//! The order: **check**, **walk**, **place**, pre-hooks, **transfer**, **redirect**, and **protect** or post-hooks.
+
+use super::admit::Admitted;
+use super::data::{self, Changes};
+use super::hooks::Hooks;
+use super::open::{self, Inside, Open, OpenPart, Shared, Survey};
+use super::parts::{Active, Goal};
+use super::plan::Plan;
+use super::quiet::{self, Check};
+use super::transaction::{self, write_all};
+use super::{Times, UpdateError, Updater, errors};
+use crate::engine::{Engine, ReadMemory, Va};
+use crate::guest::Kernel;
+use crate::guest::arena::Write;
+use crate::journal::{Action, Boot, Document, JournalError};
+use crate::protocol::BundleState;
+use lpk_format::HookKind;
+
+/// What is written in one moment.
+struct Moment<'a> {
+    goal: &'a Goal<'a>,
+    parts: &'a [Active<'a>],
+    /// The plans of all parts.
+    plan: &'a Plan,
+    boot: Boot,
+    owner_paused: bool,
+    /// What is written to the data of each part.
+    changes: Vec<Changes>,
+    /// Return addresses of threads inside.
+    returns: Vec<Write>,
+}
+
+impl<E: Engine> Updater<E> {
+    /// Stops the guest, checks, and does the plan's writes if the moment is right. What data hold is known only then.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; all that was written has been taken back, unless the error says that it could not be.
+    pub(super) fn commit(
+        &mut self,
+        goal: &Goal<'_>,
+        parts: &[Active<'_>],
+        plan: &Plan,
+        after: &mut Document,
+        times: &mut Times,
+    ) -> Result<Check, UpdateError> {
+        let Some(first) = parts.first().map(|part| &part.admitted) else { return Ok(Check::Ready) };
+        let owner_paused = self.engine.is_paused()?;
+        let (boot, returns) = (first.boot(), Vec::new());
+        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes: Vec::new(), returns };
+        // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
+        moment.transfer(&self.engine)?;
+        self.journal.begin(&moment.action(after), &self.document)?;
+        let admitted: Vec<&Admitted> = parts.iter().map(|part| &part.admitted).collect();
+        let old_code = open::code(&admitted);
+        let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
+        let (journal, before, opens) = (&self.journal, &self.document, &self.opens);
+        let outcome = transaction::paused(&mut self.engine, |engine| {
+            let check = times.measure("check", || quiet::check(engine, &admitted, plan))?;
+            if check != Check::Ready {
+                return Ok(check);
+            }
+            if let Some(who) = opens.returning_into(&quiet::untouched(&admitted, plan)) {
+                return Ok(Check::Busy(who));
+            }
+            let walk = || open::survey(engine, &first.kernel, unwinder.as_mut(), opens, &old_code);
+            let threads = match times.measure("walk", walk)? {
+                Survey::Frames(threads) if moment.can_begin(engine, &threads) => threads,
+                Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
+                Survey::Unclear(who) => return Ok(Check::Busy(who)),
+            };
+            journal.committing()?;
+            let store = |action: &Action| journal.begin(action, before).and_then(|()| journal.committing());
+            let switched = moment.switch(engine, threads, after, opens, &store, times);
+            switched.map(|()| Check::Ready).or_else(|error| {
+                match errors::with_undo(error, transaction::take_back(engine, &moment.writes())) {
+                    error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
+                    error => Err(error),
+                }
+            })
+        });
+        self.unwinder = unwinder.or(self.unwinder.take());
+        let result = match outcome {
+            Ok((result, time)) => {
+                times.paused(time);
+                result
+            }
+            // The guest stands still: the action stays in the journal.
+            Err(error) => return Err(error.into()),
+        };
+        if result.as_ref().is_err_and(|error| !error.is_stuck()) {
+            self.journal.forget_action()?;
+        }
+        result
+    }
+}
+
+impl Moment<'_> {
+    /// Finds out what is to be written to data, from what they hold now.
+    fn transfer(&mut self, memory: &dyn ReadMemory) -> Result<(), UpdateError> {
+        let changes = self.parts.iter().map(|part| data::to_new(memory, &part.plan.data));
+        self.changes = changes.collect::<Result<_, _>>()?;
+        Ok(())
+    }
+
+    /// Writes to data, and return addresses.
+    fn data_writes(&self) -> Vec<Write> {
+        self.changes.iter().flat_map(Changes::writes).chain(&self.returns).cloned().collect()
+    }
+
+    /// All writes, in their order.
+    fn writes(&self) -> Vec<Write> {
+        [self.plan.writes.clone(), self.data_writes(), self.plan.jumps.clone()].concat()
+    }
+
+    fn action(&self, after: &Document) -> Action {
+        let data = self.data_writes();
+        let mapped = self.changes.iter().flat_map(|changes| &changes.mapped);
+        Action {
+            sequence: after.sequence,
+            boot: self.boot.clone(),
+            bundle: self.goal.id.to_owned(),
+            owner_paused: self.owner_paused,
+            writes: self.writes(),
+            moving: self.plan.moving.iter().copied().chain(data.iter().map(|write| write.pa)).collect(),
+            list: None,
+            mapped: self.plan.mapped.iter().chain(mapped).copied().collect(),
+            after: after.clone(),
+        }
+    }
+
+    /// Whether the update can begin with these threads inside.
+    fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+        let can_leave = |thread: &Inside| self.parts.get(thread.part).is_some_and(|part| part.plan.trampoline != 0);
+        threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
+    }
+
+    /// Runs hooks of each part.
+    fn hooks(&self, mut run: impl FnMut(&Hooks, &Kernel) -> Result<(), UpdateError>) -> Result<(), UpdateError> {
+        let with_hooks = self.parts.iter().filter_map(|part| Some((part.plan.hooks.as_ref()?, &part.admitted.kernel)));
+        with_hooks.into_iter().try_for_each(|(hooks, kernel)| run(hooks, kernel))
+    }
+
+    /// Writes, in the stopped guest.
+    fn switch<E: Engine>(
+        &mut self,
+        engine: &mut E,
+        threads: Vec<Inside>,
+        after: &mut Document,
+        opens: &Shared,
+        store: &dyn Fn(&Action) -> Result<(), JournalError>,
+        times: &mut Times,
+    ) -> Result<(), UpdateError> {
+        let count = threads.len() as u32;
+        times.measure("place", || write_all(engine, &self.plan.writes))?;
+        let pre = |hooks: &Hooks, kernel: &Kernel| hooks.about_update(engine, kernel, HookKind::Pre, count);
+        times.measure("hooks", || self.hooks(pre))?;
+        if count != 0 || self.parts.iter().any(|part| !part.plan.data.is_empty()) {
+            times.measure("transfer", || self.transfer(engine))?;
+            let divert = |thread: &Inside| Some(thread.divert(self.parts.get(thread.part)?.plan.trampoline));
+            self.returns = threads.iter().filter_map(divert).collect();
+            self.write_down(after, count != 0);
+            store(&self.action(after))?;
+            times.measure("transfer", || write_all(engine, &self.data_writes()))?;
+        }
+        let sync = |hooks: &Hooks, kernel: &Kernel| hooks.about_data(engine, kernel, HookKind::SyncToNew);
+        times.measure("hooks", || self.hooks(sync))?;
+        times.measure("redirect", || write_all(engine, &self.plan.jumps))?;
+        if count != 0 {
+            let open = self.open(threads);
+            return times.measure("protect", || opens.begin(engine, open));
+        }
+        let post = |hooks: &Hooks, kernel: &Kernel| hooks.about_update(engine, kernel, HookKind::Post, 0);
+        times.measure("hooks", || self.hooks(post))
+    }
+
+    /// Writes into the document what undo needs to know of this moment.
+    fn write_down(&self, after: &mut Document, is_open: bool) {
+        let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == self.goal.id) else { return };
+        for (part, changes) in self.parts.iter().zip(&self.changes) {
+            let edits = match part.target.index {
+                None => Some(&mut record.data),
+                Some(index) => record.parts.get_mut(index).map(|part| &mut part.data),
+            };
+            edits.into_iter().for_each(|edits| edits.clone_from(&changes.edits));
+        }
+        if is_open {
+            record.info.state = BundleState::Open;
+        }
+    }
+
+    /// The update, as long as threads are inside.
+    fn open(&self, threads: Vec<Inside>) -> Open {
+        let part = |part: &Active<'_>| OpenPart {
+            id: part.target.id.clone(),
+            kernel: part.admitted.kernel.clone(),
+            data: part.plan.data.iter().filter(|datum| datum.moves()).cloned().collect(),
+            hooks: part.plan.hooks.clone(),
+            trampoline: Va(part.plan.trampoline),
+        };
+        let id = match (self.goal.only, self.parts) {
+            (Some(_), [only, ..]) => &only.target.id,
+            _ => self.goal.id,
+        };
+        Open::new(id, false, self.parts.iter().map(part).collect(), threads)
+    }
+}

@@ -1,0 +1,122 @@
+//! Updates of a module whose state is known: whatever comes and goes, every number in it is right.
+
+mod common;
+
+use lucos_tests::commands::Hv;
+use lucos_tests::guest::{Config, Guest};
+use lucos_tests::known_state::State;
+use lucos_tests::soak::{self, Until};
+use lucos_tests::{known_state, require};
+
+/// Steps of each run here; `cargo xtask soak` takes as many as it is asked for.
+const STEPS: usize = 40;
+const SEED: u64 = 20_061_126;
+const GATE: &str = "type2-open-the-gate";
+const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
+
+fn nothing_is_lost(cpus: u32) {
+    let Some((kernel, known)) = require::known_state() else { return };
+    let say = |line: &str| eprintln!("{line}");
+    let summary = soak::run(&kernel, &known, cpus, SEED + u64::from(cpus), Until::Steps(STEPS), &say);
+    eprintln!("{}", summary.unwrap_or_else(|error| panic!("{error}")));
+}
+
+#[test]
+fn nothing_is_lost_on_two_processors() {
+    nothing_is_lost(2);
+}
+
+#[test]
+fn nothing_is_lost_on_four_processors() {
+    nothing_is_lost(4);
+}
+
+/// Figure 2 of the paper: old code leaves a lock held, and threads are asleep inside. The thread that leaves with the lock has it
+/// opened by the update's transition, and all go on; without the update they would wait for ever.
+#[test]
+fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
+    if !require::kvm("threads inside old code need an engine that sees them leave") {
+        return;
+    }
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == GATE).expect("it is there");
+    let bundle = update.build(&known, work.path()).expect("builds");
+    let config = Config { files: vec![known.module.clone()], ..Config::new("gate", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let shut =
+        "rm -f /tmp/passed; (echo 2 > /proc/lucos_state; echo failed >> /tmp/passed) > /dev/null 2>&1 & sleep 0.5";
+    let wait =
+        "for i in 1 2 3; do (echo 1 > /proc/lucos_state && echo $i >> /tmp/passed) > /dev/null 2>&1 & done; sleep 0.5";
+    let passed = |guest: &mut Guest| {
+        let text = guest.run_ok("sort /tmp/passed 2>/dev/null; true").expect("answers");
+        text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    for round in 0..3 {
+        guest.run_ok(&format!("{shut}; {wait}")).expect("starts");
+        let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+        assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+        assert_eq!(outcome.items("/inside").len(), 4, "round {round}: {}", outcome.describe());
+        assert!(passed(&mut guest).is_empty(), "round {round}: the gate is shut");
+        // The one with the lock leaves after its three seconds, and the others get through behind it.
+        let outcome = common::becomes(&hv, GATE, "applied");
+        assert_eq!((outcome.number("/open/left"), outcome.number("/open/lost")), (4.0, 0.0), "{}", outcome.describe());
+        guest.run_ok("while [ $(wc -l < /tmp/passed) -lt 4 ]; do sleep 0.1; done").expect("they get through");
+        assert_eq!(passed(&mut guest), ["1", "2", "3", "failed"], "round {round}");
+        // New code opens it itself.
+        guest.run_ok("! echo 2 > /proc/lucos_state && echo 1 > /proc/lucos_state").expect("the gate is open");
+        common::undo(&hv, GATE);
+    }
+    // As it is without the update.
+    guest.run_ok(&format!("{shut}; {wait}; sleep 6")).expect("starts");
+    assert_eq!(passed(&mut guest), ["failed"], "the others wait for ever");
+    let warnings = guest.kernel_warnings().expect("answers");
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// A thread is parked for ever inside the function. The kernel's own live patch of it waits for that thread; the update is in effect, and
+/// open, and neither is in the other's way.
+#[test]
+fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
+    if !require::kvm("threads inside old code need an engine that sees them leave") {
+        return;
+    }
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == NAPS).expect("it is there");
+    let bundle = update.build(&known, work.path()).expect("builds");
+    let files = vec![known.module.clone(), known.livepatch.clone()];
+    let mut guest =
+        Guest::under_lucos_hv(&Config { files, ..Config::new("livepatch", &kernel.vmlinuz()) }).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+    guest.run_ok("insmod /files/lucos_livepatch.ko").expect("loads");
+    let transition = "/sys/kernel/livepatch/lucos_livepatch/transition";
+    let mut before = 0;
+    for _ in 0..10 {
+        assert_eq!(guest.run_ok(&format!("cat {transition}")).expect("answers").trim(), "1", "it waits");
+        let state = State::read(&mut guest).expect("answers");
+        assert!(state.faults().is_empty() && state.get("naps") > before, "{state:?}");
+        before = state.get("naps");
+        std::thread::sleep(std::time::Duration::from_millis(500));
+    }
+    let outcome = common::show(&hv, NAPS);
+    assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
+    assert!(outcome.number("/open/to_new") > 100.0, "{}", outcome.describe());
+    assert_eq!(outcome.text("/inside/0/name"), "state/nap", "{}", outcome.describe());
+    guest.run_ok("echo 0 > /sys/kernel/livepatch/lucos_livepatch/enabled").expect("taken back");
+    let gone = "while [ -e /sys/kernel/livepatch/lucos_livepatch ]; do sleep 0.1; done; rmmod lucos_livepatch";
+    guest.run_ok(gone).expect("it goes");
+    common::undo(&hv, NAPS);
+    assert_eq!(State::read(&mut guest).expect("answers").faults(), Vec::<String>::new());
+    guest.run_ok("rmmod lucos_state").expect("unloads");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
