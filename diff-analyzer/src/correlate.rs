@@ -9,6 +9,7 @@ use crate::object_diff::same_kind;
 use crate::pieces::{Piece, PieceIndex, PieceKind, Pieces, Target};
 use crate::special::SectionRole;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 /// Pairs of pieces, by the patched one.
 #[derive(Debug, Default)]
@@ -84,6 +85,15 @@ pub fn without_counter(name: &str) -> &str {
     if stem.starts_with("__UNIQUE_ID_") { stem.trim_end_matches(|c: char| c.is_ascii_digit()) } else { stem }
 }
 
+/// A name in a list of BTF ids without its number: `__BTF_ID__struct__file__91234` is `__BTF_ID__struct__file`
+/// (`__ID`, include/linux/btf_ids.h, ends in `__COUNTER__` and `__LINE__`).
+fn without_btf_number(name: &str) -> &str {
+    match name.rsplit_once("__") {
+        Some((stem, number)) if stem.starts_with("__BTF_ID__") && number.bytes().all(|b| b.is_ascii_digit()) => stem,
+        _ => name,
+    }
+}
+
 /// The function of the source that a function of the object was made from: `foo` of `foo.isra.0.cold`.
 fn source_name(name: &str) -> &str {
     match name.find('.') {
@@ -107,6 +117,7 @@ pub fn correlate(original: &Pieces<'_>, patched: &Pieces<'_>) -> Correlation {
         }
     }
     pair_aliases(&mut this, original, patched);
+    pair_btf_ids(&mut this, original, patched);
     let evidence = evidence(original, patched, &this);
     let users = (users(original), users(patched));
     for (old_members, new_members) in open {
@@ -170,6 +181,24 @@ fn pair_aliases(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<
     for (old, new) in found {
         if let [new] = new.as_slice() {
             this.pairs.insert(*new, old);
+        }
+    }
+}
+
+/// Pairs BTF ids, whose names have the line in them. What an id means is its kind and name (tools/bpf/resolve_btfids/main.c), but
+/// code counts from the beginning of its list: so only where all lists are the same, entry for entry.
+fn pair_btf_ids(this: &mut Correlation, original: &Pieces<'_>, patched: &Pieces<'_>) {
+    fn listed<'p>(pieces: &'p Pieces<'_>) -> Vec<(PieceIndex, (&'p Range<u64>, &'p str))> {
+        let is_id = |piece: &Piece| pieces.object.section(piece.section).name == ".BTF_ids";
+        let entry = |(index, piece): (PieceIndex, &'p Piece)| (index, (&piece.range, without_btf_number(&piece.name)));
+        pieces.iter().filter(|(_, piece)| is_id(piece)).map(entry).collect()
+    }
+    let (old, new) = (listed(original), listed(patched));
+    if old.len() == new.len() && old.iter().zip(&new).all(|((_, old), (_, new))| old == new) {
+        for ((old, _), (new, _)) in old.into_iter().zip(new) {
+            if patched.piece(new).kind == PieceKind::Datum {
+                this.pairs.entry(new).or_insert(old);
+            }
         }
     }
 }
@@ -286,6 +315,9 @@ mod tests {
         assert_eq!(without_counter("__UNIQUE_ID_ddebug254.3"), "__UNIQUE_ID_ddebug");
         assert_eq!(without_counter("state254.3"), "state254");
         assert_eq!(source_name("foo.isra.0.cold"), "foo");
+        assert_eq!(without_btf_number("__BTF_ID__struct__task_struct__91234"), "__BTF_ID__struct__task_struct");
+        assert_eq!(without_btf_number("__BTF_ID__set8__hooks"), "__BTF_ID__set8__hooks");
+        assert_eq!(without_btf_number("other__12"), "other__12");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! a lost machine apart from a wrong answer. Its serial log stays on disk.
 
 mod console;
+mod database;
 mod engine;
 mod load;
 mod memory;
@@ -12,6 +13,7 @@ mod service;
 mod start;
 
 pub use console::Answer;
+pub use database::{Database, Work};
 pub use engine::{Engine, EngineError};
 pub use load::{Load, Progress};
 pub use service::Service;
@@ -25,6 +27,8 @@ use tempfile::TempDir;
 
 /// Time for a kernel to reach its shell; software emulation needs about three seconds on an idle machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
+/// Time for a whole distribution, in the box too.
+const DISTRIBUTION_TIMEOUT: Duration = Duration::from_secs(600);
 /// Time for one command in the guest.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -110,8 +114,19 @@ pub struct Config {
     pub model: Option<String>,
     /// More words for the kernel's command line.
     pub append: String,
-    /// Files of this machine that the guest finds in `/files`.
+    /// Files of this machine that the guest finds in `/files`; not of one with a disk.
     pub files: Vec<PathBuf>,
+    /// The image of a disk with a root file system, which the guest goes on with and writes to; only under `lucos-hv`.
+    pub disk: Option<Disk>,
+}
+
+/// A disk with a root file system.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    /// The image.
+    pub image: PathBuf,
+    /// Modules that the guest needs for it, in the order in which they are loaded.
+    pub modules: Vec<PathBuf>,
 }
 
 impl Config {
@@ -125,6 +140,7 @@ impl Config {
             model: None,
             append: String::new(),
             files: Vec::new(),
+            disk: None,
         }
     }
 }

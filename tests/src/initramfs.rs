@@ -9,6 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 const INIT: &str = include_str!("../../testdata/guest/init");
+const REQUESTS: &str = include_str!("../../testdata/guest/requests");
 const ROOT_INIT: &str = include_str!("../../testdata/guest/root-init");
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
@@ -60,6 +61,7 @@ pub fn write_for_root(path: &Path, modules: &[PathBuf]) -> Result<(), InitramfsE
     let mut archive = Archive::new(Vec::new());
     archive.standard(&std::fs::read(busybox()?)?)?;
     archive.file("init", ROOT_INIT.as_bytes())?;
+    archive.file("requests", REQUESTS.as_bytes())?;
     archive.folder("root")?;
     archive.modules(modules)?;
     std::fs::write(path, archive.finish()?)?;
@@ -78,6 +80,7 @@ fn archive(busybox: &[u8], files: &[PathBuf]) -> io::Result<Vec<u8>> {
     let mut archive = Archive::new(Vec::with_capacity(busybox.len() + 8192));
     archive.standard(busybox)?;
     archive.file("init", INIT.as_bytes())?;
+    archive.file("requests", REQUESTS.as_bytes())?;
     archive.folder("files")?;
     for file in files {
         let name = file.file_name().ok_or_else(|| io::Error::other("a file without a name"))?;

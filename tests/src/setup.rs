@@ -123,7 +123,7 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
 pub fn for_tests(say: &dyn Fn(&str)) -> Result<(), SetupError> {
     packages::install_missing(packages::TESTS, &mut apt::Apt::new(&cache_dir()?), say)?;
     if Engine::wanted()? == Engine::KvmInBox {
-        root::prepare(say)?;
+        root::prepare(root::SYSTEM, say)?;
     }
     Ok(())
 }

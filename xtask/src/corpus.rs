@@ -11,8 +11,8 @@
 mod assemble;
 mod checker;
 mod complaints;
-mod entry;
-mod evaluate;
+pub(crate) mod entry;
+pub(crate) mod evaluate;
 mod extend;
 mod guest;
 mod hunks;
@@ -29,7 +29,7 @@ use lucos_tests::{commands, setup};
 use plan::Trees;
 use rayon::prelude::*;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -49,6 +49,9 @@ pub(crate) struct CorpusArgs {
     /// Only these files, or files below these folders
     #[arg(long, value_name = "PATH", num_args = 1..)]
     only: Vec<String>,
+    /// Only files that an earlier run ended with this verdict, or with this rule among the reasons, such as `type-layout`
+    #[arg(long, value_name = "WORD", num_args = 1..)]
+    ended: Vec<String>,
     /// Only a random sample of so many built-in files
     #[arg(long, value_name = "N")]
     sample: Option<usize>,
@@ -61,7 +64,7 @@ pub(crate) struct CorpusArgs {
     /// Time for each build, in minutes; what takes longer counts as undecided
     #[arg(long, value_name = "MINUTES", default_value_t = 30)]
     limit: u64,
-    /// Apply and undo so many of the bundles, at random, on the running kernel
+    /// Apply and undo so many of the bundles of each type, at random, on the running kernel
     #[arg(long, value_name = "N", default_value_t = 0)]
     live: usize,
     /// Seed of the samples [default: another one every time; it is printed]
@@ -83,6 +86,7 @@ impl CorpusArgs {
             from: None,
             to: None,
             only: Vec::new(),
+            ended: Vec::new(),
             sample: Some(16),
             modules: 2,
             jobs: 2,
@@ -95,47 +99,75 @@ impl CorpusArgs {
     }
 }
 
+/// Two releases, what differs between them, and where results are kept.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) step: setup::Step,
+    pub(crate) trees: Trees,
+    pub(crate) built_in: BuiltIn,
+    checker: Checker,
+    /// Folder of the diffs, reports and bundles.
+    pub(crate) folder: PathBuf,
+}
+
+impl Ground {
+    /// Fetches what is wanted, builds the programs and compares the releases.
+    pub(crate) fn open(wanted: &setup::Wanted) -> Result<Self, JobError> {
+        let step = setup::step(wanted, &say)?;
+        // Whoever has built the programs says where they are.
+        if std::env::var_os("LUCOS_BIN_DIR").is_none() {
+            cargo::build()?;
+        }
+        let kernel = &step.older;
+        let changed = official::changed(&kernel.source(), &step.newer_source)?;
+        let trees = Trees::new(kernel.source(), step.newer_source.clone(), changed);
+        let built_in = BuiltIn::of(&kernel.vmlinux(), &kernel.source())?;
+        let checker = Checker::open(kernel)?;
+        let folder = root().join("target/corpus").join(format!("{}-{}", kernel.version, step.newer_version));
+        std::fs::create_dir_all(&folder)?;
+        Ok(Self { step, trees, built_in, checker, folder })
+    }
+
+    fn workbench(&self) -> Workbench<'_> {
+        Workbench { trees: &self.trees, checker: &self.checker, built_in: &self.built_in }
+    }
+
+    /// What makes bundles of changed files, each within a limit of time.
+    pub(crate) fn evaluator(&self, limit: Duration, fresh: bool) -> Result<Evaluator<'_>, JobError> {
+        Ok(Evaluator {
+            workbench: self.workbench(),
+            vmlinux: self.step.older.vmlinux(),
+            folder: &self.folder,
+            tool: evaluate::program_digest(&commands::program("lucos-build")?)?,
+            limit,
+            fresh,
+            built: Mutex::default(),
+        })
+    }
+}
+
 /// Runs it; gives the share of files that can be updated, in per cent.
 pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000_000));
     let mut random = fastrand::Rng::with_seed(seed);
     say(&format!("seed of the samples: {seed}"));
     let wanted = setup::Wanted { series: args.series.clone(), from: args.from.clone(), to: args.to.clone() };
-    let step = setup::step(&wanted, &say)?;
-    // Whoever has built the programs says where they are.
-    if std::env::var_os("LUCOS_BIN_DIR").is_none() {
-        cargo::build()?;
-    }
+    let ground = Ground::open(&wanted)?;
+    let Ground { step, folder, .. } = &ground;
     let kernel = &step.older;
-    let trees = Trees::new(
-        kernel.source(),
-        step.newer_source.clone(),
-        official::changed(&kernel.source(), &step.newer_source)?,
-    );
-    let built_in = BuiltIn::of(&kernel.vmlinux(), &kernel.source())?;
-    let checker = Checker::open(kernel)?;
-    let workbench = Workbench { trees: &trees, checker: &checker, built_in: &built_in };
-    let folder = root().join("target/corpus").join(format!("{}-{}", kernel.version, step.newer_version));
-    std::fs::create_dir_all(&folder)?;
-
-    let files = choose(args, &workbench, &mut random);
-    let evaluator = Evaluator {
-        workbench,
-        vmlinux: &kernel.vmlinux(),
-        folder: &folder,
-        tool: evaluate::program_digest(&commands::program("lucos-build")?)?,
-        limit: Duration::from_secs(60 * args.limit),
-        fresh: args.fresh,
-        built: Mutex::default(),
-    };
+    let files = choose(args, &ground.workbench(), folder, &mut random);
+    let evaluator = ground.evaluator(Duration::from_secs(60 * args.limit), args.fresh)?;
     let entries = evaluate_all(&evaluator, &files, args.jobs)?;
 
-    let mut bundles: Vec<&Entry> = entries.iter().filter(|entry| entry.verdict == "type1").collect();
     let mut seen = BTreeSet::new();
-    bundles.retain(|entry| seen.insert(&entry.diff));
-    random.shuffle(&mut bundles);
-    bundles.truncate(args.live);
-    let live = if bundles.is_empty() { Vec::new() } else { guest::run(&folder, kernel, &bundles)? };
+    let mut bundles = Vec::new();
+    for verdict in ["type1", "type2"] {
+        let mut of_type: Vec<&Entry> = entries.iter().filter(|entry| entry.verdict == verdict).collect();
+        of_type.retain(|entry| seen.insert(&entry.diff));
+        random.shuffle(&mut of_type);
+        bundles.extend(of_type.into_iter().take(args.live));
+    }
+    let live = if bundles.is_empty() { Vec::new() } else { guest::run(folder, kernel, &bundles)? };
 
     let versions = [kernel.version.as_str(), step.newer_version.as_str(), kernel.release.as_str()];
     let corpus = summary::Corpus::new(versions, seed, &evaluator.tool, &entries, &live);
@@ -161,10 +193,19 @@ pub(crate) fn run(args: &CorpusArgs) -> Result<f64, JobError> {
 }
 
 /// The files to look at: those built in, and some of modules.
-fn choose(args: &CorpusArgs, workbench: &Workbench<'_>, random: &mut fastrand::Rng) -> Vec<(String, Place)> {
+fn choose(
+    args: &CorpusArgs,
+    workbench: &Workbench<'_>,
+    folder: &Path,
+    random: &mut fastrand::Rng,
+) -> Vec<(String, Place)> {
     let is_wanted = |file: &str| {
         let below = |path: &String| file == path || file.starts_with(&format!("{}/", path.trim_end_matches('/')));
-        args.only.is_empty() || args.only.iter().any(below)
+        let ended = || {
+            let earlier = evaluate::earlier(folder, file);
+            earlier.is_some_and(|entry| args.ended.iter().any(|word| entry.ended(word)))
+        };
+        (args.only.is_empty() || args.only.iter().any(below)) && (args.ended.is_empty() || ended())
     };
     let sources = workbench.trees.ending(&[".c"]).filter(|(file, change)| *change != Change::New && is_wanted(file));
     let (mut inside, mut outside): (Vec<String>, Vec<String>) =

@@ -8,6 +8,7 @@ use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::Guest;
 use lucos_tests::kernels::Kernel;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A bundle with what `lucos-build` said of it.
 #[derive(Debug)]
@@ -67,14 +68,59 @@ pub(crate) fn failed(what: &str, outcome: &Outcome) -> JobError {
     JobError::Tool { what: what.to_owned(), status: outcome.status, outcome: outcome.describe() }
 }
 
-/// Applies a bundle; its pause in microseconds.
+/// How long threads may stay inside old code of an update of Type 2.
+const LEAVE: Duration = Duration::from_secs(60);
+
+/// Applies a bundle and waits until nobody is inside the old code; its pause in microseconds.
 pub(crate) fn apply(hv: &Hv, built: &Built) -> Result<f64, JobError> {
-    let outcome = hv.apply(&built.bundle)?;
-    if outcome.status == 0 && outcome.text("/state") == "applied" {
-        Ok(outcome.number("/times_us/paused"))
-    } else {
-        Err(failed("apply", &outcome))
+    let (outcome, _) = apply_wholly(hv, built)?;
+    Ok(outcome.number("/times_us/paused"))
+}
+
+/// The same: what `apply` said, and what `show` says when nobody is inside any more.
+pub(crate) fn apply_wholly(hv: &Hv, built: &Built) -> Result<(Outcome, Outcome), JobError> {
+    let applied = hv.apply(&built.bundle)?;
+    let shown = settled(hv, built, &applied)?;
+    Ok((applied, shown))
+}
+
+/// What `show` says of a bundle that was applied when nobody is inside the old code any more.
+pub(crate) fn settled(hv: &Hv, built: &Built, applied: &Outcome) -> Result<Outcome, JobError> {
+    let is_in_effect = |outcome: &Outcome| outcome.status == 0 && matches!(outcome.text("/state"), "applied" | "open");
+    if !is_in_effect(applied) {
+        return Err(failed("apply", applied));
     }
+    let start = Instant::now();
+    loop {
+        let shown = hv.show(&built.name)?;
+        if !is_in_effect(&shown) {
+            return Err(failed("show after apply", &shown));
+        }
+        if shown.text("/state") == "applied" {
+            return Ok(shown);
+        }
+        if start.elapsed() > LEAVE {
+            return Err(JobError::NotSeen {
+                what: format!("{} in the guest", built.name),
+                expected: format!("nobody inside old code within {} s", LEAVE.as_secs()),
+                seen: shown.describe(),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Existing data that are edited where they are, as the runtime lists them: live address and size.
+pub(crate) fn edited_data(shown: &Outcome) -> Vec<(u64, u64)> {
+    let edited = shown.items("/data").iter().filter(|item| item["strategy"] == "in-place");
+    edited.filter_map(|item| Some((number(&item["old_address"])?, number(&item["old_size"])?))).collect()
+}
+
+/// Contents of data, as the guest itself sees them.
+pub(crate) fn contents(guest: &mut Guest, data: &[(u64, u64)]) -> Result<Vec<Vec<u8>>, JobError> {
+    // More than a page comes slowly through a serial console, and tells nothing more.
+    let read = |&(address, size): &(u64, u64)| Ok(guest.kernel_bytes(address, size.min(4096) as usize)?);
+    data.iter().map(read).collect()
 }
 
 /// Takes a bundle back; its pause in microseconds.

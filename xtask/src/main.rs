@@ -9,6 +9,7 @@ mod corpus;
 mod demo;
 mod kvm;
 mod live;
+mod paper;
 mod soak;
 
 use clap::{Parser, Subcommand};
@@ -63,6 +64,8 @@ enum Job {
     },
     /// Makes a bundle of every official change between two releases, and says which cannot be made and why
     Corpus(corpus::CorpusArgs),
+    /// Table 1 of the paper: five official patches, applied and undone under a database's load
+    Paper(paper::PaperArgs),
     /// Live updates of a stock kernel of another series than the distribution's default
     Series {
         /// Series, such as 6.12 [default: the newest that the archive has]
@@ -162,6 +165,7 @@ fn main() -> ExitCode {
         Job::Ci => cargo::ci(),
         Job::Bench { applies, only_layouts } => bench::run(applies, only_layouts),
         Job::Corpus(args) => corpus::run(&args).map(|_| ()),
+        Job::Paper(args) => paper::run(&args),
         Job::Series { series } => cargo::series(series.as_deref()),
         Job::Soak(args) => soak::run(&args),
         Job::Fuzz { seconds } => cargo::fuzz(seconds),

@@ -13,6 +13,8 @@ pub(super) const OF_THE_BOX: &[&str] = &["virtio_pci", "virtio_console", "kvm_am
 /// Those of a guest of the bundled hypervisor: all of its devices.
 pub const OF_A_GUEST: &[&str] =
     &["virtio_mmio", "virtio_rng", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport"];
+/// Those of a guest with a disk, whatever its hypervisor finds its devices by.
+pub const OF_A_DISK: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_rng", "virtio_blk"];
 /// Folders of a kernel's modules that are looked at.
 const FOLDERS: &[&str] = &[
     "arch/x86",

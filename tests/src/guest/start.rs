@@ -3,7 +3,7 @@
 //! Comes in: [`Config`]. Decided: the command lines; address randomisation stays on. Goes out: a [`Guest`] whose shell
 //! has answered.
 
-use super::{BOOT_TIMEOUT, Config, Console, Engine, Guest, GuestError, Service};
+use super::{BOOT_TIMEOUT, Config, Console, DISTRIBUTION_TIMEOUT, Engine, Guest, GuestError, Service};
 use crate::{boxed, commands, initramfs};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
@@ -84,10 +84,11 @@ impl Guest {
 }
 
 /// `lucos-hv run` as it is called on the machine where it runs.
-fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str) -> Vec<String> {
-    let append = format!("{APPEND} {}", config.append);
+fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str, disk: Option<String>) -> Vec<String> {
+    let root = if disk.is_some() { "root=/dev/vda " } else { "" };
+    let append = format!("{APPEND} {root}{}", config.append);
     let (cpus, memory) = (config.cpus.to_string(), config.memory_mib.to_string());
-    let words = [
+    let mut words = [
         "lucos-hv",
         "run",
         "--engine",
@@ -104,30 +105,47 @@ fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str) -
         &memory,
         "--api",
         api,
-    ];
-    words.map(str::to_owned).to_vec()
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    if let Some(disk) = disk {
+        words.extend(["--disk".to_owned(), disk]);
+    }
+    words
 }
 
 fn on_this_machine(engine: &str, config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
     let text = |path: &Path| path.display().to_string();
     let mut command = Command::new(commands::program("lucos-hv")?);
-    command.args(&words(engine, config, &text(&config.kernel), &text(initrd), &text(api))[1..]);
+    let disk = config.disk.as_ref().map(|disk| text(&disk.image));
+    command.args(&words(engine, config, &text(&config.kernel), &text(initrd), &text(api), disk)[1..]);
     Ok(command)
 }
 
 /// The same in the box, which has one processor: a hypervisor bound to it is what the emulated virtualisation bears.
 fn in_box(config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
     let (kernel_inside, initrd_inside, api_inside) = ("/files/guest-kernel", "/files/guest-initrd", "/api");
+    let disk_inside = "/files/guest-disk";
     let pair = |from: &Path, to: &str| format!("{}:{to}", from.display());
     let mut command = Command::new(commands::program("lucos-box")?);
     command
         .args(["--name", &config.name, "--limit", &BOX_LIMIT.as_secs().to_string()])
-        .args(["--memory", &(config.memory_mib + BOX_MEMORY_MIB).to_string()])
+        .args(["--memory", &(config.memory_mib + BOX_MEMORY_MIB + disk_memory_mib(config)?).to_string()])
         .args(["--file", &pair(&boxed::static_program("lucos-hv")?, "/files/lucos-hv")])
         .args(["--file", &pair(&config.kernel, kernel_inside), "--file", &pair(initrd, initrd_inside)])
-        .args(["--forward", &pair(api, api_inside), "--"])
-        .args(words("kvm", config, kernel_inside, initrd_inside, api_inside));
+        .args(["--forward", &pair(api, api_inside)]);
+    if let Some(disk) = &config.disk {
+        command.args(["--file", &pair(&disk.image, disk_inside)]);
+    }
+    let disk = config.disk.as_ref().map(|_| disk_inside.to_owned());
+    command.arg("--").args(words("kvm", config, kernel_inside, initrd_inside, api_inside, disk));
     Ok(command)
+}
+
+/// Memory for a disk that travels in the box' initramfs: the archive, and what is unpacked of it.
+fn disk_memory_mib(config: &Config) -> Result<u32, GuestError> {
+    let Some(disk) = &config.disk else { return Ok(0) };
+    Ok(u32::try_from(2 * (disk.image.metadata()?.len() >> 20) + 64).unwrap_or(u32::MAX / 2))
 }
 
 /// What both ways need before the machine starts.
@@ -143,7 +161,10 @@ impl Prepared {
         let slot = take_slot()?;
         let dir = tempfile::Builder::new().prefix("lucos-guest-").tempdir()?;
         let initrd = dir.path().join("initrd");
-        initramfs::write_with(&initrd, &config.files)?;
+        match &config.disk {
+            Some(disk) => initramfs::write_for_root(&initrd, &disk.modules)?,
+            None => initramfs::write_with(&initrd, &config.files)?,
+        }
         let logs = commands::target_dir()?.join("guest-logs");
         std::fs::create_dir_all(&logs)?;
         let log = logs.join(format!("{}.serial", config.name));
@@ -173,7 +194,8 @@ impl Prepared {
         let console = Console::new(input, output, File::create(&log)?);
         let api = dir.path().join("api");
         let mut guest = Guest { process, console, log, api, qmp: None, monitor: None, boot_ms: 0, dir, _slot: slot };
-        if let Err(reason) = guest.console.wait_for("@@lucos-ready ", BOOT_TIMEOUT) {
+        let limit = if config.disk.is_some() { DISTRIBUTION_TIMEOUT } else { BOOT_TIMEOUT };
+        if let Err(reason) = guest.console.wait_for("@@lucos-ready ", limit) {
             let said = std::fs::read_to_string(guest.log.with_extension("stderr")).unwrap_or_default();
             return Err(guest.lost(&format!("the boot of {}: {reason}\n{said}", config.kernel.display())));
         }

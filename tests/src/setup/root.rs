@@ -15,15 +15,27 @@ use std::path::{Path, PathBuf};
 const SCRIPT: &str = include_str!("../../../testdata/guest/make-root");
 /// What makes it.
 const MAKERS: &[&str] = &["debootstrap", "e2fsprogs", "util-linux"];
-/// What is in it beside the packages that every Debian has. This init needs less of a slow machine than the usual one.
-const CONTENTS: &[&str] = &["sysvinit-core", "ifupdown", "iproute2", "iputils-ping", "socat"];
+
+/// What is in an image beside the packages that every Debian has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Contents {
+    /// What the image's name ends in.
+    name: &'static str,
+    packages: &'static [&'static str],
+}
+
+/// A system with network. This init needs less of a slow machine than the usual one.
+pub const SYSTEM: Contents =
+    Contents { name: "", packages: &["sysvinit-core", "ifupdown", "iproute2", "iputils-ping", "socat"] };
+/// A system with a database.
+pub const DATABASE: Contents = Contents { name: "-database", packages: &["sysvinit-core", "sqlite3"] };
 
 /// The image from the cache, if one is there that was made of what it would be made of now.
 ///
 /// # Errors
 /// The reason why there is none, with what to do.
 pub fn cached() -> Result<PathBuf, String> {
-    let place = Place::new().map_err(|error| error.to_string())?;
+    let place = Place::new(SYSTEM).map_err(|error| error.to_string())?;
     if place.is_made() {
         Ok(place.image())
     } else {
@@ -35,10 +47,10 @@ pub fn cached() -> Result<PathBuf, String> {
 ///
 /// # Errors
 /// [`SetupError`] with what to do next.
-pub fn prepare(say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
+pub fn prepare(contents: Contents, say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
     let cache = cache_dir()?;
     fs::create_dir_all(&cache).map_err(SetupError::io(&cache))?;
-    let place = Place::new()?;
+    let place = Place::new(contents)?;
     let _lock = fetch::lock(&cache, say)?;
     if place.is_made() {
         return Ok(place.image());
@@ -53,10 +65,11 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
     let path = |name: &str| dir.path().join(name).display().to_string();
     let script = dir.path().join("make-root");
     fs::write(&script, SCRIPT).map_err(SetupError::io(&script))?;
-    say(&format!("making a root file system of {} with {}", place.suite, CONTENTS.join(" ")));
+    say(&format!("making a root file system of {} with {}", place.suite, contents.packages.join(" ")));
     let work = dir.path().display().to_string();
     // What is mounted for the installation goes away with the namespace, whatever happens.
-    let make = ["unshare", "--mount", "--", "sh", &path("make-root"), &work, &place.suite, &CONTENTS.join(",")];
+    let make =
+        ["unshare", "--mount", "--", "sh", &path("make-root"), &work, &place.suite, &contents.packages.join(",")];
     let made = apt.privileged(&make);
     // As root, because it belongs to root.
     apt.privileged(&["rm", "-rf", "--one-file-system", &path("root")])?;
@@ -72,27 +85,28 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<PathBuf, SetupError> {
 /// Where the image of a suite lies.
 struct Place {
     suite: String,
+    contents: Contents,
     dir: PathBuf,
 }
 
 impl Place {
-    fn new() -> Result<Self, SetupError> {
+    fn new(contents: Contents) -> Result<Self, SetupError> {
         let path = Path::new("/etc/os-release");
         let text = fs::read_to_string(path).map_err(SetupError::io(path))?;
         let suite = suite(&text).ok_or_else(|| SetupError::NotDebian(format!("{} names no suite", path.display())))?;
-        Ok(Self { suite: suite.to_owned(), dir: cache_dir()?.join("roots") })
+        Ok(Self { suite: suite.to_owned(), contents, dir: cache_dir()?.join("roots") })
     }
 
     fn image(&self) -> PathBuf {
-        self.dir.join(format!("{}.ext4", self.suite))
+        self.dir.join(format!("{}{}.ext4", self.suite, self.contents.name))
     }
 
     fn note(&self) -> PathBuf {
-        self.dir.join(format!("{}.made-of", self.suite))
+        self.dir.join(format!("{}{}.made-of", self.suite, self.contents.name))
     }
 
     fn made_of(&self) -> String {
-        format!("{} {}\n{SCRIPT}", self.suite, CONTENTS.join(" "))
+        format!("{} {}\n{SCRIPT}", self.suite, self.contents.packages.join(" "))
     }
 
     fn is_made(&self) -> bool {

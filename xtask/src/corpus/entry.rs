@@ -5,6 +5,7 @@
 
 use lucos_tests::commands::Outcome;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// Where a file is compiled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -38,8 +39,11 @@ pub(crate) struct Entry {
     pub(crate) flags: Vec<String>,
     /// Header hunks in it.
     pub(crate) header_hunks: usize,
-    /// `type1`, `no-effect`, `type2`, `refused`, `undecided`, or `failed`.
+    /// `type1` or `type2` (there is a bundle), `no-effect`, `refused`, `undecided`, or `failed`.
     pub(crate) verdict: String,
+    /// Whether existing data or types change, bundle or not.
+    #[serde(default)]
+    pub(crate) is_type2: bool,
     pub(crate) reasons: Vec<Why>,
     pub(crate) notes: Vec<String>,
     /// Functions replaced and new.
@@ -67,12 +71,22 @@ impl Entry {
 
     /// A bundle, or a verdict that none is needed.
     pub(crate) fn is_good(&self) -> bool {
-        matches!(self.verdict.as_str(), "type1" | "no-effect")
+        self.has_bundle() || self.verdict == "no-effect"
     }
 
-    /// The change is one of data.
-    pub(crate) fn is_data(&self) -> bool {
-        self.verdict == "type2"
+    /// A bundle, of either type.
+    pub(crate) fn has_bundle(&self) -> bool {
+        matches!(self.verdict.as_str(), "type1" | "type2")
+    }
+
+    /// Whether it ended with this verdict, or one of its reasons is this rule.
+    pub(crate) fn ended(&self, word: &str) -> bool {
+        self.verdict == word || self.reasons.iter().any(|why| why.rule == word)
+    }
+
+    /// All rules that stand in the way, each once.
+    pub(crate) fn rules(&self) -> BTreeSet<&str> {
+        self.reasons.iter().map(|why| why.rule.as_str()).collect()
     }
 
     /// The command was ended before it had decided.
@@ -87,7 +101,13 @@ impl Entry {
     pub(crate) fn take(&mut self, outcome: &Outcome) {
         let verdict = outcome.text("/verdict");
         let is_report = matches!(outcome.status, 0 | 3) && !verdict.is_empty();
-        self.verdict = if is_report { verdict.to_owned() } else { "failed".to_owned() };
+        self.is_type2 = is_report && verdict == "type2";
+        self.verdict = match outcome.status {
+            _ if !is_report => "failed".to_owned(),
+            // Of Type 2, and refused.
+            3 => "refused".to_owned(),
+            _ => verdict.to_owned(),
+        };
         let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
         self.reasons = outcome
             .items("/reasons")

@@ -36,7 +36,7 @@ const REPORT: &str = "report.json";
 #[derive(Debug)]
 pub(crate) struct Evaluator<'a> {
     pub(crate) workbench: Workbench<'a>,
-    pub(crate) vmlinux: &'a Path,
+    pub(crate) vmlinux: PathBuf,
     /// The corpus' folder.
     pub(crate) folder: &'a Path,
     /// Digest of `lucos-build`.
@@ -75,6 +75,7 @@ impl Evaluator<'_> {
             flags: Vec::new(),
             header_hunks: 0,
             verdict: String::new(),
+            is_type2: false,
             reasons: Vec::new(),
             notes: Vec::new(),
             functions: 0,
@@ -114,7 +115,7 @@ impl Evaluator<'_> {
                 best = self.build(file, place, &plan, &flags)?;
                 continue;
             }
-            if best.is_good() || best.is_data() || !self.extend(&mut plan, &best)? || plan.parts.len() > FILES {
+            if best.is_good() || best.is_type2 || !self.extend(&mut plan, &best)? || plan.parts.len() > FILES {
                 break;
             }
             self.workbench.assemble(&mut plan)?;
@@ -185,7 +186,7 @@ impl Evaluator<'_> {
         if bundle.exists() {
             fs::remove_file(&bundle)?;
         }
-        let mut args: Vec<OsString> = vec![path.into(), "--vmlinux".into(), self.vmlinux.into()];
+        let mut args: Vec<OsString> = vec![path.into(), "--vmlinux".into(), self.vmlinux.clone().into()];
         args.extend(["-j".into(), "1".into(), "-o".into(), bundle.clone().into()]);
         args.extend(flags.iter().map(OsString::from));
         args.push("--json".into());
@@ -223,6 +224,11 @@ impl Evaluator<'_> {
         fs::write(folder.join(ENTRY), serde_json::to_vec_pretty(entry).map_err(std::io::Error::from)?)?;
         Ok(())
     }
+}
+
+/// What an earlier run said of a file, whatever that was made from.
+pub(crate) fn earlier(folder: &Path, file: &str) -> Option<Entry> {
+    serde_json::from_slice(&fs::read(folder.join(file).join(ENTRY)).ok()?).ok()
 }
 
 fn is_digest(name: &std::ffi::OsStr) -> bool {

@@ -5,7 +5,7 @@
 
 use super::entry::Entry;
 use crate::live::{Built, entries as code, is_redirected};
-use crate::{JobError, say};
+use crate::{JobError, live, say};
 use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest, Load};
 use lucos_tests::kernels::Kernel;
@@ -39,6 +39,8 @@ done
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Tried {
     pub(crate) file: String,
+    /// `type1` or `type2`.
+    pub(crate) update_type: String,
     /// `ok`, `refused` (the guest was left as it was), or `harmed`.
     pub(crate) verdict: &'static str,
     pub(crate) functions: usize,
@@ -122,6 +124,7 @@ pub(crate) fn run(folder: &Path, kernel: &Kernel, entries: &[&Entry]) -> Result<
 fn one(folder: &Path, kernel: &Kernel, entry: &Entry, machine: &mut Machine) -> Tried {
     let mut tried = Tried {
         file: entry.file.clone(),
+        update_type: entry.verdict.clone(),
         verdict: "ok",
         functions: entry.functions,
         message: String::new(),
@@ -167,16 +170,31 @@ fn steps(
     let built = Built { name: entry.name.clone(), bundle: place.join(format!("{}.lpk", entry.name)), outcome };
     let functions = built.functions();
     let before = code(&mut machine.guest, kernel, &functions)?;
-    tried.apply_pause_us = crate::live::apply(&machine.hv, &built)?;
+    // Where data are is known when they have been changed once.
+    let (_, shown) = live::apply_wholly(&machine.hv, &built)?;
+    let data = live::edited_data(&shown);
+    if !data.is_empty() {
+        live::undo(&machine.hv, &built)?;
+    }
+    let data_before = live::contents(&mut machine.guest, &data)?;
+    let shown = if data.is_empty() { shown } else { live::apply_wholly(&machine.hv, &built)?.1 };
+    tried.apply_pause_us = shown.number("/times_us/paused");
+    let data_after = live::contents(&mut machine.guest, &data)?;
+    if data_before.iter().zip(&data_after).any(|(before, after)| before == after) {
+        return Err(not_seen("data as before", "after apply"));
+    }
     let after = code(&mut machine.guest, kernel, &functions)?;
     if !after.iter().all(|entry| is_redirected(entry)) {
         return Err(not_seen("entry without a jump", "after apply"));
     }
     machine.work("while applied")?;
     machine.quiet("while applied")?;
-    tried.undo_pause_us = crate::live::undo(&machine.hv, &built)?;
+    tried.undo_pause_us = live::undo(&machine.hv, &built)?;
     if code(&mut machine.guest, kernel, &functions)? != before {
         return Err(not_seen("entry that is not as before", "after undo"));
+    }
+    if live::contents(&mut machine.guest, &data)? != data_before {
+        return Err(not_seen("data that are not as before", "after undo"));
     }
     machine.work("after undo")?;
     machine.quiet("after undo")
@@ -184,15 +202,23 @@ fn steps(
 
 /// Totals and what was not well.
 pub(crate) fn to_text(tried: &[Tried]) -> String {
-    let count = |verdict: &str| tried.iter().filter(|one| one.verdict == verdict).count();
-    let functions: usize = tried.iter().filter(|one| one.verdict == "ok").map(|one| one.functions).sum();
-    let mut text = format!(
-        "live: {} bundles applied and undone under load: {} ok ({functions} functions), {} refused, {} harmed\n",
-        tried.len(),
-        count("ok"),
-        count("refused"),
-        count("harmed")
-    );
+    let mut text = String::new();
+    for update_type in ["type1", "type2"] {
+        let of_type: Vec<&Tried> = tried.iter().filter(|one| one.update_type == update_type).collect();
+        if of_type.is_empty() {
+            continue;
+        }
+        let count = |verdict: &str| of_type.iter().filter(|one| one.verdict == verdict).count();
+        let functions: usize = of_type.iter().filter(|one| one.verdict == "ok").map(|one| one.functions).sum();
+        let _ = writeln!(
+            text,
+            "live: {} bundles of {update_type} applied and undone under load: {} ok ({functions} functions), {} refused, {} harmed",
+            of_type.len(),
+            count("ok"),
+            count("refused"),
+            count("harmed")
+        );
+    }
     for one in tried.iter().filter(|one| one.verdict != "ok") {
         let _ = writeln!(text, "  {}: {}: {}", one.file, one.verdict, one.message);
     }
