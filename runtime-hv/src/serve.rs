@@ -203,7 +203,8 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
         Err(first) => {
             let failed = |error| Problem::failed("engine-failed", error);
             let known = journal.half_done().ok().flatten().or_else(|| journal.planned().ok().flatten());
-            if known.is_none() {
+            let is_open = journal.load().is_ok_and(|document| !document.opens.is_empty());
+            if known.is_none() && !is_open {
                 return Err(failed(first));
             }
             // A tool died while it held the guest, and so did its watchdog: finish what it left first.

@@ -72,6 +72,10 @@ impl<E: Engine> Updater<E> {
                 Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
+            // What data held while the guest ran counts no more.
+            if !std::mem::take(&mut moment.changes).iter().all(|changes| changes.writes().next().is_none()) {
+                journal.begin(&moment.action(after), before)?;
+            }
             journal.committing()?;
             let store = |action: &Action| journal.begin(action, before).and_then(|()| journal.committing());
             let switched = moment.switch(engine, threads, after, opens, &store, times);

@@ -310,15 +310,22 @@ pub fn catch_up(
             continue;
         }
         let [old_written, new_written] = [true, false].map(|old| datum.is_written(memory, old, held));
-        if old_written? && !new_written? {
-            datum.carried(carried)?;
-            caught_up.writes.extend(writes(memory, &datum.new, &made)?);
-            continue;
-        }
-        if datum.is_written(memory, true, held)? {
-            caught_up.lost.push(datum.patch.name.clone());
-        }
-        caught_up.writes.extend(to_old(memory, std::slice::from_ref(datum), &[])?.copies);
+        let lost = match (old_written?, new_written?) {
+            (true, false) if carried.is_ok() => {
+                caught_up.writes.extend(writes(memory, &datum.new, &made)?);
+                false
+            }
+            (true, false) => true,
+            (is_lost, _) => match to_old(memory, std::slice::from_ref(datum), &[]) {
+                Ok(changes) => {
+                    caught_up.writes.extend(changes.copies);
+                    is_lost
+                }
+                Err(UpdateError::DoesNotFit { .. }) => true,
+                Err(error) => return Err(error),
+            },
+        };
+        caught_up.lost.extend(lost.then(|| datum.patch.name.clone()));
     }
     Ok(caught_up)
 }

@@ -322,13 +322,12 @@ impl<E: Engine> Updater<E> {
                 return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
             }
             if back.leads_back {
-                opens.end_all(engine, &action.id)?;
-            }
-            if count != 0 {
-                let open = Open::new(&action.id, true, back.parts(direct_map), threads);
-                if let Err(error) = times.measure("protect", || opens.begin(engine, open)) {
+                let open = (count != 0).then(|| Open::new(&action.id, true, back.parts(direct_map), threads));
+                if let Err(error) = times.measure("protect", || opens.replace(engine, &action.id, open)) {
                     return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
                 }
+            }
+            if count != 0 {
                 return Ok((Switched::Open, true));
             }
             Ok::<_, UpdateError>((Switched::Done { free: is_free }, !planned.writes.is_empty()))

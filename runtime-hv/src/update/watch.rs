@@ -21,7 +21,7 @@ use super::{Times, UpdateError, Updater, quiet};
 use crate::engine::{Engine, Pa};
 use crate::guest::Kernel;
 use crate::guest::modules::{self, Entry};
-use crate::journal::{Boot, PartRecord, Record};
+use crate::journal::{Boot, Jump, PartRecord, Record};
 use crate::protocol::{ModuleInfo, ModuleState};
 use std::time::Instant;
 
@@ -49,7 +49,7 @@ impl<E: Engine> Updater<E> {
     /// Whether a bundle in effect has to do with modules, or something is left of one.
     #[must_use]
     pub fn has_modules(&self) -> bool {
-        let applied = |record: &Record| record.info.state.is_in_effect() && !record.info.modules.is_empty();
+        let applied = |record: &Record| record.info.state.is_in_use() && !record.info.modules.is_empty();
         let left = |record: &Record| record.parts.iter().any(|part| !part.left.is_empty());
         self.document.bundles.iter().any(|record| applied(record) || left(record))
     }
@@ -83,9 +83,15 @@ impl<E: Engine> Updater<E> {
         self.looks += 1;
         let listed = modules::all(&self.engine, &kernel)?;
         let mut news = Vec::new();
-        for record in self.document.bundles.iter().filter(|record| record.info.state.is_in_effect()) {
+        for record in self.document.bundles.iter().filter(|record| record.info.state.is_in_use()) {
+            let is_undone = !record.info.state.is_in_effect();
             for (index, (info, part)) in record.info.modules.iter().zip(&record.parts).enumerate() {
                 let now = listed.iter().find(|entry| entry.name == info.name);
+                // Its jumps are gone, and its data in use, until the last thread has left the new code.
+                let is_there = now.is_some_and(|entry| entry.at.0 == part.at);
+                if is_undone && (is_there || info.state != ModuleState::Applied) {
+                    continue;
+                }
                 if let Some(what) = self.look_at(&kernel, info.state, part, now)? {
                     news.push((record.info.id.clone(), index, what));
                 }
@@ -116,21 +122,21 @@ impl<E: Engine> Updater<E> {
         })
     }
 
-    /// Whether some jump of a module is where it was written, or, where there are none, some datum. One that somebody else has
-    /// changed tells nothing.
+    /// Whether some jump of a module is where it was written; one that somebody else has changed tells nothing. Where there are none,
+    /// whether its data are where they were, for what they hold is the guest's affair.
     fn has_changes(&self, kernel: &Kernel, part: &PartRecord) -> Result<bool, UpdateError> {
-        let jumps = part.jumps.iter().map(|jump| (jump.va, &jump.write));
-        let edits = part.data.iter().filter_map(|edit| Some((edit.va?, &edit.write)));
-        let mut known = jumps.chain(edits.filter(|_| part.jumps.is_empty())).peekable();
-        let nothing = known.peek().is_none();
-        for (va, write) in known {
+        if part.jumps.is_empty() {
+            let places: Vec<(u64, u64)> = part.data.iter().filter_map(|edit| Some((edit.va?, edit.write.pa))).collect();
+            return quiet::are_mapped(&self.engine, kernel, &places);
+        }
+        for Jump { va, write } in &part.jumps {
             let mut live = vec![0; write.new.len()];
             self.engine.read(Pa(write.pa), &mut live)?;
-            if quiet::are_mapped(&self.engine, kernel, &[(va, write.pa)])? && live != write.old {
+            if quiet::are_mapped(&self.engine, kernel, &[(*va, write.pa)])? && live != write.old {
                 return Ok(true);
             }
         }
-        Ok(nothing)
+        Ok(false)
     }
 
     /// The kernel of this boot; `None` when nothing is known of it.
@@ -208,6 +214,11 @@ impl<E: Engine> Updater<E> {
         if self.opens.has_part(&part) {
             let opens = &self.opens;
             paused(&mut self.engine, |engine| opens.module_gone(engine, &part))?.0?;
+            for known in &mut self.document.opens {
+                if let Some(open) = self.opens.lock().iter().find(|open| open.id == known.id) {
+                    *known = open.record();
+                }
+            }
         }
         let area = self.part(id, index).map_or(0, |part| part.area);
         let left: Vec<u64> = self.document.areas.iter().map(|known| known.base).filter(|&base| base == area).collect();

@@ -83,9 +83,15 @@ impl Shared {
     /// Who will return into one of the ranges although no stack says so.
     #[must_use]
     pub fn returning_into(&self, ranges: &[Range<u64>]) -> Option<String> {
+        let is_in = |at: u64| ranges.iter().any(|range| range.contains(&at));
+        let gone = lock(&self.gone);
+        let mut recent = gone.iter().filter(|(_, _, since)| since.elapsed() < GONE_FOR);
+        if let Some((_, thread, _)) = recent.find(|(trampoline, ..)| is_in(trampoline.0)) {
+            return Some(format!("task {} ({}) seems to be gone, and may still come", thread.pid, thread.comm));
+        }
+        drop(gone);
         let opens = self.lock();
-        let into = |thread: &&Inside| ranges.iter().any(|range| range.contains(&thread.original));
-        let thread = opens.iter().flat_map(|open| &open.threads).find(into)?;
+        let thread = opens.iter().flat_map(|open| &open.threads).find(|thread| is_in(thread.original))?;
         Some(format!("task {} ({}) will return there from `{}`", thread.pid, thread.comm, thread.function))
     }
 

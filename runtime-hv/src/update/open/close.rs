@@ -44,7 +44,9 @@ impl Shared {
             None => Ok(()),
         };
         if begun.is_err() {
-            self.end(engine, &id)?;
+            // Another one of this id may have begun before.
+            let last = self.lock().iter().rposition(|open| open.id == id);
+            last.map(|index| self.end_at(engine, index)).transpose()?;
         }
         Ok(begun?)
     }
@@ -54,8 +56,12 @@ impl Shared {
     /// # Errors
     /// Of the engine.
     pub fn end<E: Engine>(&self, engine: &mut E, id: &str) -> Result<Option<Open>, UpdateError> {
+        let index = self.lock().iter().position(|open| open.id == id);
+        index.map(|index| self.end_at(engine, index)).transpose()
+    }
+
+    fn end_at<E: Engine>(&self, engine: &mut E, index: usize) -> Result<Open, UpdateError> {
         let mut opens = self.lock();
-        let Some(index) = opens.iter().position(|open| open.id == id) else { return Ok(None) };
         let open = opens.remove(index);
         let others: BTreeSet<Trapped> = opens.iter().flat_map(Open::traps).collect();
         drop(opens);
@@ -68,17 +74,27 @@ impl Shared {
             }
             watch.attend(Some(self.attendant()), &reports)?;
         }
-        Ok(Some(open))
+        Ok(open)
     }
 
-    /// Stops attending to all that is open of a bundle; the guest is stopped.
+    /// Stops attending to all that is open of a bundle, and begins to attend to `then`, if there is that; the guest is stopped.
+    ///
+    /// # Consistency on error
+    /// `then` is not attended to; of the others some may still be.
     ///
     /// # Errors
     /// Of the engine.
-    pub fn end_all<E: Engine>(&self, engine: &mut E, bundle: &str) -> Result<(), UpdateError> {
+    pub fn replace<E: Engine>(&self, engine: &mut E, bundle: &str, then: Option<Open>) -> Result<(), UpdateError> {
         let of_bundle = |open: &&Open| parts::bundle_of(&open.id) == bundle;
         let ids: Vec<String> = self.lock().iter().filter(of_bundle).map(|open| open.id.clone()).collect();
-        ids.iter().try_for_each(|id| self.end(engine, id).map(drop))
+        let is_new = then.is_some();
+        then.map_or(Ok(()), |open| self.begin(engine, open))?;
+        let ended = ids.iter().try_for_each(|id| self.end(engine, id).map(drop));
+        if ended.is_err() && is_new {
+            let last = self.lock().len().saturating_sub(1);
+            self.end_at(engine, last)?;
+        }
+        ended
     }
 
     /// A module is gone, with its data and with whoever was inside of its code; the guest is stopped.

@@ -13,6 +13,7 @@ use crate::engine::{Engine, Trapped, Va};
 use crate::guest::arena::Write;
 use crate::journal::{Action, OpenRecord};
 use crate::protocol::OpenInfo;
+use crate::update::area::REPORT_ROOM;
 use crate::update::data::{self, Datum};
 use crate::update::hooks::Hooks;
 use crate::update::{Times, UpdateError, Updater, admit, errors, parts, transaction};
@@ -167,8 +168,9 @@ impl<E: Engine> Updater<E> {
             if !lost.is_empty() {
                 open.counts.lost += lost.len() as u64;
                 let names = lost.join(", ");
-                open.trouble =
-                    Some(format!("both copies of {names} were written while nobody attended; the new one counts"));
+                open.trouble = Some(format!(
+                    "{names}: written in both copies while nobody attended, or does not fit into the old one"
+                ));
             }
             let begun = opens.begin(engine, open);
             begun.map_err(|error| errors::with_undo(error, transaction::take_back(engine, &writes)))
@@ -191,15 +193,26 @@ impl<E: Engine> Updater<E> {
     /// What the journal and the bundle say of an update.
     fn left(&mut self, record: &OpenRecord) -> Result<Left, UpdateError> {
         let (mut known, mut code) = (Vec::new(), Vec::new());
-        for (part, (id, trampoline)) in record.parts.iter().enumerate() {
+        for (id, trampoline) in &record.parts {
+            let part = known.len();
             let bundle = self.bundle(id)?;
             let (kernel, _) = self.same_boot(&bundle)?;
             let kernel = match &bundle.module {
-                Some(module) => admit::with_module(&self.engine, kernel, module)?,
+                Some(module) => match admit::with_module(&self.engine, kernel, module) {
+                    // It is gone with its data, and nobody can be inside of its code.
+                    Err(UpdateError::ModuleAbsent { .. } | UpdateError::ModuleBuild { .. }) => continue,
+                    kernel => kernel?,
+                },
                 None => kernel,
             };
             let area = self.area_of(id);
             let area = area.ok_or_else(|| UpdateError::Bundle("its memory in the guest is gone".to_owned()))?;
+            if bundle.module.is_some()
+                && area.parts.addresses(area.base).rodata.wrapping_sub(REPORT_ROOM) != *trampoline
+            {
+                // Another life of the module.
+                continue;
+            }
             let data = data::locate(&self.engine, &kernel, &bundle, &area.parts.addresses(area.base))?;
             let live = |(range, function, old_address): (Range<u64>, String, u64)| Code {
                 range: kernel.live(range.start).0..kernel.live(range.end).0,
@@ -271,6 +284,7 @@ mod tests {
         assert_eq!(caught_up(7, 7, &held), (vec![], 0));
         // Nothing is known of the time before.
         assert_eq!(caught_up(7, 5, &BTreeMap::new()), (to_old(5), 1));
-        assert!(catch_up(&memory(5, 1 << 40), &data, &held).is_err());
+        // What does not fit into the old copy stays where it is.
+        assert_eq!(caught_up(5, 1 << 40, &held), (vec![], 1));
     }
 }

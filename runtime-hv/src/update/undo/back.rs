@@ -138,7 +138,8 @@ impl<E: Engine> Updater<E> {
                 other => other?,
             };
             for ((part, info), changes) in record.parts.iter().zip(&record.info.modules).zip(&bundle.modules) {
-                if part.at == 0 || part.jumps.is_empty() && changes.payload.changed.is_empty() {
+                // One that was refused has neither.
+                if part.at == 0 || part.area == 0 {
                     continue;
                 }
                 let found = listed.iter().find(|entry| entry.at.0 == part.at && entry.name == info.name);
