@@ -126,7 +126,19 @@ pub(crate) fn contents(guest: &mut Guest, data: &[(u64, u64)]) -> Result<Vec<Vec
 /// Takes a bundle back; its pause in microseconds.
 pub(crate) fn undo(hv: &Hv, built: &Built) -> Result<f64, JobError> {
     let outcome = hv.undo(&built.name)?;
-    if outcome.status == 0 { Ok(outcome.number("/times_us/paused")) } else { Err(failed("undo", &outcome)) }
+    gone(hv, built, &outcome)?;
+    Ok(outcome.number("/times_us/paused"))
+}
+
+/// Waits until nobody is inside the new code of a bundle that was taken back.
+pub(crate) fn gone(hv: &Hv, built: &Built, undone: &Outcome) -> Result<(), JobError> {
+    let start = Instant::now();
+    let mut now = undone.clone();
+    while now.status == 0 && now.text("/state") == "undoing" && start.elapsed() <= LEAVE {
+        std::thread::sleep(Duration::from_millis(50));
+        now = hv.show(&built.name)?;
+    }
+    if (now.status, now.text("/state")) == (0, "removed") { Ok(()) } else { Err(failed("undo", &now)) }
 }
 
 /// Names of the bundles that `lucos-hv list` calls applied.

@@ -169,7 +169,8 @@ impl Bench<'_> {
 
     fn undo(&mut self, patch: &Patch) -> Result<Action, JobError> {
         let (outcome, asked) = patiently(|| Ok(self.hv.undo(&patch.built.name)?))?;
-        if outcome.status == 0 { Ok(Action::of(&outcome, asked)) } else { Err(live::failed("undo", &outcome)) }
+        live::gone(&self.hv, &patch.built, &outcome)?;
+        Ok(Action::of(&outcome, asked))
     }
 
     /// Waits until every processor has done more transactions than at the last look, or than now.
