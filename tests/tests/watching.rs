@@ -130,7 +130,7 @@ fn no_write_is_missed(name: &str, cpus: u32) {
     for (at, told) in &told {
         assert_eq!(word_at(&engine, *at), told.last, "all that is there was told");
         assert!(told.writes > 20, "{told:?}");
-        assert!(told.late * 10 < told.writes, "{told:?}");
+        assert!(told.late * 3 < told.writes, "{told:?}");
     }
     let shares: Vec<Share> = engine.shares().to_vec();
     for trap in &traps {
