@@ -121,7 +121,7 @@ static noinline int pass(int way)
 	while (test_and_set_bit(0, &gate))
 		schedule_timeout_uninterruptible(1);
 	if (way == 2) {
-		msleep(3000);
+		msleep(6000);
 		return -EIO;
 	}
 	clear_bit(0, &gate);

@@ -58,7 +58,7 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
         assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
         assert_eq!(outcome.items("/inside").len(), 4, "round {round}: {}", outcome.describe());
         assert!(passed(&mut guest).is_empty(), "round {round}: the gate is shut");
-        // The one with the lock leaves after its three seconds, and the others get through behind it.
+        // The one with the lock leaves after its six seconds, and the others get through behind it.
         let outcome = common::becomes(&hv, GATE, "applied");
         assert_eq!((outcome.number("/open/left"), outcome.number("/open/lost")), (4.0, 0.0), "{}", outcome.describe());
         guest.run_ok("while [ $(wc -l < /tmp/passed) -lt 4 ]; do sleep 0.1; done").expect("they get through");
@@ -68,7 +68,7 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
         common::undo(&hv, GATE);
     }
     // As it is without the update.
-    guest.run_ok(&format!("{shut}; {wait}; sleep 6")).expect("starts");
+    guest.run_ok(&format!("{shut}; {wait}; sleep 9")).expect("starts");
     assert_eq!(passed(&mut guest), ["failed"], "the others wait for ever");
     let warnings = guest.kernel_warnings().expect("answers");
     assert_eq!(warnings, Vec::<String>::new());
