@@ -4,7 +4,7 @@
 //! follows when something fails half-way. Goes out: the function's value, or a reason; the registers are what they were.
 //!
 //! ```text
-//!  monitor  `info registers` of the processor: halted? in the shadow of `sti`?
+//!  monitor  `info registers` of the processor: halted? in the shadow of `sti`? `info lapic`: would an interrupt wake it?
 //!  stub     all registers → a file beside the stub's socket (record.rs); then ring 0, page table, per-CPU area
 //!           halted: an interrupt and a single step on `back`
 //!           arguments, stack, breakpoint at `back`; the processor alone runs until it is there
@@ -28,6 +28,7 @@ use super::stub::{Stub, folder_of_ours};
 use super::vm::Vm;
 use crate::engine::{Call, CallError, EngineError, Va, Vcpu};
 use crate::guest::paging::{Root, translate};
+use crate::timed::PATIENCE;
 
 /// `jmp .` (Intel SDM vol. 2): a breakpoint is met before it, and a single step does not leave it.
 pub(super) const REPORT_CODE: [u8; 2] = [0xeb, 0xfe];
@@ -46,6 +47,7 @@ pub(super) fn run(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<u
     }
     let state = vm.state(vcpu)?;
     suits(vcpu, &state)?;
+    is_open_for(call.wake.vector, vm.priority(vcpu)?, vcpu)?;
     let top = Va(call.stack.0.wrapping_sub(8));
     let root = Root::of_registers(call.cr3, state.registers.cr4);
     let place = translate(vm, root, top).map_err(|_| EngineError::Connection {
@@ -59,10 +61,12 @@ pub(super) fn run(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<u
     if !matches!(outcome, Ok(Outcome::Value(_))) {
         look_after(vm, hold, call, resets)?;
     }
-    if matches!(outcome, Ok(Outcome::Late(_) | Outcome::Strayed(_))) {
-        keep_awake(vm, hold, vcpu, call)?;
-    }
+    let awake = match outcome {
+        Ok(Outcome::Late(_) | Outcome::Strayed(_)) => keep_awake(vm, hold, vcpu, call),
+        _ => Ok(()),
+    };
     put_back(vm, hold)?;
+    awake?;
     match outcome? {
         Outcome::Value(value) => Ok(value),
         Outcome::Late(at) => Err(CallError::Late { function: call.function.0, limit: call.limit, at }),
@@ -84,6 +88,15 @@ fn suits(vcpu: Vcpu, state: &State) -> Result<(), CallError> {
         _ => return Ok(()),
     };
     Err(CallError::NotNow { vcpu: vcpu.0, reason })
+}
+
+/// Refuses a processor that serves an interrupt as urgent as the one that wakes: were it halted by the function, nothing would wake
+/// it for what it was doing.
+fn is_open_for(vector: u8, priority: u8, vcpu: Vcpu) -> Result<(), CallError> {
+    if vector >> 4 > priority >> 4 {
+        return Ok(());
+    }
+    Err(CallError::NotNow { vcpu: vcpu.0, reason: "serves an interrupt that keeps the one of the call out" })
 }
 
 /// Writes down the registers of a processor before the first is changed.
@@ -122,15 +135,20 @@ fn look_after(vm: &Vm, hold: &mut Hold, call: &Call, resets: u64) -> Result<(), 
 
 /// A function may have halted the processor, with interrupts off for ever; what the processor was doing may not wait for one.
 fn keep_awake(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<(), EngineError> {
-    if vm.state(vcpu)?.halted {
-        hold.stub.with(A_CALL, |client| {
-            let mut processor = Processor::choose(client, vcpu)?;
-            let now = processor.registers()?;
-            processor.enter_ring_0(&now)?;
-            processor.wake(call)
-        })?;
+    if !vm.state(vcpu)?.halted {
+        return Ok(());
     }
-    Ok(())
+    let awake = hold.stub.with(A_CALL, |client| {
+        let mut processor = Processor::choose(client, vcpu)?;
+        let now = processor.registers()?;
+        processor.enter_ring_0(&now)?;
+        processor.wake(call, PATIENCE)
+    })?;
+    if awake {
+        Ok(())
+    } else {
+        Err(EngineError::State("left with a processor that a function has halted and nothing wakes"))
+    }
 }
 
 /// Puts back the registers that a call has taken, if any. When that fails the guest stays as it is: it must not run.

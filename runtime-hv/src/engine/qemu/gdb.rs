@@ -207,9 +207,12 @@ impl<S: Bounded> Client<S> {
     pub(super) fn run(&mut self, vcpu: Vcpu, far: Far, limit: Duration) -> Result<Stood, EngineError> {
         let action = if far == Far::Step { 's' } else { 'c' };
         let packet = encode(format!("vCont;{action}:{:x}", vcpu.0 + 1).as_bytes());
-        self.stream.begin(limit);
         let failed = |error: io::Error| lost(format!("while processor {} ran: {error}", vcpu.0));
-        let reply = self.send(&packet).and_then(|()| self.stop_reply(&packet));
+        // The limit is the guest's: however long we take, the command is on its way before the byte that stops what it began.
+        self.stream.begin(PATIENCE);
+        self.send(&packet).map_err(failed)?;
+        self.stream.begin(limit);
+        let reply = self.stop_reply(&packet);
         let (reply, late) = match reply {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                 self.stream.begin(PATIENCE);
@@ -230,7 +233,13 @@ impl<S: Bounded> Client<S> {
     fn stop_reply(&mut self, packet: &[u8]) -> io::Result<Vec<u8>> {
         let mut damaged = 0;
         loop {
-            match self.arrival()? {
+            let arrival = self.arrival()?;
+            if arrival != Arrival::Taken {
+                // The time that the guest had does not end the conversation about what it did: an answer that came in its last
+                // moment is acknowledged, or QEMU takes the next byte for that.
+                self.stream.begin(PATIENCE);
+            }
+            match arrival {
                 Arrival::Taken => {}
                 Arrival::Packet(payload) => {
                     self.send(b"+")?;

@@ -100,7 +100,7 @@ impl<'a, S: Bounded> Processor<'a, S> {
         self.enter_ring_0(&now)?;
         self.set("cr3", call.cr3)?;
         self.set("gs_base", call.gs_base)?;
-        if halted && !self.wake(call)? {
+        if halted && !self.wake(call, call.limit.min(PATIENCE))? {
             return Ok(Outcome::Asleep);
         }
         for (name, value) in ARGUMENTS.into_iter().zip(call.arguments) {
@@ -124,15 +124,14 @@ impl<'a, S: Bounded> Processor<'a, S> {
 
     /// Wakes a halted processor without running anything of the guest: an interrupt that it lets in ends the halt, and a single
     /// step without interrupts goes no further than the jump to itself at [`Call::back`]. The guest takes the interrupt when it
-    /// runs again. Says whether it woke.
-    pub(super) fn wake(&mut self, call: &Call) -> Result<bool, EngineError> {
+    /// runs again. Says whether it woke within `limit`.
+    pub(super) fn wake(&mut self, call: &Call, limit: Duration) -> Result<bool, EngineError> {
         self.set("rsp", call.stack.0)?;
         self.set("rip", call.back.0)?;
         self.set("eflags", FLAGS | INTERRUPTS)?;
         let to = Pa(MESSAGES | u64::from(call.wake.apic_id) << 12);
         self.client.write(to, &u32::from(call.wake.vector).to_le_bytes())?;
-        let limit = call.limit.min(PATIENCE).max(Duration::from_millis(1));
-        let stood = self.client.run(self.vcpu, Far::Step, limit)?;
+        let stood = self.client.run(self.vcpu, Far::Step, limit.max(Duration::from_millis(1)))?;
         self.client.select(self.vcpu)?;
         let now = self.registers()?;
         Ok(stood == Stood::Signal(TRAP) && self.get("rip", &now)? == call.back.0)

@@ -55,6 +55,17 @@ pub(super) fn state(text: &str) -> Result<State, EngineError> {
     })
 }
 
+/// Reads the priority of what a processor does out of the text of `info lapic` (QEMU target/i386/cpu-apic.c,
+/// `x86_cpu_dump_local_apic_state`): the upper four bits are those of the interrupt that it serves, and only interrupts with
+/// higher ones are let in (Intel SDM vol. 3, 11.8.3.1).
+pub(super) fn priority(text: &str) -> Result<u8, EngineError> {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let value = words.windows(2).find(|pair| pair[0] == "PPR").and_then(|pair| pair[1].strip_prefix("0x"));
+    value
+        .and_then(|digits| u8::from_str_radix(digits, 16).ok())
+        .ok_or_else(|| unexpected("a value for PPR of the local APIC", text))
+}
+
 fn one(body: &str) -> Result<Registers, EngineError> {
     let cpl = value(body, &["CPL"]).ok_or_else(|| unexpected("a value for CPL", body))?;
     if cpl > 3 {
@@ -205,6 +216,15 @@ CR0=80050033 CR2=00000000080bf400 CR3=000000000283a001 CR4=000006a0\r
         let second = state(&TWO[TWO.find("CPU#1").expect("there")..]);
         assert!(!second.expect("complete").in_64_bit_code);
         assert!(state(&first.replace("HLT=0", "")).expect_err("unknown").to_string().contains("HLT"));
+    }
+
+    #[test]
+    fn the_priority_is_read() {
+        let text = "dumping local APIC state for CPU 1 \n\nISR\t 251 \nIRR\t 236 253 \n\nAPR 0x01 TPR 0x10 DFR 0x0f LDR 0x02 PPR 0xf0\n";
+        assert_eq!(priority(text).expect("complete"), 0xf0);
+        for text in ["", "PPR", "PPR 17", "PPR 0x100", "Device 'apic' has not been activated"] {
+            assert!(priority(text).expect_err("no value").to_string().contains("PPR"), "{text}");
+        }
     }
 
     #[test]

@@ -93,6 +93,11 @@ impl Vm {
         registers::state(&self.monitor().human_of(vcpu.0, "info registers")?)
     }
 
+    /// The priority of the interrupt that a processor serves.
+    pub(super) fn priority(&self, vcpu: Vcpu) -> Result<u8, EngineError> {
+        registers::priority(&self.monitor().human_of(vcpu.0, "info lapic")?)
+    }
+
     /// Resets heard of, up to now.
     pub(super) fn resets_now(&self) -> Result<u64, EngineError> {
         let mut monitor = self.monitor();
