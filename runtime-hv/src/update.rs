@@ -182,6 +182,14 @@ impl<E: Engine> Updater<E> {
             let what = "new code of modules is prepared by the guest itself; apply the bundle without --in-arena";
             return Err(UpdateError::Unsupported(what.to_owned()));
         }
+        if let Some(objects) = bundle.parts().find_map(|part| part.payload.objects.first()) {
+            let what = format!(
+                "this runtime gives no values to objects on the heap, and the bundle has values for those of `{}` in cache `{}`; \
+                 apply it with a newer runtime",
+                objects.type_name, objects.cache
+            );
+            return Err(UpdateError::Unsupported(what));
+        }
         let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty() || !bundle.modules.is_empty());
         let mut times = Times::default();
         let goal = Goal { bundle: &bundle, id: &id, file: Some(bytes), only: None, in_area };
