@@ -14,7 +14,7 @@
 pub mod cache;
 pub mod pages;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod walk;
 
 pub use cache::{Cache, Counts};

@@ -15,16 +15,16 @@ const DIRECT_MAP: u64 = 0xffff_8800_0000_0000;
 const ARRAY: u64 = 0x200_0000;
 const FRAMES: u64 = 0x3000;
 /// Page frames of slabs.
-const SLABS: [u64; 5] = [0x2800, 0x2804, 0x2810, 0x2811, 0x2ff8];
+pub(crate) const SLABS: [u64; 5] = [0x2800, 0x2804, 0x2810, 0x2811, 0x2ff8];
 /// The cache, its node and its processor's part, in the image.
-const CACHE: u64 = 0x8a00;
+pub(crate) const CACHE: u64 = 0x8a00;
 const NODE: u64 = 0x8b00;
 const PROCESSOR: u64 = 0x800;
 const NAME: u64 = 0x8b80;
-const VARIABLE: u64 = 0x8b90;
+pub(crate) const VARIABLE: u64 = 0x8b90;
 /// Objects of 192 bytes, 21 in a page.
 const STRIDE: u64 = 192;
-const COUNT: u64 = 21;
+pub(crate) const COUNT: u64 = 21;
 const POINTER: u64 = 96;
 const RANDOM: u64 = 0x1234_5678_9abc_def0;
 /// `PG_slab` of Linux 6.1.
@@ -32,16 +32,15 @@ const FLAG: u64 = 1 << 9;
 const FROZEN: u64 = 1 << 31;
 
 /// The guest, while it is made.
-struct Guest {
+pub(crate) struct Guest {
     image: Image,
-    profile: GuestProfile,
-    engine: MockEngine,
+    pub(crate) profile: GuestProfile,
+    pub(crate) engine: MockEngine,
     hardened: bool,
 }
 
 impl Guest {
-    fn new(hardened: bool) -> Guest {
-        let mut image = fake::image(&[0; 16]);
+    fn new(mut image: Image, hardened: bool) -> Guest {
         let mut profile = fake::profile();
         for (name, at, value) in
             [("page_offset_base", 0x8900, DIRECT_MAP), ("max_pfn", 0x8908, FRAMES), ("nr_node_ids", 0x8910, 1)]
@@ -100,7 +99,9 @@ impl Guest {
         image.put(NAME, b"things\0");
         image.word(VARIABLE, live(CACHE));
         image.word(NODE + 16, live(NODE) + 16);
-        let array = vec![0; (FRAMES * 64) as usize];
+        let mut array = vec![0; (FRAMES * 64) as usize];
+        // Low memory is reserved.
+        array.chunks_exact_mut(64).take(0xa0).for_each(|entry| entry[1] = 1 << 4);
         let mut engine = fake::engine(&image).with_memory(Pa(ARRAY), &array);
         for frame in SLABS {
             engine = engine.with_memory(Pa(frame << 12), &[0xcc; 4096]);
@@ -113,9 +114,14 @@ impl Guest {
     }
 
     /// A word of the image.
-    fn set(&mut self, at: u64, value: u64) {
+    pub(crate) fn set(&mut self, at: u64, value: u64) {
         self.image.word(at, value);
         self.put(fake::IMAGE + at, value);
+    }
+
+    /// Where an object is in physical memory.
+    pub(crate) fn place(frame: u64, index: u64) -> u64 {
+        (frame << 12) + index * STRIDE
     }
 
     fn object(frame: u64, index: u64) -> u64 {
@@ -206,8 +212,8 @@ impl Guest {
 }
 
 /// Five slabs: full, on the node's list, the processor's, set aside by it, and one that is being given back.
-fn guest(hardened: bool) -> Guest {
-    let mut guest = Guest::new(hardened);
+pub(crate) fn guest_with(image: Image, hardened: bool) -> Guest {
+    let mut guest = Guest::new(image, hardened);
     let every: Vec<u64> = (0..COUNT).collect();
     guest.slab(SLABS[0], &[], COUNT, false);
     guest.slab(SLABS[1], &[3, 1, 20], COUNT - 3, false);
@@ -219,6 +225,10 @@ fn guest(hardened: bool) -> Guest {
     guest.list(&[SLABS[1]]);
     guest.counts(4);
     guest
+}
+
+fn guest(hardened: bool) -> Guest {
+    guest_with(fake::image(&[0; 16]), hardened)
 }
 
 #[test]
