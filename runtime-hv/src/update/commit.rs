@@ -179,8 +179,7 @@ impl Moment<'_> {
 
     /// Takes back all that may have been written.
     fn take_back<E: Engine>(&self, engine: &mut E) -> Result<(), EngineError> {
-        let objects: Vec<Write> = self.object_writes().cloned().collect();
-        let objects = transaction::take_back(engine, &objects);
+        let objects = transaction::take_back(engine, self.object_writes());
         transaction::take_back(engine, &self.writes()).and(objects)
     }
 
@@ -225,8 +224,8 @@ impl Moment<'_> {
             }
             store(&self.action(after))?;
             times.measure("transfer", || write_all(engine, &self.data_writes()))?;
-            let objects: Vec<Write> = self.object_writes().cloned().collect();
-            times.measure("objects", || write_all(engine, &objects))?;
+            let objects: Vec<&Write> = self.object_writes().collect();
+            times.measure("objects", || transaction::write_each(engine, &objects))?;
         }
         let sync = |hooks: &Hooks, kernel: &Kernel| hooks.about_data(engine, kernel, HookKind::SyncToNew);
         times.measure("hooks", || self.hooks(sync))?;
