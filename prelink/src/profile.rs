@@ -261,7 +261,8 @@ fn defining_units<'k>(
     Ok(first)
 }
 
-fn defined_in<'k>(
+/// Which of some types one unit defines.
+pub(crate) fn defined_in<'k>(
     index: &UnitIndex<'_>,
     id: UnitId,
     keys: &BTreeSet<&'k str>,
