@@ -1,7 +1,7 @@
 //! Objects of a slab cache.
 //!
 //! Comes in: a type to which members are added and whose objects are, by the author's word, those of one slab cache. Decided: which
-//! bytes of an object are new and what they hold at first ([`bytes`]), which cache it is ([`cache`]), and, over the debug
+//! bytes of an object are new and what they hold at first (`objects/bytes.rs`), which cache it is (`objects/cache.rs`), and, over the debug
 //! information of the whole kernel, whether objects lie elsewhere as well. Goes out: what the runtime gives to the objects that
 //! exist ([`Placed`]), or why not.
 //!
