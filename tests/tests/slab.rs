@@ -200,7 +200,7 @@ fn compare(guest: &mut Guest, outside: &mut Outside) -> u64 {
             free += found.objects - found.active;
             assert!(census.live() <= found.active, "{}: {} of {found:?} are live", cache.name, census.live());
             // Where caches were merged, one name is listed for all.
-            if before.get(&cache.name).is_some() && before.get(&cache.name) == after.get(&cache.name) {
+            if before.contains_key(&cache.name) && before.get(&cache.name) == after.get(&cache.name) {
                 assert_eq!(Some(&found), before.get(&cache.name), "{}", cache.name);
                 *compared.entry(cache.name.clone()).or_default() += 1;
             }

@@ -12,13 +12,14 @@
 //! free objects elsewhere.
 
 pub mod cache;
+pub mod census;
 pub mod pages;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod walk;
 
 pub use cache::{Cache, Counts};
-pub use walk::{Census, Object, Slab, Walk};
+pub use census::{Census, Object, Slab, Walk};
 
 use super::{GuestError, Kernel};
 use crate::engine::ReadMemory;

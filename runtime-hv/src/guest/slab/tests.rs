@@ -1,8 +1,7 @@
 //! A guest in memory with one slab cache, and what is found of it.
 
-use super::cache::Cache;
-use super::walk::{Census, Walk};
-use super::{SlabError, pages, walk};
+use super::Cache;
+use super::{Census, SlabError, Walk, pages, walk};
 use crate::engine::mock::MockEngine;
 use crate::engine::{Pa, Va};
 use crate::guest::fake::{self, Image, live};
