@@ -22,7 +22,7 @@ use crate::layout_diff::TypeChange;
 use crate::object_diff::{ObjectDiff, is_clone};
 use crate::pieces::{PieceIndex, Pieces};
 use crate::transfer::Transfer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// What a unit's change does to types and data that exist.
@@ -51,6 +51,10 @@ pub struct TypeFinding {
     pub users: BTreeSet<String>,
     /// Data of the unit that are made of it.
     pub data: BTreeSet<String>,
+    /// Types of the unit that contain it, as they were before.
+    pub holders: BTreeSet<String>,
+    /// Types that its new members are made of, by key, however deep.
+    pub inside: BTreeMap<String, TypeLayout>,
 }
 
 /// A datum that existed and changes.

@@ -262,6 +262,8 @@ pub struct Payload {
     pub hooks: Vec<crate::Hook>,
     /// Existing data that change, in order of `old_address`.
     pub changed: Vec<crate::DataPatch>,
+    /// Objects on the heap that get a value for what is new in them, in order of `cache_address`, each cache once.
+    pub objects: Vec<crate::ObjectPatch>,
 }
 
 impl Payload {

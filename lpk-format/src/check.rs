@@ -5,12 +5,13 @@
 //!
 //! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `tables`
 //! those of the tables about it, `functions` those of old code, `data`
-//! those of existing data that change, `hooks` those of the author's functions that run at the switch.
+//! those of existing data that change, `objects` those of objects on the heap, `hooks` those of the author's functions that run at the switch.
 
 mod data;
 mod functions;
 mod hooks;
 mod modules;
+mod objects;
 mod payload;
 mod problem;
 mod tables;
@@ -76,6 +77,9 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
         if !support.changed.is_empty() {
             return Err(Problem::SupportData(support.changed.len()));
         }
+        if !support.objects.is_empty() {
+            return Err(Problem::SupportObjects(support.objects.len()));
+        }
         if !support.hooks.is_empty() {
             return Err(Problem::SupportHooks(support.hooks.len()));
         }
@@ -83,8 +87,10 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
     functions::check(bundle, image)?;
     manifest(bundle, image)?;
     data::check(bundle, image)?;
+    objects::check(bundle, image)?;
     hooks::check(bundle, image)?;
     modules::parts(bundle)?;
+    objects::across_parts(bundle, image)?;
     Ok(image)
 }
 
@@ -130,6 +136,7 @@ fn size(bundle: &Bundle) -> Result<(), Problem> {
     total += old.sum::<u64>();
     total += bundle.payload.hooks.iter().map(|hook| crate::hooks::size(hook) as u64).sum::<u64>();
     total += bundle.payload.changed.iter().map(|datum| crate::data::size(datum) as u64).sum::<u64>();
+    total += bundle.payload.objects.iter().map(|objects| crate::objects::size(objects) as u64).sum::<u64>();
     if total <= limits::FILE_SIZE { Ok(()) } else { Err(Problem::TooLarge(total)) }
 }
 

@@ -7,7 +7,7 @@ use object::elf;
 use crate::{Place, SectionKind};
 
 /// Version of the format this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 5;
+pub const FORMAT_VERSION: u32 = 6;
 /// Number of SHA-256 in `.lucos.digest`.
 pub(crate) const ALGORITHM_SHA256: u32 = 1;
 /// Bytes of `.lucos.digest`: version, algorithm, digest.
@@ -47,6 +47,10 @@ pub mod limits {
     pub const SITES: usize = 1 << 16;
     /// Number of changed data.
     pub const CHANGED_DATA: usize = 1 << 16;
+    /// Number of types whose objects get values.
+    pub const OBJECTS: usize = 4096;
+    /// Size of such an object in bytes.
+    pub const OBJECT_SIZE: u32 = 8192;
     /// Length of a path of a translation unit: `PATH_MAX`, `include/uapi/linux/limits.h`.
     pub const PATH_LEN: usize = 4096;
     /// Number of hooks.
@@ -99,18 +103,19 @@ pub(crate) mod index {
     pub(crate) const SUPPORT_FIXUPS: usize = 20;
     pub(crate) const TABLES: usize = 21;
     pub(crate) const CHANGED: usize = 22;
-    pub(crate) const HOOKS: usize = 23;
-    pub(crate) const MODULE: usize = 24;
-    pub(crate) const MODULES: usize = 25;
-    pub(crate) const PROFILE: usize = 26;
-    pub(crate) const MANIFEST: usize = 27;
-    pub(crate) const NOTE_KERNEL: usize = 28;
-    pub(crate) const NOTE_ID: usize = 29;
-    pub(crate) const DIGEST: usize = 30;
-    pub(crate) const SYMTAB: usize = 31;
-    pub(crate) const STRTAB: usize = 32;
-    pub(crate) const SHSTRTAB: usize = 33;
-    pub(crate) const COUNT: usize = 34;
+    pub(crate) const OBJECTS: usize = 23;
+    pub(crate) const HOOKS: usize = 24;
+    pub(crate) const MODULE: usize = 25;
+    pub(crate) const MODULES: usize = 26;
+    pub(crate) const PROFILE: usize = 27;
+    pub(crate) const MANIFEST: usize = 28;
+    pub(crate) const NOTE_KERNEL: usize = 29;
+    pub(crate) const NOTE_ID: usize = 30;
+    pub(crate) const DIGEST: usize = 31;
+    pub(crate) const SYMTAB: usize = 32;
+    pub(crate) const STRTAB: usize = 33;
+    pub(crate) const SHSTRTAB: usize = 34;
+    pub(crate) const COUNT: usize = 35;
 }
 
 /// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
@@ -177,6 +182,7 @@ pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
     spec(".lucos.support.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.tables", elf::SHT_PROGBITS, 0, 4, crate::records::TABLE_SIZE as u64),
     spec(".lucos.data", elf::SHT_PROGBITS, 0, 8, 0),
+    spec(".lucos.objects", elf::SHT_PROGBITS, 0, 8, 0),
     spec(".lucos.hooks", elf::SHT_PROGBITS, 0, 8, 0),
     spec(".lucos.module", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.modules", elf::SHT_PROGBITS, 0, 8, 0),

@@ -18,7 +18,7 @@ use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
 use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, ModuleId, Payload, Place, Reloc, RelocKind, Symbol};
-use crate::{data, hooks};
+use crate::{data, hooks, objects};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -273,6 +273,7 @@ fn read_file(bytes: &[u8], is_part: bool) -> Result<ReadBundle, ReadError> {
     let mut payload = part(&sections, Part::Payload, symbols(&sections, Part::Payload, of_payload, 1, image)?, 1)?;
     payload.tables = records::decode_tables(sections.get(index::TABLES)).map_err(record(index::TABLES))?;
     payload.changed = data::decode(sections.get(index::CHANGED)).map_err(record(index::CHANGED))?;
+    payload.objects = objects::decode(sections.get(index::OBJECTS)).map_err(record(index::OBJECTS))?;
     payload.hooks = hooks::decode(sections.get(index::HOOKS)).map_err(record(index::HOOKS))?;
     let support = match of_support {
         [] => None,
@@ -343,6 +344,7 @@ fn part(sections: &Sections<'_>, part: Part, symbols: Vec<Symbol>, first_symbol:
         tables: Vec::new(),
         hooks: Vec::new(),
         changed: Vec::new(),
+        objects: Vec::new(),
     })
 }
 

@@ -17,7 +17,7 @@ use crate::layout::{
 };
 use crate::records::{self, FunctionRecord};
 use crate::{Bundle, Payload, SectionKind, Symbol};
-use crate::{data, hooks};
+use crate::{data, hooks, objects};
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +64,7 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
     }
     bundle.payload.tables.iter().for_each(|table| records::encode_table(table, &mut contents[index::TABLES]));
     bundle.payload.changed.iter().for_each(|datum| data::encode(datum, &mut contents[index::CHANGED]));
+    bundle.payload.objects.iter().for_each(|of| objects::encode(of, &mut contents[index::OBJECTS]));
     bundle.payload.hooks.iter().for_each(|hook| hooks::encode(hook, &mut contents[index::HOOKS]));
     [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
     if let Some(module) = &bundle.module {

@@ -94,6 +94,19 @@ refused! {
     data_step_reserved: ".lucos.data" [DATA_2 + STEPS + 17] = [1] => ReadError::NotCanonical { .. },
     data_step_value_unused: ".lucos.data" [DATA_2 + STEPS + 24] = [1] => ReadError::NotCanonical { .. },
 
+    // .lucos.objects: a record of 32 bytes, type and cache padded to 8 bytes, then offset, length and bytes of what is new.
+    objects_address: ".lucos.objects" [0] = [0; 8] => Unsound(Problem::OutsideImage { what: "pointer to a cache", .. }),
+    objects_old_size: ".lucos.objects" [8] = [0; 4] => Unsound(Problem::Objects { .. }),
+    objects_type_too_long: ".lucos.objects" [16] = [0xff; 4] => Record { cause: R::Truncated { index: 0, .. }, section: ".lucos.objects" },
+    objects_count: ".lucos.objects" [24] = [0xff; 4] => Record { section: ".lucos.objects", .. },
+    objects_count_zero: ".lucos.objects" [24] = [0; 4] => Record { section: ".lucos.objects", .. },
+    objects_reserved: ".lucos.objects" [28] = [1] => ReadError::NotCanonical { .. },
+    objects_type_not_utf8: ".lucos.objects" [32] = [0xff] => Record { cause: R::Text { index: 0 }, .. },
+    objects_type_padding: ".lucos.objects" [44] = [1] => ReadError::NotCanonical { .. },
+    objects_added_outside: ".lucos.objects" [64] = [0xff; 4] => Unsound(Problem::Objects { .. }),
+    objects_added_too_long: ".lucos.objects" [68] = [0xff; 4] => Record { cause: R::Truncated { index: 0, .. }, .. },
+    objects_added_padding: ".lucos.objects" [76] = [1] => ReadError::NotCanonical { .. },
+
     // .lucos.hooks: records of 32 bytes, names behind; the sync hooks are the third and the fourth.
     hook_kind: ".lucos.hooks" [0] = [9] => Record { cause: R::Kind { index: 0, kind: 9 }, section: ".lucos.hooks" },
     hook_kind_zero: ".lucos.hooks" [32] = [0] => Record { cause: R::Kind { index: 1, kind: 0 }, .. },

@@ -4,6 +4,7 @@
 //! datum, and whether the types can be left to it. Goes out: [`Decided`]: plans for the linker, rows for the report, and the
 //! reasons that remain. `docs/classification.md` lists the rules.
 
+use crate::objects::{self, Heap, Placed, Seen, Stuck as StuckObjects};
 use crate::overrides::{DatumOverride, MemberRule, Objects, Overrides, Strategy, Word};
 use crate::report::{DataChangeRow, Reason, TypeRow};
 use crate::slack;
@@ -11,6 +12,7 @@ use diff_analyzer::classify::{Classification, DatumFinding, Fate, TypeFinding};
 use diff_analyzer::dwarf_layout::Place;
 use diff_analyzer::layout_diff;
 use diff_analyzer::transfer::{Bits, How, Move, Stuck, Transfer};
+use prelink::dwarf::DwarfError;
 use prelink::link::data::{DatumPlan, Planned};
 use prelink::prove::Proof;
 use prelink::vmlinux::KernelImage;
@@ -37,6 +39,8 @@ pub struct Decided {
     pub data: Vec<DataChangeRow>,
     /// Types for the report.
     pub types: Vec<TypeRow>,
+    /// Objects on the heap that get a value for what is new in them.
+    pub objects: Vec<Placed>,
     /// What no strategy can do, with the place of the declaration.
     pub reasons: Vec<(Reason, Option<Place>)>,
 }
@@ -49,9 +53,13 @@ impl Decided {
 }
 
 /// Decides about all units.
-pub fn decide(units: &[Unit<'_>], overrides: &Overrides) -> Decided {
+///
+/// # Errors
+/// [`DwarfError`] when the kernel's debug information cannot be used.
+pub fn decide(units: &[Unit<'_>], overrides: &Overrides, heap: &Heap<'_, '_>) -> Result<Decided, DwarfError> {
     let mut decided = Decided::default();
     let mut types: BTreeMap<(&str, &str), TypeRow> = BTreeMap::new();
+    let mut of_caches: BTreeMap<&str, Seen> = BTreeMap::new();
     for unit in units {
         for finding in &unit.found.types {
             // A type of a header is found again in every unit that sees it.
@@ -59,24 +67,59 @@ pub fn decide(units: &[Unit<'_>], overrides: &Overrides) -> Decided {
             row.units.insert(unit.name.to_owned());
             row.users.extend(finding.users.iter().cloned());
             row.data.extend(finding.data.iter().cloned());
-            if let Some(Objects::Kmalloc) = overrides.objects(&finding.change.name) {
-                match slack::in_slack(finding) {
+            match overrides.objects(&finding.change.name) {
+                Some(said) if said.objects == Objects::Kmalloc => match slack::in_slack(finding, said) {
                     Ok(strategy) => row.strategy = Some(strategy),
                     Err(reason) => {
                         let reason = reason.of_unit(unit.name).at(unit.name.to_owned(), None);
                         decided.reasons.push((reason, finding.change.place.clone()));
                     }
-                }
-            } else if !overrides.silences(finding.rule, &finding.change.name) {
-                decided.reasons.push((of_type(finding, unit.name), finding.change.place.clone()));
+                },
+                Some(_) => of_caches.entry(&finding.change.name).or_default().add(unit.image, finding),
+                None if overrides.silences(finding.rule, &finding.change.name) => {}
+                None => decided.reasons.push((of_type(finding, unit.name), finding.change.place.clone())),
             }
         }
         let plans = unit.found.data.iter().filter_map(|finding| datum(unit, finding, overrides, &mut decided));
         let plans = plans.collect();
         decided.plans.push(plans);
     }
+    for (name, seen) in of_caches {
+        of_cache(name, &seen, &mut types, overrides, heap, &mut decided)?;
+    }
     decided.types = types.into_values().collect();
-    decided
+    Ok(decided)
+}
+
+/// What becomes of the objects of a type that are all of one cache.
+fn of_cache(
+    name: &str,
+    seen: &Seen,
+    types: &mut BTreeMap<(&str, &str), TypeRow>,
+    overrides: &Overrides,
+    heap: &Heap<'_, '_>,
+    decided: &mut Decided,
+) -> Result<(), DwarfError> {
+    let mut rows: Vec<&mut TypeRow> = types.values_mut().filter(|row| row.name == name).collect();
+    let (Some(said), [row, others @ ..]) = (overrides.objects(name), rows.as_mut_slice()) else { return Ok(()) };
+    let decision = match others {
+        [] => objects::decide(row, seen, said, heap),
+        [other, ..] => {
+            let message = format!("{}; elsewhere: {}: its objects cannot be of one cache", row.message, other.message);
+            Err(Reason::new("override-refused", message).help("make it the same type in all units").into())
+        }
+    };
+    match decision {
+        Ok(placed) => decided.objects.push(placed),
+        Err(StuckObjects::Dwarf(error)) => return Err(error),
+        Err(StuckObjects::Reason(reason)) => {
+            let units: Vec<String> = row.units.iter().cloned().collect();
+            let first = units.first().cloned().unwrap_or_default();
+            let reason = units.iter().fold(*reason, |reason, unit| reason.of_unit(unit)).at(first, None);
+            decided.reasons.push((reason, row.place.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn type_row(finding: &TypeFinding) -> TypeRow {
@@ -85,6 +128,7 @@ fn type_row(finding: &TypeFinding) -> TypeRow {
         rule: finding.rule.to_owned(),
         message: finding.message.clone(),
         strategy: None,
+        objects: None,
         old_size: finding.change.old_size,
         new_size: finding.change.new_size,
         because: finding.change.consequence_of.clone(),
@@ -109,8 +153,9 @@ fn of_type(finding: &TypeFinding, unit: &str) -> Reason {
         ),
         "type-additive" => (
             "objects of it that exist have no initial value there, and are not known",
-            "if new code copes with whatever is there, say so in the file beside the diff; if each object is an allocation of its own, \
-             [type.\"…\"] objects = \"kmalloc\" has it checked that what is new fits",
+            "if all objects are of one slab cache, [type.\"…\"] objects = \"cache\", cache = \"…\" in the file beside the diff has them \
+             found and initialised when the update is applied; if each object is an allocation of its own, [type.\"…\"] objects = \
+             \"kmalloc\" has it checked that what is new fits; if new code copes with whatever is there, say so",
         ),
         _ => (
             "objects of it on the heap, on stacks and in other objects are not known and cannot be converted",

@@ -4,7 +4,8 @@
 
 use comfy_table::{Table, presets};
 use lpk_format::{
-    Bundle, DataChange, DataPatch, Hook, HookSubject, OldCode, Place, ReadBundle, ReadError, SectionKind, Vouched,
+    Bundle, DataChange, DataPatch, Hook, HookSubject, ObjectPatch, OldCode, Place, ReadBundle, ReadError, SectionKind,
+    Vouched, hex,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -152,6 +153,7 @@ fn part(bundle: &Bundle) -> serde_json::Value {
     json!({
         "functions": functions,
         "hooks": hooks,
+        "objects": bundle.payload.objects.iter().map(objects_json).collect::<Vec<_>>(),
         "changed_data": bundle.payload.changed.iter().map(changed_json).collect::<Vec<_>>(),
         "sections": counts.sections.into_iter().collect::<BTreeMap<_, _>>(),
         "relocations": counts.relocs,
@@ -209,6 +211,28 @@ fn changed_text(datum: &DataPatch) -> String {
     };
     let DataPatch { name, old_address, old_size, new_size, .. } = datum;
     format!("datum {name} at {old_address:#x}, {old_size} bytes, then {new_size}: {what}")
+}
+
+fn objects_json(objects: &ObjectPatch) -> serde_json::Value {
+    let added = objects.added.iter().map(|added| json!({ "offset": added.offset, "bytes": hex::encode(&added.bytes) }));
+    json!({
+        "type": objects.type_name,
+        "cache": objects.cache,
+        "cache_address": format!("{:#x}", objects.cache_address),
+        "old_size": objects.old_size,
+        "new_size": objects.new_size,
+        "added": added.collect::<Vec<_>>(),
+    })
+}
+
+/// Objects of a cache, in a line.
+fn objects_text(objects: &ObjectPatch) -> String {
+    let added = objects.added.iter().map(|added| format!(", at {} {}", added.offset, hex::encode(&added.bytes)));
+    let ObjectPatch { type_name, cache, cache_address, old_size, new_size, .. } = objects;
+    format!(
+        "objects of {type_name} in cache {cache} (pointer at {cache_address:#x}), {old_size} bytes, then {new_size}: each gets{}",
+        added.collect::<String>().trim_start_matches(',')
+    )
 }
 
 fn hook_json(bundle: &Bundle, hook: &Hook) -> serde_json::Value {
@@ -304,6 +328,9 @@ fn part_text(bundle: &Bundle, text: &mut String) {
     }
     for datum in &bundle.payload.changed {
         let _ = writeln!(text, "{}", changed_text(datum));
+    }
+    for objects in &bundle.payload.objects {
+        let _ = writeln!(text, "{}", objects_text(objects));
     }
     for hook in &bundle.payload.hooks {
         let function = hook_function(bundle, hook);

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
 use crate::request::Request;
 use consequences::{exit_code, untraceable, without_effect};
-use decide::follow_moved;
+use decide::{follow_moved, place_objects};
 use diff_analyzer::dwarf_layout::LayoutError;
 use diff_analyzer::object::ObjectError;
 use diff_analyzer::pieces::PiecesError;
@@ -173,6 +173,7 @@ impl Judge<'_, '_> {
         });
         let hooks = self.hooks.map(|hooks| hooks.cut(&profile.sizes)).transpose()?;
         let mut parts = self.link(units.collect(), hooks.as_ref(), &profile.sizes, report)?;
+        place_objects(&mut parts, decided.objects)?;
         if parts.is_empty() {
             // Data may be kept as they are, and new functions may be reached by nothing.
             report.verdict = Verdict::NoEffect;
@@ -235,7 +236,10 @@ impl Judge<'_, '_> {
         report
             .notes
             .extend(warnings.map(|warning| format!("{}: {} ({})", warning.unit, warning.message, warning.rule)));
-        let is_type_2 = |linked: &Linked| !linked.payload.hooks.is_empty() || !linked.payload.changed.is_empty();
+        let is_type_2 = |linked: &Linked| {
+            let payload = &linked.payload;
+            !payload.hooks.is_empty() || !payload.changed.is_empty() || !payload.objects.is_empty()
+        };
         // Types were looked at before; hooks are the author's word that old and new code differ in meaning.
         if self.type2 || parts.iter().any(|(_, linked)| is_type_2(linked)) {
             report.verdict = Verdict::Type2;

@@ -20,6 +20,7 @@ pub mod judge;
 pub mod kbuild;
 pub mod layout;
 pub mod modules;
+pub mod objects;
 pub mod outputs;
 pub mod overrides;
 pub mod page;

@@ -70,6 +70,11 @@ pub struct TypeOverride {
     pub reason: String,
     /// Where they come from.
     pub objects: Objects,
+    /// The variable that points to their slab cache; with the unit that defines it where the name is not enough (`name@unit`).
+    pub cache: Option<String>,
+    /// Initial values of new members, by path; the others are zero.
+    #[serde(default)]
+    pub values: BTreeMap<String, i64>,
     #[serde(skip)]
     used: AtomicBool,
 }
@@ -80,6 +85,8 @@ pub struct TypeOverride {
 pub enum Objects {
     /// Each is an allocation of its own by `kmalloc` or one of its kind.
     Kmalloc,
+    /// Each is an object of one slab cache, which has no others.
+    Cache,
 }
 
 /// What is to become of a datum.
@@ -172,10 +179,8 @@ impl Overrides {
     }
 
     /// Where objects of a type are said to be.
-    pub fn objects(&self, name: &str) -> Option<Objects> {
-        let found = self.types.get(name)?;
-        found.used.store(true, Ordering::Relaxed);
-        Some(found.objects)
+    pub fn objects(&self, name: &str) -> Option<&TypeOverride> {
+        self.types.get(name).inspect(|found| found.used.store(true, Ordering::Relaxed))
     }
 
     /// What is said and was asked for by nothing.
@@ -213,12 +218,26 @@ impl Overrides {
         let types = self.types.iter().map(|(name, of_type)| Vouched {
             about: "type".to_owned(),
             subject: name.clone(),
-            says: match of_type.objects {
-                Objects::Kmalloc => "every object is an allocation of its own by kmalloc".to_owned(),
-            },
+            says: of_type.says(),
             reason: of_type.reason.clone(),
         });
         silence.chain(data).chain(types).collect()
+    }
+}
+
+impl TypeOverride {
+    fn says(&self) -> String {
+        let objects = match self.objects {
+            Objects::Kmalloc => "every object is an allocation of its own by kmalloc".to_owned(),
+            Objects::Cache => {
+                format!(
+                    "every object is of cache {}, which has no others",
+                    self.cache.as_deref().unwrap_or("of no name")
+                )
+            }
+        };
+        let values = self.values.iter().map(|(member, value)| format!("{member} = {value}"));
+        std::iter::once(objects).chain(values).collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -281,6 +300,21 @@ mod tests {
     }
 
     #[test]
+    fn where_objects_are_is_said() {
+        let overrides = read(
+            "[type.\"struct a\"]\nobjects = \"cache\"\ncache = \"a_cachep\"\nreason = \"r\"\nvalues = { x = 5, \"y.z\" = -1 }\n\
+             [type.\"struct b\"]\nobjects = \"kmalloc\"\nreason = \"r\"\n",
+        )
+        .expect("the form");
+        let of_a = overrides.objects("struct a").expect("is there");
+        assert_eq!((of_a.objects, of_a.cache.as_deref(), of_a.values["y.z"]), (Objects::Cache, Some("a_cachep"), -1));
+        let says: Vec<String> = overrides.vouched().into_iter().map(|vouched| vouched.says).collect();
+        let of_a = "every object is of cache a_cachep, which has no others; x = 5; y.z = -1";
+        assert_eq!(says, [of_a, "every object is an allocation of its own by kmalloc"]);
+        assert_eq!(overrides.unused().len(), 1);
+    }
+
+    #[test]
     fn a_wrong_file_is_refused_with_its_line() {
         for (text, line) in [
             ("[data.x]\n", 1),
@@ -288,6 +322,7 @@ mod tests {
             ("[data.x]\nreason = \"r\"\nstrategy = \"guess\"\n", 3),
             ("[data.x]\nreason = \"r\"\nto-new = { a = \"copy\" }\n", 3),
             ("what = 1\n", 1),
+            ("[type.x]\nreason = \"r\"\nobjects = \"cache\"\nvalues = { a = \"skip\" }\n", 4),
         ] {
             match read(text) {
                 Err(OverridesError::Form { line: found, .. }) => assert_eq!(found, line, "{text}"),

@@ -187,6 +187,9 @@ pub struct TypeRow {
     pub message: String,
     /// What becomes of its objects, where that is known.
     pub strategy: Option<String>,
+    /// How those of its slab cache are initialised, where the author names one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objects: Option<ObjectsRow>,
     /// Size before, in bytes.
     pub old_size: u64,
     /// Size after, in bytes.
@@ -213,6 +216,33 @@ pub struct TypeRow {
     /// The type before and after.
     #[serde(skip)]
     pub layouts: Box<[TypeLayout; 2]>,
+}
+
+/// How the objects of a slab cache are initialised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ObjectsRow {
+    /// The variable that points to the cache.
+    pub cache: String,
+    /// Unit that defines it.
+    pub unit: String,
+    /// Module that it belongs to; absent for the kernel image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
+    /// Its link address.
+    pub cache_address: String,
+    /// What is new in an object, and holds at first.
+    pub added: Vec<ObjectBytesRow>,
+    /// What was looked at to see that no objects lie elsewhere.
+    pub checked: String,
+}
+
+/// New bytes of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ObjectBytesRow {
+    /// Offset in the object, in bytes.
+    pub offset: u32,
+    /// What they hold at first, in hexadecimal.
+    pub bytes: String,
 }
 
 /// A hook of the author.
@@ -347,6 +377,15 @@ impl Report {
                     let _ = writeln!(text, "    {name}: {line}");
                 }
             }
+        }
+        for row in &self.types {
+            let Some(objects) = &row.objects else { continue };
+            let strategy = row.strategy.as_deref().unwrap_or_default();
+            let _ = writeln!(text, "{}, {strategy}", row.message);
+            for ObjectBytesRow { offset, bytes } in &objects.added {
+                let _ = writeln!(text, "    at {offset}: {bytes}");
+            }
+            let _ = writeln!(text, "    checked: {}", objects.checked);
         }
         for vouched in &self.vouched {
             let Vouched { about, subject, says, reason } = vouched;

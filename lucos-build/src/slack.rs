@@ -6,6 +6,7 @@
 //! The kernel's allocator rounds up: an object of `kmalloc` has as many bytes as the smallest size of its list that holds it
 //! (`mm/slab_common.c`, `kmalloc_info`; `include/linux/slab.h`, `__kmalloc_index`).
 
+use crate::overrides::TypeOverride;
 use crate::report::Reason;
 use diff_analyzer::classify::TypeFinding;
 
@@ -29,9 +30,16 @@ pub fn of_kmalloc(size: u64) -> Option<u64> {
 ///
 /// # Errors
 /// `override-refused`: the strategy cannot be followed.
-pub fn in_slack(finding: &TypeFinding) -> Result<String, Box<Reason>> {
+pub fn in_slack(finding: &TypeFinding, said: &TypeOverride) -> Result<String, Box<Reason>> {
     let (old, new) = (finding.change.old_size, finding.change.new_size);
     let refused = |message: String, help: &str| Err(Box::new(Reason::new("override-refused", message).help(help)));
+    if said.cache.is_some() || !said.values.is_empty() {
+        let message = format!(
+            "{}: `cache` and `values` mean nothing for objects of kmalloc, which are not looked for",
+            finding.message
+        );
+        return refused(message, "leave them out, or say objects = \"cache\" if the objects are of a slab cache");
+    }
     if finding.rule != "type-additive" {
         let message =
             format!("{}: its objects cannot stay in place: what they had does not keep its place", finding.message);

@@ -10,7 +10,7 @@ use crate::vmlinux::KernelImage;
 use lpk_format::GuestProfile;
 
 /// Symbols that the runtime uses.
-const SYMBOLS: [&str; 75] = [
+const SYMBOLS: [&str; 78] = [
     // the image and its page tables: arch/x86/kernel/vmlinux.lds.S, arch/x86/kernel/head_64.S
     "_text",
     "_stext",
@@ -95,6 +95,11 @@ const SYMBOLS: [&str; 75] = [
     "real_mode_blob_end",
     "boot_params",
     "modules",
+    // slab caches: how much memory and how many nodes there are, and who else hands out objects
+    // (mm/memblock.c, mm/page_alloc.c, mm/kfence/core.c)
+    "max_pfn",
+    "nr_node_ids",
+    "__kfence_pool",
 ];
 
 /// Processor features that the runtime looks at (`arch/x86/include/asm/cpufeatures.h`).

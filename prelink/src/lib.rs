@@ -3,7 +3,8 @@
 //! Comes in: compiled units ([`diff_analyzer`]) and the kernel image ([`vmlinux`], [`symbol_db`], [`units`]). Decided: whether the
 //! original code is the code of the image ([`prove`]), what goes into a bundle and where each of its references leads
 //! ([`link`]), what boot has changed in the old code ([`sites`]), what the runtime must know of the kernel
-//! ([`guest`], [`profile`]); for an update written by hand, what it declares ([`declare`], [`by_hand`], [`copies`], [`fields`]). Goes out: the parts of a bundle, or the reasons why there is none ([`refusal`]).
+//! ([`guest`], [`profile`]); for an update written by hand, what it declares ([`declare`], [`by_hand`], [`copies`], [`fields`]); for objects on
+//! the heap, what else holds such objects and which variable points to their cache ([`holders`], [`variables`]). Goes out: the parts of a bundle, or the reasons why there is none ([`refusal`]).
 
 pub mod by_hand;
 pub mod copies;
@@ -11,6 +12,7 @@ pub mod declare;
 pub mod dwarf;
 pub mod fields;
 pub mod guest;
+pub mod holders;
 pub mod link;
 pub mod module;
 pub mod profile;
@@ -20,4 +22,5 @@ pub mod sites;
 pub mod symbol_db;
 pub mod units;
 pub mod users;
+pub mod variables;
 pub mod vmlinux;

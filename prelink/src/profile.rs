@@ -46,7 +46,7 @@ const fn all(key: &'static str, unit: &'static str) -> Fact {
     Fact { key, unit, members: Members::All, size: true, search: true }
 }
 
-const FACTS: [Fact; 35] = [
+const FACTS: [Fact; 39] = [
     some(
         "struct task_struct",
         "kernel/fork.c",
@@ -88,7 +88,7 @@ const FACTS: [Fact; 35] = [
     some("struct list_head", "kernel/fork.c", true, &["next", "prev"]),
     some("struct mutex", "kernel/fork.c", true, &["owner"]),
     some("struct cpuinfo_x86", "arch/x86/kernel/alternative.c", true, &["x86_capability"]),
-    some("struct page", "mm/page_alloc.c", true, &["flags", "_refcount"]),
+    some("struct page", "mm/page_alloc.c", true, &["flags", "_refcount", "page_type"]),
     some("struct static_call_key", "kernel/static_call_inline.c", true, &["func", "mods", "type"]),
     some(
         "struct module",
@@ -130,11 +130,52 @@ const FACTS: [Fact; 35] = [
     all("struct static_call_site", "kernel/static_call_inline.c"),
     all("struct orc_entry", "arch/x86/kernel/unwind_orc.c"),
     maybe("struct _ddebug", "lib/dynamic_debug.c", &[]),
+    // Slab caches of SLUB (mm/slub.c, mm/slab.h, until Linux 6.7 include/linux/slub_def.h). Without `cpu_slab` it is another
+    // allocator; with `cpu_sheaves` (Linux 6.18) free objects are kept elsewhere, too.
+    maybe(
+        "struct kmem_cache",
+        "mm/slub.c",
+        &[
+            "cpu_slab",
+            "cpu_sheaves",
+            "flags",
+            "size",
+            "object_size",
+            "offset",
+            "oo",
+            "min",
+            "refcount",
+            "ctor",
+            "red_left_pad",
+            "name",
+            "random",
+            "node",
+        ],
+    ),
+    maybe("struct kmem_cache_cpu", "mm/slub.c", &["freelist", "slab", "partial"]),
+    maybe("struct kmem_cache_node", "mm/slub.c", &["partial", "nr_slabs", "total_objects"]),
+    maybe("struct slab", "mm/slub.c", &["slab_cache", "freelist", "inuse", "objects", "frozen", "slab_list", "next"]),
 ];
 
 /// Enumerators: the enum, a unit that uses it, whether other units are searched as well, the names.
-const CONSTANTS: [(&str, &str, bool, &[&str]); 3] = [
-    ("enum pageflags", "mm/page_alloc.c", true, &["PG_reserved"]),
+const CONSTANTS: [(&str, &str, bool, &[&str]); 5] = [
+    ("enum pageflags", "mm/page_alloc.c", true, &["PG_reserved", "PG_slab"]),
+    // Since Linux 6.12 (include/linux/page-flags.h) and 6.9 (include/linux/slab.h).
+    ("enum pagetype", "mm/slub.c", false, &["PGTY_slab"]),
+    (
+        "enum _slab_flag_bits",
+        "mm/slub.c",
+        false,
+        &[
+            "_SLAB_CONSISTENCY_CHECKS",
+            "_SLAB_RED_ZONE",
+            "_SLAB_POISON",
+            "_SLAB_STORE_USER",
+            "_SLAB_TYPESAFE_BY_RCU",
+            "_SLAB_TRACE",
+            "_SLAB_KASAN",
+        ],
+    ),
     ("enum module_state", "kernel/module/main.c", true, &["MODULE_STATE_LIVE"]),
     ("enum mod_mem_type", "kernel/module/main.c", false, &["MOD_TEXT", "MOD_INIT_TEXT"]),
 ];
@@ -220,7 +261,8 @@ fn defining_units<'k>(
     Ok(first)
 }
 
-fn defined_in<'k>(
+/// Which of some types one unit defines.
+pub(crate) fn defined_in<'k>(
     index: &UnitIndex<'_>,
     id: UnitId,
     keys: &BTreeSet<&'k str>,

@@ -278,7 +278,7 @@ impl<'a> Unit<'a> {
         Ok(files)
     }
 
-    fn tree(&self, index: &UnitIndex<'a>) -> Result<(gimli::Unit<Slice<'a>>, Tree<'a>), DwarfError> {
+    pub(crate) fn tree(&self, index: &UnitIndex<'a>) -> Result<(gimli::Unit<Slice<'a>>, Tree<'a>), DwarfError> {
         let dwarf = index.sections.dwarf();
         let unit = dwarf.unit(self.header)?;
         let tree = Tree::read(dwarf, &unit).map_err(|source| self.error(source))?;

@@ -131,6 +131,17 @@ pub trait WriteMemory {
     /// # Errors
     /// [`EngineError::Running`] on a running guest, [`EngineError::Memory`] when the range is not memory.
     fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError>;
+
+    /// Writes to many places, in order.
+    ///
+    /// # Consistency on error
+    /// Any of them may have been written to, one in part; the caller knows the old bytes of all.
+    ///
+    /// # Errors
+    /// As [`WriteMemory::write`].
+    fn write_each(&mut self, places: &[(Pa, &[u8])]) -> Result<(), EngineError> {
+        places.iter().try_for_each(|&(to, bytes)| self.write(to, bytes))
+    }
 }
 
 /// Stops and continues all processors.

@@ -13,6 +13,7 @@ pub mod modules;
 pub mod paging;
 pub mod probes;
 pub mod returns;
+pub mod slab;
 pub mod snapshot;
 pub mod stacks;
 pub mod support;

@@ -144,6 +144,9 @@ pub struct BundleInfo {
     /// Existing data of the kernel image that change.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub data: Vec<DataInfo>,
+    /// Objects on the heap, of caches of the kernel image, that get a value for what is new in them.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub objects: Vec<ObjectsInfo>,
     /// Threads inside the old code.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub inside: Vec<ThreadInfo>,
@@ -233,6 +236,44 @@ impl DataInfo {
     }
 }
 
+/// Objects of a type that get a value for what is new in them. Sizes and places are in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectsInfo {
+    /// The type, as `struct file`.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// The variable that points to their slab cache.
+    pub variable: String,
+    /// Name of the cache in `/proc/slabinfo`; unknown while the guest does not have the module.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cache: Option<String>,
+    /// Where the cache's description is, `0x…`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cache_address: Option<String>,
+    /// Size of an object before.
+    pub old_size: u64,
+    /// Size of an object after.
+    pub new_size: u64,
+    /// What is new: offset and length of each stretch.
+    pub added: Vec<[u64; 2]>,
+    /// What was found at the switch.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub count: Option<ObjectsCount>,
+}
+
+/// Objects of a slab cache at the moment of the switch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectsCount {
+    /// Live ones; each holds the new value.
+    pub live: u64,
+    /// Free ones that hold it as well, because their cache keeps what free objects hold.
+    pub free: u64,
+    /// All that the guest counts, live or not: `num_objs` of `/proc/slabinfo`.
+    pub of: u64,
+    /// Slabs that it counts: `num_slabs`.
+    pub slabs: u64,
+}
+
 /// What becomes of a datum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -271,6 +312,9 @@ pub struct ModuleInfo {
     /// Existing data of the module that change; they have addresses while they are changed.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub data: Vec<DataInfo>,
+    /// Objects on the heap whose cache the module has, or whose new code does; they have a count once they have got a value.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub objects: Vec<ObjectsInfo>,
     /// The author's functions that are called about the module.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hooks: Vec<HookInfo>,

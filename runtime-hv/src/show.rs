@@ -2,7 +2,7 @@
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use runtime_hv::engine::kvm::Costs;
-use runtime_hv::protocol::{BundleInfo, DataInfo, DataStrategy, HookInfo, Problem, Reply};
+use runtime_hv::protocol::{BundleInfo, DataInfo, DataStrategy, HookInfo, ObjectsCount, ObjectsInfo, Problem, Reply};
 use serde::Serialize;
 
 /// Prints why something was not done: on standard error, or as JSON on standard output.
@@ -131,6 +131,7 @@ fn one(info: &BundleInfo) {
         println!("{functions}");
     }
     data(&info.data);
+    objects(&info.objects);
     if let Some(open) = &info.open {
         println!(
             "open for {:.1} s: {} of {} frames left, {} writes carried to the new copies and {} to the old ones, {} to something else, {} late, {} lost",
@@ -171,6 +172,7 @@ fn one(info: &BundleInfo) {
         }
         println!("{functions}");
         data(&module.data);
+        objects(&module.objects);
         hooks(&module.hooks);
     }
     let phases: Vec<String> = info.times_us.keys().map(|phase| format!("{phase} {}", time(info, phase))).collect();
@@ -193,6 +195,29 @@ fn data(data: &[DataInfo]) {
         rows.add_row([&datum.name, &datum.unit, what, &address(&datum.old_address), &new, &size]);
     }
     if !data.is_empty() {
+        println!("{rows}");
+    }
+}
+
+/// Objects on the heap that have got something new.
+fn objects(objects: &[ObjectsInfo]) {
+    let mut rows = table(&["objects of", "cache", "size", "new bytes", "live", "free", "of", "slabs"]);
+    for one in objects {
+        let added: Vec<String> = one.added.iter().map(|[at, length]| format!("{length} at {at}")).collect();
+        let count =
+            |of: &dyn Fn(ObjectsCount) -> u64| one.count.map_or_else(|| "-".to_owned(), |count| of(count).to_string());
+        rows.add_row([
+            one.type_name.clone(),
+            one.cache.clone().unwrap_or_else(|| one.variable.clone()),
+            format!("{} -> {}", one.old_size, one.new_size),
+            added.join(", "),
+            count(&|count| count.live),
+            count(&|count| count.free),
+            count(&|count| count.of),
+            count(&|count| count.slabs),
+        ]);
+    }
+    if !objects.is_empty() {
         println!("{rows}");
     }
 }

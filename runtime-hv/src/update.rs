@@ -2,8 +2,8 @@
 //!
 //! Comes in: an engine, a journal and bundles. Decided: in this order, for `apply`: **admit** ([`admit`]), **plan**
 //! ([`plan`]), then with all processors stopped **check** ([`quiet`]), **place** and **redirect** ([`transaction`]). An update of
-//! type 2 also **walks** all stacks for threads inside ([`open`]), **transfers** data ([`data`]) and runs **hooks** ([`hooks`]) in
-//! that stop, and may stay open. `undo` is the reverse: jumps first, then memory, once nothing can reach it. Goes out: what
+//! type 2 also **walks** all stacks for threads inside ([`open`]), **transfers** data ([`data`]), gives **objects** on the heap what is new in
+//! them ([`objects`]) and runs **hooks** ([`hooks`]) in that stop, and may stay open. `undo` is the reverse: jumps first, then memory, once nothing can reach it. Goes out: what
 //! `list` shows, or a reason.
 //!
 //! # Consistency on error
@@ -15,6 +15,7 @@ pub mod area;
 pub mod code;
 pub mod data;
 pub mod link;
+pub mod objects;
 pub mod open;
 pub mod plan;
 pub mod quiet;
@@ -30,6 +31,8 @@ mod errors;
 #[cfg(test)]
 mod hook_tests;
 pub mod hooks;
+#[cfg(test)]
+mod object_tests;
 mod parts;
 mod prepare;
 #[cfg(test)]
@@ -250,7 +253,8 @@ impl<E: Engine> Updater<E> {
             }
             let mut active = Vec::new();
             for (target, admitted) in admitted {
-                let brings_nothing = target.bundle.functions.is_empty() && target.bundle.payload.changed.is_empty();
+                let payload = &target.bundle.payload;
+                let brings_nothing = target.bundle.functions.is_empty() && payload.changed.is_empty();
                 let in_area = goal.in_area && !brings_nothing;
                 let area = self.usable_area(target, &admitted, prepared).filter(|_| in_area);
                 if in_area && area.is_none() {
@@ -385,6 +389,7 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         module: area.map(|area| area.name.clone()),
         functions: functions.collect(),
         data: parts::data_of(bundle, Some((admitted, plan))),
+        objects: parts::objects_of(bundle, Some(admitted)),
         inside: Vec::new(),
         open: None,
         hooks: parts::hooks_of(bundle),

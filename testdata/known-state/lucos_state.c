@@ -20,6 +20,11 @@
 #define WORKERS 16
 #define ENTRIES 8
 #define NODES 5
+/* Things at a time: sometimes fewer, sometimes more, so that slabs come and go. */
+#define FEW 100
+#define MANY 600
+/* Bytes from one thing to the next in a slab; a thing itself is smaller. */
+#define ROOM 64
 /* How often a worker rests: each so-many-th round. */
 #define REST 50
 
@@ -31,6 +36,14 @@ struct entry {
 struct node {
 	struct list_head list;
 	int number;
+};
+
+/* All are of one slab cache. Behind `state` and behind the end there is room. */
+struct thing {
+	struct list_head list;
+	unsigned long number;
+	int state;
+	unsigned long inverse;
 };
 
 /* What updates touch. */
@@ -47,6 +60,8 @@ static int naps;
 static int limit = 3;
 module_param(limit, int, 0600);
 static unsigned long gate;
+static struct kmem_cache *thing_cache;
+static LIST_HEAD(things);
 
 /* What no update touches. */
 struct tally {
@@ -55,6 +70,8 @@ struct tally {
 } ____cacheline_aligned;
 static struct tally tallies[WORKERS];
 static long tally_naps, tally_passes;
+static long tally_made, tally_ended, tally_bad;
+static DEFINE_SPINLOCK(thing_lock);
 static int step = 1;
 static struct task_struct *workers[WORKERS], *napper;
 static int worker_count;
@@ -100,6 +117,72 @@ static noinline void count_ticks(void)
 static noinline void count_seen(void)
 {
 	this_cpu_inc(seen);
+}
+
+static noinline void begin_thing(struct thing *thing, unsigned long number)
+{
+	thing->number = number;
+	thing->inverse = ~number;
+}
+
+static noinline void complete_thing(struct thing *thing)
+{
+	WRITE_ONCE(thing->state, 1);
+}
+
+/* What is wrong with a thing, in two halves. */
+static noinline long is_begun_badly(struct thing *thing)
+{
+	return thing->inverse != ~thing->number;
+}
+
+static noinline long is_completed_badly(struct thing *thing)
+{
+	return READ_ONCE(thing->state) != 1;
+}
+
+/* A thing begins with nothing in it that anybody knows, also where nothing is. */
+static noinline struct thing *make_thing(unsigned long number)
+{
+	void *room = kmem_cache_alloc(thing_cache, GFP_KERNEL);
+
+	if (!room)
+		return NULL;
+	memset(room, 0x5a, ROOM);
+	begin_thing(room, number);
+	complete_thing(room);
+	return room;
+}
+
+/* One is made, and one or two that are there longest go. */
+static noinline void change_things(void)
+{
+	struct thing *gone[2] = { NULL, NULL };
+	struct thing *thing;
+	long bad = 0;
+	int i;
+
+	thing = make_thing(tally_made);
+	if (!thing)
+		return;
+	spin_lock(&thing_lock);
+	list_add_tail(&thing->list, &things);
+	tally_made++;
+	for (i = 0; i < 2 && tally_made - tally_ended > (tally_made / 2048 % 2 ? MANY : FEW); i++) {
+		gone[i] = list_first_entry(&things, struct thing, list);
+		list_del(&gone[i]->list);
+		tally_ended++;
+	}
+	spin_unlock(&thing_lock);
+	for (i = 0; i < 2; i++) {
+		if (gone[i]) {
+			bad += is_begun_badly(gone[i]) + is_completed_badly(gone[i]);
+			kmem_cache_free(thing_cache, gone[i]);
+		}
+	}
+	spin_lock(&thing_lock);
+	tally_bad += bad;
+	spin_unlock(&thing_lock);
 }
 
 /* A thread sleeps in the middle of this one. */
@@ -150,6 +233,7 @@ static int work(void *data)
 		turn_ring();
 		count_ticks();
 		count_seen();
+		change_things();
 		tallies[index].rounds++;
 		if (++round % REST == 0) {
 			rest();
@@ -234,6 +318,20 @@ static noinline void show_limit(struct seq_file *m)
 	seq_printf(m, "limit %ld\n", (long)limit);
 }
 
+static noinline void show_things(struct seq_file *m)
+{
+	struct thing *thing;
+	long count = 0, bad = 0;
+
+	spin_lock(&thing_lock);
+	list_for_each_entry(thing, &things, list) {
+		count++;
+		bad += is_begun_badly(thing) + is_completed_badly(thing);
+	}
+	seq_printf(m, "things %ld\nkept %ld\nbad %ld\n", count, tally_made - tally_ended, tally_bad + bad);
+	spin_unlock(&thing_lock);
+}
+
 static int show(struct seq_file *m, void *v)
 {
 	long rounds = 0, rests = 0;
@@ -255,6 +353,7 @@ static int show(struct seq_file *m, void *v)
 	show_rests(m);
 	show_naps(m);
 	show_limit(m);
+	show_things(m);
 	WRITE_ONCE(hold, false);
 	wake_up_all(&wait);
 	wait_event(wait, !atomic_read(&resting));
@@ -289,6 +388,7 @@ static const struct proc_ops state_ops = {
 
 static void stop(void)
 {
+	struct thing *thing, *next;
 	int i;
 
 	remove_proc_entry("lucos_state", NULL);
@@ -296,6 +396,9 @@ static void stop(void)
 		kthread_stop(workers[i]);
 	if (napper)
 		kthread_stop(napper);
+	list_for_each_entry_safe(thing, next, &things, list)
+		kmem_cache_free(thing_cache, thing);
+	kmem_cache_destroy(thing_cache);
 }
 
 static int __init state_init(void)
@@ -307,8 +410,15 @@ static int __init state_init(void)
 		nodes[i].number = i;
 		list_add_tail(&nodes[i].list, &ring);
 	}
-	if (!proc_create("lucos_state", 0600, NULL, &state_ops))
+	/* With a part that users may copy it is merged with no other cache. */
+	thing_cache = kmem_cache_create_usercopy("lucos_things", sizeof(struct thing), 0, SLAB_HWCACHE_ALIGN,
+						 offsetof(struct thing, number), sizeof(unsigned long), NULL);
+	if (!thing_cache)
 		return -ENOMEM;
+	if (!proc_create("lucos_state", 0600, NULL, &state_ops)) {
+		kmem_cache_destroy(thing_cache);
+		return -ENOMEM;
+	}
 	for_each_online_cpu(cpu) {
 		struct task_struct *task;
 

@@ -258,7 +258,7 @@ impl State {
 
     /// What is not as it must be.
     pub fn faults(&self) -> Vec<String> {
-        const EQUAL: [(&str, &str); 8] = [
+        const EQUAL: [(&str, &str); 9] = [
             ("total", "rounds"),
             ("table", "rounds"),
             ("ticks", "rounds"),
@@ -267,11 +267,12 @@ impl State {
             ("finished", "rests"),
             ("naps", "tally_naps"),
             ("broken", "torn"),
+            ("things", "kept"),
         ];
         let equal = EQUAL.iter().filter(|(one, other)| self.get(one) != self.get(other));
         let mut faults: Vec<String> =
             equal.map(|(one, other)| format!("{one} is {}, {other} {}", self.get(one), self.get(other))).collect();
-        for (name, expected) in [("torn", 0), ("ring", 5)] {
+        for (name, expected) in [("torn", 0), ("ring", 5), ("bad", 0)] {
             if self.get(name) != expected {
                 faults.push(format!("{name} is {}, expected {expected}", self.get(name)));
             }

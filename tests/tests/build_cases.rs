@@ -5,7 +5,7 @@
 
 mod common;
 
-use lpk_format::{DataChange, DataPatch};
+use lpk_format::{DataChange, DataPatch, ObjectPatch, hex};
 use lucos_tests::commands;
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit};
@@ -86,6 +86,9 @@ struct Expect {
     /// Existing data that the bundle changes, and how.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     data: BTreeSet<String>,
+    /// Objects on the heap that the bundle initialises, and how.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    objects: BTreeSet<String>,
     /// What the bundle says on the author's word.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     vouched: BTreeSet<String>,
@@ -177,7 +180,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
     let names = |pointer: &str, key: &str| -> BTreeSet<String> {
         outcome.items(pointer).iter().filter_map(|item| Some(item[key].as_str()?.to_owned())).collect()
     };
-    let (mut data, mut vouched) = (BTreeSet::new(), BTreeSet::new());
+    let (mut data, mut objects, mut vouched) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let tables = match std::fs::read(&bundle) {
         Ok(bytes) => {
             let read = lpk_format::read(&bytes)?.bundle;
@@ -185,6 +188,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
                 return Err("the bundle has no support object".into());
             }
             data = read.parts().flat_map(|part| &part.payload.changed).map(describe).collect();
+            objects = read.parts().flat_map(|part| &part.payload.objects).map(describe_objects).collect();
             vouched =
                 read.manifest.vouched.iter().map(|vouched| format!("{} {}", vouched.about, vouched.subject)).collect();
             let tables = read.parts().flat_map(|part| &part.payload.tables);
@@ -200,6 +204,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
         bundle_written: bundle.exists(),
         tables,
         data,
+        objects,
         vouched,
         warnings: (outcome.items("/warnings").iter())
             .filter_map(|item| Some(format!("{} {}", item["rule"].as_str()?, item["subject"].as_str()?)))
@@ -258,6 +263,12 @@ fn describe(datum: &DataPatch) -> String {
         }
     };
     format!("{}: {} -> {} bytes, {what}", datum.name, datum.old_size, datum.new_size)
+}
+
+fn describe_objects(objects: &ObjectPatch) -> String {
+    let added = objects.added.iter().map(|added| format!(", at {} {}", added.offset, hex::encode(&added.bytes)));
+    let ObjectPatch { type_name, cache, old_size, new_size, .. } = objects;
+    format!("{type_name} in {cache}: {old_size} -> {new_size} bytes{}", added.collect::<String>())
 }
 
 fn changed(dir: &Path, original: &Path, changes: &[Change]) -> Result<PathBuf, Failure> {

@@ -12,6 +12,8 @@ use lucos_tests::{known_state, require};
 const STEPS: usize = 40;
 const SEED: u64 = 20_061_126;
 const GATE: &str = "type2-open-the-gate";
+const OBJECTS: [&str; 2] = ["type2-add-to-objects-in-a-hole", "type2-add-to-objects-behind-the-end"];
+const OBJECT_ROUNDS: usize = 20;
 const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
 
 fn nothing_is_lost(cpus: u32) {
@@ -29,6 +31,48 @@ fn nothing_is_lost_on_two_processors() {
 #[test]
 fn nothing_is_lost_on_four_processors() {
     nothing_is_lost(4);
+}
+
+/// Two updates add to the objects of one cache, in a hole and behind their end, while all processors make and free some. Objects that
+/// old code makes hold something else there, so that one which is left out is seen.
+#[test]
+fn objects_get_what_is_new_while_others_come_and_go() {
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let build = |name: &str| {
+        let update = updates.iter().find(|update| update.name == name).expect("it is there");
+        update.build(&known, work.path()).expect("builds")
+    };
+    let bundles = OBJECTS.map(|name| (name, build(name)));
+    let config = Config { files: vec![known.module.clone()], ..Config::new("known-objects", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let (mut busy, mut found) = (0, Vec::new());
+    for round in 0..OBJECT_ROUNDS {
+        for (name, bundle) in &bundles {
+            let outcome = common::patiently(&mut busy, || hv.apply(bundle).expect("lucos-hv runs"));
+            assert_eq!(outcome.text("/modules/0/state"), "applied", "{}", outcome.describe());
+            let count = |what: &str| outcome.number(&format!("/modules/0/objects/0/count/{what}"));
+            assert!(count("live") >= 1.0 && count("live") <= count("of"), "{}", outcome.describe());
+            let time = |phase: &str| outcome.number(&format!("/times_us/{phase}"));
+            found.push((count("live") as u64, time("objects") as u64, time("longest_pause") as u64));
+            let state = State::read(&mut guest).expect("answers");
+            assert_eq!(state.faults(), Vec::<String>::new(), "round {round}, {name}: {state:?}");
+        }
+        let order = if round % 2 == 0 { [0, 1] } else { [1, 0] };
+        for index in order {
+            common::patiently(&mut busy, || hv.undo(OBJECTS[index]).expect("lucos-hv runs"));
+            let state = State::read(&mut guest).expect("answers");
+            assert_eq!(state.faults(), Vec::<String>::new(), "round {round}: {state:?}");
+        }
+    }
+    found.sort_unstable();
+    eprintln!("{busy} times not the moment; live objects, µs in the phase, µs of the stop: {found:?}");
+    guest.run_ok("rmmod lucos_state").expect("unloads");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
 }
 
 /// Figure 2 of the paper: old code leaves a lock held, and threads are asleep inside. The thread that leaves with the lock has it

@@ -84,6 +84,7 @@ fn pages(dir: &Path, kernel: &Kernel) -> Vec<Made> {
     let cases = [
         "type1-warned-calls",
         "type2-on-the-authors-word",
+        "type2-objects-of-a-cache",
         "type2-widened-counter",
         "refused-type2-member-in-a-header",
     ];

@@ -29,11 +29,20 @@ fn finding(change: TypeChange, changed: &BTreeSet<&str>, old: &Layouts, new: &La
     let users = users.filter(|function| changed.contains(function.name.as_str()));
     let data = new.variables.iter().filter(|variable| variable.defined);
     let data = data.filter(|variable| layout_diff::contains(&variable.embeds, &change.name, new));
+    let holders = old.types.values().filter(|holder| layout_diff::embedded(holder).any(|name| *name == change.name));
+    let mut parts = BTreeSet::new();
+    for member in change.members.iter().filter(|member| member.old.is_none()) {
+        let embeds = after.member(&member.name).map_or(&[][..], |member| &member.embeds);
+        layout_diff::contained(embeds, new, &mut parts);
+    }
+    let inside = parts.into_iter().filter_map(|key| new.types.get(&key).map(|layout| (key, layout.clone())));
     Some(TypeFinding {
         rule,
         message: describe(&change),
         users: users.map(|function| function.name.clone()).collect(),
         data: data.map(|variable| variable.name.clone()).collect(),
+        holders: holders.map(|holder| holder.name.clone()).collect(),
+        inside: inside.collect(),
         change,
         old: before,
         new: after,

@@ -184,6 +184,24 @@ pub enum Problem {
     #[error("changed datum `{name}`: {what}")]
     Datum { name: String, what: &'static str },
 
+    /// Objects of the support object.
+    #[error("the support object changes objects of {0} caches, none are expected")]
+    SupportObjects(usize),
+    /// Objects in a bundle that says that it changes functions only.
+    #[error("the bundle changes objects of {0} caches and is of Type 1")]
+    ObjectsOfType1(usize),
+    /// Objects are not sorted.
+    #[error(
+        "the objects of cache `{cache}` at {address:#x} do not follow those before them (by address, each cache once)"
+    )]
+    ObjectsOrder { cache: String, address: u64 },
+    /// Two parts change the objects of one cache.
+    #[error("two parts of the bundle change the objects of cache `{0}`")]
+    ObjectsTwice(String),
+    /// Objects that cannot be.
+    #[error("objects of `{type_name}`: {what}")]
+    Objects { type_name: String, what: &'static str },
+
     /// Hooks of the support object.
     #[error("the support object has {0} hooks, none are expected")]
     SupportHooks(usize),

@@ -94,6 +94,14 @@ pub fn module_part(of: &Bundle, name: &str) -> Bundle {
                 symbol("other_export", Place::Kernel(MODULE + 0x2010), 0, false),
             ],
             relocs: vec![reloc(SectionKind::Text, 4, RelocKind::Pc32, 1, -4)],
+            objects: vec![ObjectPatch {
+                type_name: "struct brfs_node".to_owned(),
+                cache: "brfs_node_cache".to_owned(),
+                cache_address: MODULE + 0x1010,
+                old_size: 8,
+                new_size: 8,
+                added: vec![AddedBytes { offset: 4, bytes: vec![0; 4] }],
+            }],
             ..Payload::default()
         },
         functions: vec![function],
@@ -257,6 +265,7 @@ pub fn image_only() -> Bundle {
             ],
             hooks: hooks(),
             changed: changed(),
+            objects: objects(),
         },
         functions,
         support: Some(support()),
@@ -310,6 +319,23 @@ fn changed() -> Vec<DataPatch> {
     ]
 }
 
+/// Objects of two caches: new bytes in a hole, and at and behind the end.
+fn objects() -> Vec<ObjectPatch> {
+    let added = |offset, bytes: &[u8]| AddedBytes { offset, bytes: bytes.to_vec() };
+    let of = |type_name: &str, cache: &str, at: u64, added| ObjectPatch {
+        type_name: type_name.to_owned(),
+        cache: cache.to_owned(),
+        cache_address: TEXT + 0x1b0_1000 + at,
+        old_size: 40,
+        new_size: 56,
+        added,
+    };
+    vec![
+        of("struct shown", "shown_cachep", 0, vec![added(12, &[5, 0, 0, 0]), added(36, &[0; 20])]),
+        of("struct counted", "counted_cache", 8, vec![added(7, &[1])]),
+    ]
+}
+
 /// A hook of every kind.
 fn hooks() -> Vec<Hook> {
     let function = || HookSubject::Function { name: "show".to_owned(), old_address: TEXT + 0x1000 };
@@ -357,6 +383,7 @@ fn support() -> Payload {
         tables: Vec::new(),
         hooks: Vec::new(),
         changed: Vec::new(),
+        objects: Vec::new(),
     }
 }
 

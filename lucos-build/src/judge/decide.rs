@@ -7,11 +7,14 @@ use super::Judge;
 use super::units::{Judged, Read};
 use crate::data::{self, Decided};
 use crate::kbuild::compile::CompiledUnit;
+use crate::objects::{Heap, ModuleUnit, Placed};
 use crate::pipeline::Stop;
 use crate::report::{Reason, Report, Verdict};
 use crate::{closure, warnings};
 use diff_analyzer::pieces::{PieceIndex, Pieces};
 use diff_analyzer::semantics::Warning;
+use lpk_format::{MODULE_SPACE, ModuleId};
+use prelink::link::Linked;
 use prelink::link::data::DatumPlan;
 use prelink::prove::Proof;
 use std::collections::{BTreeMap, BTreeSet};
@@ -58,7 +61,12 @@ impl Judge<'_, '_> {
                 found: &judged.found,
             })
             .collect();
-        let mut decided = data::decide(&units, self.overrides);
+        let heap = Heap {
+            image: self.image,
+            units: self.units,
+            of_modules: read.iter().filter_map(|unit| self.of_module(unit)).collect(),
+        };
+        let mut decided = data::decide(&units, self.overrides, &heap).map_err(Stop::failed)?;
         report.data_changes = std::mem::take(&mut decided.data);
         report.types = std::mem::take(&mut decided.types);
         let places = (report.types.iter_mut().map(|row| &mut row.place))
@@ -87,6 +95,13 @@ impl Judge<'_, '_> {
             report.verdict = Verdict::Type2;
         }
         if reasons.is_empty() { Ok(decided) } else { Err(Stop::Refused(reasons)) }
+    }
+
+    /// A unit whose code is in a module.
+    fn of_module<'a>(&'a self, unit: &'a Read) -> Option<ModuleUnit<'a>> {
+        let image = self.image_of(unit);
+        let original = unit.compiled.original.clone();
+        image.module().map(|_| ModuleUnit { name: &unit.unit, image, original })
     }
 
     /// Units that use data which move, and are not compiled yet; all users go into the report.
@@ -122,6 +137,33 @@ impl Judge<'_, '_> {
         let known = self.changes.iter().find(|change| file.ends_with(&format!("/{}", change.path.display())));
         known.map_or_else(|| file.to_owned(), |change| change.path.display().to_string())
     }
+}
+
+/// Puts what objects on the heap get into the parts whose new code uses it. A part in which no new code runs is not there.
+///
+/// # Errors
+/// [`Stop`] when objects of one cache would be those of two types.
+pub(super) fn place_objects(parts: &mut [(Option<ModuleId>, Linked)], objects: Vec<Placed>) -> Result<(), Stop> {
+    let mut types: BTreeMap<(Option<String>, u64), String> = BTreeMap::new();
+    for Placed { part, patch } in objects {
+        // Link addresses of modules mean something else in each.
+        let of_module = part.clone().filter(|_| MODULE_SPACE.contains(&patch.cache_address));
+        let key = (of_module, patch.cache_address);
+        if let Some(other) = types.insert(key, patch.type_name.clone()) {
+            let (one, cache) = (&patch.type_name, &patch.cache);
+            let message = format!("objects of cache `{cache}` cannot be both `{other}` and `{one}`");
+            let help = "name the cache of each type in the file beside the diff";
+            return Err(Stop::refused(Reason::new("override-refused", message).help(help)));
+        }
+        let is_it = |module: &Option<ModuleId>| module.as_ref().map(|module| &module.name) == part.as_ref();
+        if let Some((_, linked)) = parts.iter_mut().find(|(module, _)| is_it(module)) {
+            linked.payload.objects.push(patch);
+        }
+    }
+    for (_, linked) in parts {
+        linked.payload.objects.sort_by_key(|objects| objects.cache_address);
+    }
+    Ok(())
 }
 
 /// What refers to a datum that moves changes with it, in all units.

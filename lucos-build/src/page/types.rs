@@ -5,7 +5,7 @@
 
 use super::bytes::{self, Fate, Field, Line, Picture, ROW, Row};
 use super::text::{counted, prose, rule_link};
-use crate::report::TypeRow;
+use crate::report::{ObjectsRow, TypeRow};
 use diff_analyzer::dwarf_layout::{TypeKind, TypeLayout};
 use diff_analyzer::layout_diff::{MemberChange, MemberSide};
 use maud::{Markup, html};
@@ -126,7 +126,8 @@ fn one(row: &TypeRow) -> Markup {
                 @if let Some(place) = &row.place { " " code { (place.file) ":" (place.line) } }
             }
             p.message { (prose(&row.message)) }
-            @if let Some(strategy) = &row.strategy { p { "Its objects stay " (strategy) "." } }
+            @if let Some(strategy) = &row.strategy { p { "Its objects stay " (prose(strategy)) "." } }
+            @if let Some(objects) = &row.objects { (initial(objects)) }
             @if !row.because.is_empty() {
                 p { "Because of what is inside it: " @for name in &row.because { code { (name) } " " } }
             }
@@ -288,6 +289,20 @@ fn places(field: &Field) -> String {
     let size = field.bits.end - field.bits.start;
     let size = if field.bit_field { counted(size as usize, "bit", "bits") } else { amount(size) };
     format!("offset {}, {size}", offset(field.bits.start))
+}
+
+/// What the objects of a cache get.
+fn initial(objects: &ObjectsRow) -> Markup {
+    html! {
+        div.scroll tabindex="0" role="region" aria-label={ "Initial bytes in objects of " (objects.cache) } {
+            table.members {
+                caption { "What objects of " code { (objects.cache) } " get (" (objects.unit) @if let Some(module) = &objects.module { ", module " (module) } ", pointer at " code { (objects.cache_address) } ")" }
+                thead { tr { th.number scope="col" { "Offset" } th scope="col" { "Bytes" } } }
+                tbody { @for row in &objects.added { tr { td.number { (row.offset) } td { code.long { (row.bytes) } } } } }
+            }
+        }
+        p { "Checked: " (prose(&objects.checked)) "." }
+    }
 }
 
 fn members(row: &TypeRow, marks: &Marks<'_>) -> Markup {

@@ -137,7 +137,8 @@ impl ResultItem {
         let is_type = ["struct ", "union ", "enum "].iter().any(|word| subject.starts_with(word));
         match self.rule_id.as_str() {
             _ if is_type => "type",
-            "new-lock-in-type" | "lock-retyped" | "type-layout" | "type-additive" | "enum-value" => "type",
+            "new-lock-in-type" | "lock-retyped" | "objects-elsewhere" | "type-layout" | "type-additive"
+            | "enum-value" => "type",
             rule if rule.starts_with("data-") => "variable",
             _ => "function",
         }

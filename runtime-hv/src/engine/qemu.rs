@@ -213,6 +213,16 @@ impl WriteMemory for QemuEngine {
         let resumed = self.resume();
         written.and(resumed)
     }
+
+    fn write_each(&mut self, places: &[(Pa, &[u8])]) -> Result<(), EngineError> {
+        for &(to, bytes) in places {
+            self.vm.pieces(to, bytes.len(), true)?;
+        }
+        match &mut self.hold {
+            Some(hold) => hold.stub.write_each(places),
+            None => places.iter().try_for_each(|&(to, bytes)| self.write(to, bytes)),
+        }
+    }
 }
 
 impl QemuEngine {

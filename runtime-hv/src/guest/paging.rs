@@ -55,27 +55,48 @@ pub enum WalkError {
 /// # Errors
 /// [`WalkError`].
 pub fn translate(memory: &dyn ReadMemory, root: Root, va: Va) -> Result<Pa, WalkError> {
+    match walk(memory, root, va).map_err(WalkError::Engine)? {
+        Step { pa: Some(pa), .. } => Ok(pa),
+        Step { pa: None, .. } => Err(WalkError::NotMapped),
+    }
+}
+
+/// What the tables say of an address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Where it leads, if it is mapped.
+    pub pa: Option<Pa>,
+    /// Bytes from the address on, itself included, of which the same entry tells; 0 for an address that is none.
+    pub rest: u64,
+}
+
+/// Walks the tables for `va`, and tells how far the answer holds.
+///
+/// # Errors
+/// When a table cannot be read.
+pub fn walk(memory: &dyn ReadMemory, root: Root, va: Va) -> Result<Step, EngineError> {
     let top = if root.five_levels { 4 } else { 3 };
     // Canonical: all bits above the translated ones repeat the highest of them.
     let unused = 64 - (12 + 9 * (top + 1));
     if ((va.0 << unused) as i64 >> unused) as u64 != va.0 {
-        return Err(WalkError::NotMapped);
+        return Ok(Step { pa: None, rest: 0 });
     }
     let mut table = root.table.0;
     for level in (0..=top).rev() {
         let shift = 12 + 9 * level;
+        let within = (1 << shift) - 1;
+        let rest = (1 << shift) - (va.0 & within);
         let mut entry = [0; 8];
-        memory.read(Pa(table + ((va.0 >> shift) & 511) * 8), &mut entry).map_err(WalkError::Engine)?;
+        memory.read(Pa(table + ((va.0 >> shift) & 511) * 8), &mut entry)?;
         let entry = u64::from_le_bytes(entry);
         if entry & PRESENT == 0 {
-            return Err(WalkError::NotMapped);
+            return Ok(Step { pa: None, rest });
         }
         // 1 GiB and 2 MiB pages end the walk above the last level.
         if level == 0 || (level <= 2 && entry & LARGE_BIT != 0) {
-            let within = (1 << shift) - 1;
-            return Ok(Pa((entry & ADDRESS & !within) | (va.0 & within)));
+            return Ok(Step { pa: Some(Pa((entry & ADDRESS & !within) | (va.0 & within))), rest });
         }
         table = entry & ADDRESS;
     }
-    Err(WalkError::NotMapped)
+    Ok(Step { pa: None, rest: 0 })
 }

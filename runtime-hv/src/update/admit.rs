@@ -1,11 +1,12 @@
 //! Is this the kernel that the bundle was made for, and is it in the state that the bundle expects?
 //!
-//! Comes in: a bundle and a running guest. Decided: build id, slide, every old function's whole live bytes, and what is
-//! applied already. Goes out: [`Admitted`], with the live bytes as they were compared. Nothing is written.
+//! Comes in: a bundle and a running guest. Decided: build id, slide, every old function's whole live bytes, the caches of objects
+//! that get something new, and what is applied already. Goes out: [`Admitted`], with the live bytes as they were compared. Nothing is written.
 
 use super::UpdateError;
 use super::code::{NOP5, first_length};
 use super::data;
+use super::objects::{self, Objects};
 use super::sites::{self, SiteError};
 use crate::engine::{Engine, Va};
 use crate::guest::facts::{self, Facts};
@@ -37,6 +38,8 @@ pub struct Admitted {
     pub jumps: Vec<std::ops::Range<u64>>,
     /// The functions' link addresses.
     pub starts: Vec<u64>,
+    /// Objects on the heap that get a value for what is new in them.
+    pub objects: Vec<Objects>,
     /// Resets of the guest before it was looked at.
     pub resets: u64,
     /// Of the module, if the part is about one: how to tell that it is still the same.
@@ -79,6 +82,7 @@ pub fn admit<E: Engine>(
         old_code: Vec::new(),
         jumps: Vec::new(),
         starts: Vec::new(),
+        objects: Vec::new(),
         resets,
         kernel,
     };
@@ -131,6 +135,7 @@ pub fn admit<E: Engine>(
     if bundle.manifest.update_type == UpdateType::Type2 {
         admitted.old_code = old_code(bundle);
         data::are_unchanged(engine, &admitted.kernel, bundle)?;
+        admitted.objects = objects::locate(engine, &admitted.kernel, document, bundle, id)?;
     }
     Ok(admitted)
 }

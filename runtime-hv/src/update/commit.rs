@@ -1,19 +1,21 @@
 //! The moment of the switch.
 //!
 //! Comes in: the parts of a bundle that can come into effect, planned, and a running guest. Decided, with all processors stopped:
-//! whether this is the moment, who is inside of old code, and what the data hold. Goes out: everything written, or nothing.
-//! The order: **check**, **walk**, **place**, pre-hooks, **transfer**, **redirect**, and **protect** or post-hooks.
+//! whether this is the moment, who is inside of old code, what the data hold, and where all objects on the heap are. Goes out:
+//! everything written, or nothing. The order: **check**, **walk**, **place**, pre-hooks, **transfer**, **objects**, **redirect**, and
+//! **protect** or post-hooks.
 
 use super::admit::Admitted;
 use super::data::{self, Changes};
 use super::hooks::Hooks;
+use super::objects::{Filled, Objects};
 use super::open::{self, Inside, Open, OpenPart, Shared, Survey};
 use super::parts::{Active, Goal};
 use super::plan::Plan;
 use super::quiet::{self, Check};
 use super::transaction::{self, write_all};
 use super::{Times, UpdateError, Updater, errors};
-use crate::engine::{Engine, ReadMemory, Va};
+use crate::engine::{Engine, EngineError, ReadMemory, Va};
 use crate::guest::Kernel;
 use crate::guest::arena::Write;
 use crate::journal::{Action, Boot, Document, JournalError};
@@ -32,6 +34,8 @@ struct Moment<'a> {
     changes: Vec<Changes>,
     /// Return addresses of threads inside.
     returns: Vec<Write>,
+    /// What is written to objects on the heap, for each type of each part.
+    objects: Vec<Vec<Filled>>,
 }
 
 impl<E: Engine> Updater<E> {
@@ -50,13 +54,15 @@ impl<E: Engine> Updater<E> {
         let Some(first) = parts.first().map(|part| &part.admitted) else { return Ok(Check::Ready) };
         let owner_paused = self.engine.is_paused()?;
         let (boot, returns) = (first.boot(), Vec::new());
-        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes: Vec::new(), returns };
+        let (changes, objects) = (Vec::new(), Vec::new());
+        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes, returns, objects };
         // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
         moment.transfer(&self.engine)?;
         self.journal.begin(&moment.action(after), &self.document)?;
         let admitted: Vec<&Admitted> = parts.iter().map(|part| &part.admitted).collect();
         let old_code = open::code(&admitted);
         let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
+        let slabs = times.measure("find", || moment.slabs(&self.engine))?;
         let (journal, before, opens) = (&self.journal, &self.document, &self.opens);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, &admitted, plan))?;
@@ -72,6 +78,9 @@ impl<E: Engine> Updater<E> {
                 Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
+            if let Some(why) = times.measure("objects", || moment.count_objects(engine, &slabs))? {
+                return Ok(Check::Busy(why));
+            }
             // What data held while the guest ran counts no more.
             if !std::mem::take(&mut moment.changes).iter().all(|changes| changes.writes().next().is_none()) {
                 journal.begin(&moment.action(after), before)?;
@@ -79,11 +88,9 @@ impl<E: Engine> Updater<E> {
             journal.committing()?;
             let store = |action: &Action| journal.begin(action, before).and_then(|()| journal.committing());
             let switched = moment.switch(engine, threads, after, opens, &store, times);
-            switched.map(|()| Check::Ready).or_else(|error| {
-                match errors::with_undo(error, transaction::take_back(engine, &moment.writes())) {
-                    error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
-                    error => Err(error),
-                }
+            switched.map(|()| Check::Ready).or_else(|error| match errors::with_undo(error, moment.take_back(engine)) {
+                error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
+                error => Err(error),
             })
         });
         self.unwinder = unwinder.or(self.unwinder.take());
@@ -136,8 +143,51 @@ impl Moment<'_> {
         }
     }
 
-    /// Whether the update can begin with these threads inside.
+    /// Page frames of the slabs of each type of objects of each part, in the running guest.
+    fn slabs(&self, memory: &dyn ReadMemory) -> Result<Vec<Vec<Vec<u64>>>, UpdateError> {
+        let of_part = |part: &Active<'_>| {
+            let find = |objects: &Objects| objects.find(memory, &part.admitted.kernel);
+            part.admitted.objects.iter().map(find).collect()
+        };
+        self.parts.iter().map(of_part).collect()
+    }
+
+    /// Finds out where all objects are, and what is to be written to them; or why this is not the moment.
+    fn count_objects(
+        &mut self,
+        memory: &dyn ReadMemory,
+        slabs: &[Vec<Vec<u64>>],
+    ) -> Result<Option<String>, UpdateError> {
+        self.objects.clear();
+        for (part, slabs) in self.parts.iter().zip(slabs) {
+            let mut filled = Vec::new();
+            for (objects, frames) in part.admitted.objects.iter().zip(slabs) {
+                match objects.census(memory, &part.admitted.kernel, frames)? {
+                    Ok(census) => filled.push(objects.fill(memory, &census)?),
+                    Err(why) => return Ok(Some(why)),
+                }
+            }
+            self.objects.push(filled);
+        }
+        Ok(None)
+    }
+
+    /// Writes to objects on the heap. They are not in the journal, as `update/objects.rs` says.
+    fn object_writes(&self) -> impl DoubleEndedIterator<Item = &Write> {
+        self.objects.iter().flatten().flat_map(|filled| &filled.writes)
+    }
+
+    /// Takes back all that may have been written.
+    fn take_back<E: Engine>(&self, engine: &mut E) -> Result<(), EngineError> {
+        let objects = transaction::take_back(engine, self.object_writes());
+        transaction::take_back(engine, &self.writes()).and(objects)
+    }
+
+    /// Whether the update can begin with these threads inside. Old code may be making an object, which then has nothing of what is new.
     fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+        if self.parts.iter().any(|part| !part.admitted.objects.is_empty()) {
+            return threads.is_empty();
+        }
         let can_leave = |thread: &Inside| self.parts.get(thread.part).is_some_and(|part| part.plan.trampoline != 0);
         threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
     }
@@ -162,7 +212,8 @@ impl Moment<'_> {
         times.measure("place", || write_all(engine, &self.plan.writes))?;
         let pre = |hooks: &Hooks, kernel: &Kernel| hooks.about_update(engine, kernel, HookKind::Pre, count);
         times.measure("hooks", || self.hooks(pre))?;
-        if count != 0 || self.parts.iter().any(|part| !part.plan.data.is_empty()) {
+        let has_data = |part: &Active<'_>| !part.plan.data.is_empty() || !part.admitted.objects.is_empty();
+        if count != 0 || self.parts.iter().any(has_data) {
             times.measure("transfer", || self.transfer(engine))?;
             let divert = |thread: &Inside| Some(thread.divert(self.parts.get(thread.part)?.plan.trampoline));
             self.returns = threads.iter().filter_map(divert).collect();
@@ -173,6 +224,8 @@ impl Moment<'_> {
             }
             store(&self.action(after))?;
             times.measure("transfer", || write_all(engine, &self.data_writes()))?;
+            let objects: Vec<&Write> = self.object_writes().collect();
+            times.measure("objects", || transaction::write_each(engine, &objects))?;
         }
         let sync = |hooks: &Hooks, kernel: &Kernel| hooks.about_data(engine, kernel, HookKind::SyncToNew);
         times.measure("hooks", || self.hooks(sync))?;
@@ -188,6 +241,13 @@ impl Moment<'_> {
     /// Writes into the document what undo needs to know of this moment.
     fn write_down(&self, after: &mut Document, is_open: bool) {
         let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == self.goal.id) else { return };
+        for (part, filled) in self.parts.iter().zip(&self.objects) {
+            let shown = match part.target.index {
+                None => Some(&mut record.info.objects),
+                Some(index) => record.info.modules.get_mut(index).map(|module| &mut module.objects),
+            };
+            shown.into_iter().flatten().zip(filled).for_each(|(info, filled)| info.count = Some(filled.count));
+        }
         for (part, changes) in self.parts.iter().zip(&self.changes) {
             let edits = match part.target.index {
                 None => Some(&mut record.data),

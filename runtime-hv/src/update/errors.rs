@@ -8,6 +8,7 @@ use crate::engine::{CallError, EngineError};
 use crate::guest::GuestError;
 use crate::guest::arena::ArenaError;
 use crate::guest::frames::UnwindError;
+use crate::guest::slab::SlabError;
 use crate::guest::support::{Operation, SupportError};
 use crate::journal::JournalError;
 use crate::protocol::Problem;
@@ -71,6 +72,26 @@ pub enum UpdateError {
     DatumTaken {
         /// The datum.
         datum: String,
+        /// The other bundle.
+        by: String,
+        /// Its id.
+        id: String,
+    },
+    /// Objects on the heap cannot be given what is new in them.
+    #[error("objects of `{type_name}`, whose slab cache is behind `{cache}`: {reason}")]
+    Objects {
+        /// The type.
+        type_name: String,
+        /// The variable that points to their cache.
+        cache: String,
+        /// What is in the way.
+        reason: String,
+    },
+    /// Another bundle has added something to the same place in the same objects.
+    #[error("`{by}` (id {id}) has added something else in the same place to the objects of `{type_name}`")]
+    ObjectsTaken {
+        /// The type.
+        type_name: String,
         /// The other bundle.
         by: String,
         /// Its id.
@@ -240,6 +261,15 @@ pub enum UpdateError {
     Journal(#[from] JournalError),
 }
 
+impl From<SlabError> for UpdateError {
+    fn from(error: SlabError) -> UpdateError {
+        match error {
+            SlabError::Guest(error) => UpdateError::Guest(error),
+            SlabError::Unsupported(reason) => UpdateError::Unsupported(reason),
+        }
+    }
+}
+
 impl UpdateError {
     /// Whether the guest may be half changed.
     pub(crate) fn is_stuck(&self) -> bool {
@@ -251,6 +281,7 @@ impl UpdateError {
         match self {
             UpdateError::HookFailed { source, .. } => !matches!(source, CallError::Engine(_)),
             UpdateError::DataChanged { .. }
+            | UpdateError::Objects { .. }
             | UpdateError::DoesNotFit { .. }
             | UpdateError::Vetoed { .. }
             | UpdateError::NoProcessor { .. } => true,
@@ -279,7 +310,8 @@ impl UpdateError {
                 "nothing was written: the guest has given it a value of its own; set the expected one, or build the bundle with `overwrite = true` for it",
             ),
             UpdateError::DoesNotFit { .. } => refused("data-transfer").help("nothing was written"),
-            UpdateError::DatumTaken { id, .. } => {
+            UpdateError::Objects { .. } => refused("objects"),
+            UpdateError::DatumTaken { id, .. } | UpdateError::ObjectsTaken { id, .. } => {
                 refused("data-taken").help(format!("undo {} first", id.get(..12).unwrap_or(id)))
             }
             UpdateError::Unsupported(_) => refused("unsupported"),

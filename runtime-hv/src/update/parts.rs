@@ -7,9 +7,10 @@ use super::admit::Admitted;
 use super::area::Area;
 use super::errors::UpdateError;
 use super::link;
+use super::objects::Objects;
 use super::plan::Plan;
 use crate::journal::{Jump, PART_SEPARATOR, PartRecord, Record};
-use crate::protocol::{DataInfo, DataStrategy, HookInfo, ModuleFunction, ModuleInfo, ModuleState};
+use crate::protocol::{DataInfo, DataStrategy, HookInfo, ModuleFunction, ModuleInfo, ModuleState, ObjectsInfo};
 use lpk_format::{Bundle, DataChange, DataPatch, Hook, Place};
 
 /// What is to come into effect.
@@ -117,6 +118,13 @@ pub(super) fn data_of(bundle: &Bundle, at: Option<(&Admitted, &Plan)>) -> Vec<Da
     bundle.payload.changed.iter().map(one).collect()
 }
 
+/// The objects on the heap that a part gives a value; located, if the guest has what the part is about.
+pub(super) fn objects_of(bundle: &Bundle, at: Option<&Admitted>) -> Vec<ObjectsInfo> {
+    let patches = bundle.payload.objects.iter().enumerate();
+    let located = |index: usize| at.and_then(|admitted| admitted.objects.get(index));
+    patches.map(|(index, patch)| Objects::info(patch, located(index))).collect()
+}
+
 /// The author's functions of a part.
 pub(super) fn hooks_of(bundle: &Bundle) -> Vec<HookInfo> {
     let one = |hook: &Hook| HookInfo {
@@ -143,6 +151,7 @@ pub(super) fn idle(target: &Target, (state, reason): (ModuleState, Option<String
         module: None,
         functions: functions.collect(),
         data: data_of(&target.bundle, None),
+        objects: objects_of(&target.bundle, None),
         hooks: hooks_of(&target.bundle),
     }
 }
@@ -158,6 +167,7 @@ pub(super) fn in_effect(record: &mut Record, active: &Active<'_>) {
         shown.new_address = Some(format!("{new:#x}"));
     }
     info.data = data_of(&target.bundle, Some((admitted, plan)));
+    info.objects = objects_of(&target.bundle, Some(admitted));
     info.module = area.as_ref().map(|area| area.name.clone());
     let jumps = plan.jumps.iter().zip(&plan.mapped);
     let part = PartRecord {

@@ -78,12 +78,31 @@ pub fn write_all<E: Engine>(engine: &mut E, writes: &[Write]) -> Result<(), Tran
     Ok(())
 }
 
+/// Does many writes, in order, as fast as the engine can.
+///
+/// # Errors
+/// [`TransactionError`].
+///
+/// # Consistency on error
+/// As [`write_all`].
+pub fn write_each<E: Engine>(engine: &mut E, writes: &[&Write]) -> Result<(), TransactionError> {
+    let places: Vec<(Pa, &[u8])> = writes.iter().map(|write| (Pa(write.pa), write.new.as_slice())).collect();
+    let Err(first) = engine.write_each(&places) else { return Ok(()) };
+    match take_back(engine, writes.iter().copied()) {
+        Ok(()) => Err(TransactionError::Engine(first)),
+        Err(then) => Err(TransactionError::Stuck { first: first.to_string(), then }),
+    }
+}
+
 /// Writes the old bytes back in reverse order, where they are not there already.
 ///
 /// # Errors
 /// Of the engine, after several attempts.
-pub fn take_back<E: Engine>(engine: &mut E, writes: &[Write]) -> Result<(), EngineError> {
-    for write in writes.iter().rev() {
+pub fn take_back<'a, E: Engine>(
+    engine: &mut E,
+    writes: impl IntoIterator<Item = &'a Write, IntoIter: DoubleEndedIterator>,
+) -> Result<(), EngineError> {
+    for write in writes.into_iter().rev() {
         stubbornly(|| {
             let mut live = vec![0; write.old.len()];
             engine.read(Pa(write.pa), &mut live)?;

@@ -26,6 +26,11 @@ const PEER: &str = "GDB stub of QEMU";
 /// a longer packet is dropped without any answer (QEMU gdbstub.c, MAX_PACKET_LENGTH).
 const CHUNK: usize = 1984;
 
+/// Short writes that are on their way at once; their answers fit into the smallest buffer of a socket.
+const AT_ONCE: usize = 64;
+/// Bytes of a short write.
+const SHORT: usize = 64;
+
 /// How long to wait for an answer after an unasked stop reply.
 const AFTER_STOP: Duration = Duration::from_millis(500);
 
@@ -114,6 +119,47 @@ impl<S: Bounded> Client<S> {
             at = at.wrapping_add(chunk.len() as u64);
         }
         Ok(())
+    }
+
+    /// Writes to many places, in order. Short writes do not wait for each other's answers: a packet that comes before the last answer
+    /// was acknowledged stands for that (QEMU gdbstub.c, `gdb_read_byte`).
+    ///
+    /// # Consistency on error
+    /// Any of them may have been written to.
+    pub(super) fn write_each(&mut self, places: &[(Pa, &[u8])]) -> Result<(), EngineError> {
+        for places in places.chunks(AT_ONCE) {
+            if places.iter().any(|(_, bytes)| bytes.len() > SHORT) {
+                places.iter().try_for_each(|&(to, bytes)| self.write(to, bytes))?;
+                continue;
+            }
+            let command = |(to, bytes): &(Pa, &[u8])| {
+                let head = format!("M{:x},{:x}:", to.0, bytes.len()).into_bytes();
+                encode(&[head, hex(bytes)].concat())
+            };
+            let packets: Vec<u8> = places.iter().flat_map(command).collect();
+            self.stream.begin(PATIENCE);
+            self.answers(&packets, places.len()).map_err(|error| lost(format!("{} writes: {error}", places.len())))?;
+        }
+        Ok(())
+    }
+
+    /// Sends packets that are each answered by `OK`. Nothing is sent again: whoever disturbs them ends them.
+    fn answers(&mut self, packets: &[u8], count: usize) -> io::Result<()> {
+        self.send(packets)?;
+        let mut open = count;
+        while open != 0 {
+            match self.arrival()? {
+                Arrival::Taken => {}
+                Arrival::Packet(payload) if payload == b"OK" => open -= 1,
+                Arrival::Packet(payload) => {
+                    self.stop_reported |= matches!(payload.first(), Some(b'T' | b'S'));
+                    let said = String::from_utf8_lossy(&payload).into_owned();
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, format!("`{said}` instead of `OK`")));
+                }
+                Arrival::Damaged | Arrival::Garbled => return Err(endless_damage()),
+            }
+        }
+        self.send(b"+")
     }
 
     /// Chooses the processor whose registers are meant from now on, until the guest has run. Processors are threads, counted
@@ -393,6 +439,28 @@ mod tests {
         client.write(Pa(0x1000), &bytes).expect("written");
         assert!(!client.take_stop_report());
         client.end().expect("virtual mode");
+        thread.join().expect("the stub saw what it expected");
+    }
+
+    #[test]
+    fn short_writes_are_on_their_way_together() {
+        let places: Vec<(Pa, &[u8])> =
+            (0..AT_ONCE as u64 + 1).map(|index| (Pa(0x1000 + index * 16), &b"ab"[..])).collect();
+        let packet = |index: u64| encode(format!("M{:x},2:6162", 0x1000 + index * 16).as_bytes());
+        let together: Vec<u8> = (0..AT_ONCE as u64).flat_map(packet).collect();
+        let (stream, thread) = stub(vec![
+            begun(),
+            step("+", ""),
+            step(together, "+$OK#9a".repeat(AT_ONCE)),
+            step("+", ""),
+            step(packet(AT_ONCE as u64), "+$OK#9a"),
+            step("+", ""),
+            step([packet(0), packet(1)].concat(), "+$OK#9a+$E14#aa"),
+        ]);
+        let mut client = Client::begin(stream).expect("physical mode");
+        client.write_each(&places).expect("written");
+        let error = client.write_each(&places[..2]).expect_err("the second fails");
+        assert!(error.to_string().contains("`E14` instead of `OK`"), "{error}");
         thread.join().expect("the stub saw what it expected");
     }
 

@@ -118,6 +118,14 @@ impl Stub {
         self.with("a write (somebody continued it while we held it stopped)", |client| client.write(to, bytes))
     }
 
+    /// Writes to many places of guest-physical memory of the stopped guest, in order.
+    ///
+    /// # Consistency on error
+    /// Any of them may have been written to; else as [`Stub::write`].
+    pub(super) fn write_each(&mut self, places: &[(Pa, &[u8])]) -> Result<(), EngineError> {
+        self.with("writes (somebody continued it while we held it stopped)", |client| client.write_each(places))
+    }
+
     /// Does something over the connection, which is made if there is none.
     ///
     /// # Consistency on error

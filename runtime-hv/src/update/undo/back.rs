@@ -49,6 +49,8 @@ pub(super) struct Changed {
     edits: Vec<Edit>,
     /// The author's hooks.
     hooks: Option<Hooks>,
+    /// It has given objects on the heap something that old code does not.
+    has_objects: bool,
 }
 
 impl Changed {
@@ -80,8 +82,12 @@ impl WayBack {
         self.changed.iter().enumerate().flat_map(of_part).collect()
     }
 
-    /// Whether these threads, which are inside of the new code, can be seen leaving.
+    /// Whether these threads, which are inside of the new code, can be seen leaving. Where new code knows more of objects than old code
+    /// gives them, nobody may be inside.
     pub(super) fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+        if self.changed.iter().any(|part| part.has_objects) {
+            return threads.is_empty();
+        }
         let can_leave = |thread: &Inside| self.changed.get(thread.part).is_some_and(|part| part.trampoline() != 0);
         threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
     }
@@ -210,7 +216,8 @@ impl<E: Engine> Updater<E> {
         };
         let functions = bundle.functions.iter().filter(|_| area.is_some()).map(function).collect();
         let (kernel, area, edits) = (kernel.clone(), area.cloned(), edits.to_vec());
-        Ok(Changed { id: id.to_owned(), kernel, area, functions, data, edits, hooks })
+        let has_objects = !bundle.payload.objects.is_empty();
+        Ok(Changed { id: id.to_owned(), kernel, area, functions, data, edits, hooks, has_objects })
     }
 
     fn one_back(&self, name: &str, jump: &Write) -> Result<Option<Write>, UpdateError> {
