@@ -152,7 +152,9 @@ fn writes_of_every_shape_reach_both_copies(cpus: u32) {
     assert!(state.get("writes") > 400 * workers && state.get("interrupts") > 3, "{state:?}");
     let outcome = common::show(&hv, WRITTEN);
     assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
-    println!("{}", outcome.describe());
+    let counts = ["to_new", "to_old", "false_sharing", "late"].map(|name| outcome.number(&format!("/open/{name}")));
+    println!("to new, to old, false sharing, late: {counts:?}");
+    assert!(counts[0] > state.get("writes") as f64 && counts[1] > 3.0, "{}", outcome.describe());
     guest.run_ok("echo 3 > /proc/lucos_writes").expect("leaves");
     common::becomes(&hv, WRITTEN, "applied");
     let state = until(&mut guest, "waiting", 0);
