@@ -23,6 +23,8 @@ const FOLDER: &str = "drivers/misc/lucos";
 const UNIT: &str = "lucos_state.c";
 /// A live patch of the kernel's own kind for the module.
 const LIVEPATCH: &str = "lucos_livepatch.c";
+/// A module that writes to a datum in every way.
+const WRITES: &str = "lucos_writes.c";
 /// What it shows in a guest.
 const SHOWN: &str = "/proc/lucos_state";
 
@@ -36,6 +38,8 @@ pub struct KnownState {
     pub module: PathBuf,
     /// A live patch of the kernel's own kind for it, as a module.
     pub livepatch: PathBuf,
+    /// A module beside it, which writes to a datum in every way.
+    pub writes: PathBuf,
 }
 
 /// Why an update could not be built.
@@ -88,6 +92,9 @@ pub struct Update {
 struct Description {
     #[serde(rename = "about")]
     _about: String,
+    /// The module, unless it is the one whose state is known.
+    #[serde(default)]
+    unit: Option<String>,
     edits: Vec<Change>,
 }
 
@@ -105,7 +112,7 @@ fn testdata() -> PathBuf {
 /// Where the module is kept, by all that it depends on.
 fn place(cache: &Path, kernel: &Kernel) -> Result<PathBuf, SetupError> {
     let mut hash = Sha256::new();
-    for name in ["Makefile", UNIT, LIVEPATCH] {
+    for name in ["Makefile", UNIT, LIVEPATCH, WRITES] {
         let path = testdata().join(name);
         hash.update(fs::read(&path).map_err(SetupError::io(&path))?);
     }
@@ -124,6 +131,7 @@ pub fn find(cache: &Path, kernel: &Kernel) -> Result<Option<KnownState>, SetupEr
         kernel: kernel.clone(),
         module: module(UNIT),
         livepatch: module(LIVEPATCH),
+        writes: module(WRITES),
         source: place.join("source"),
     };
     Ok(place.join(MARKER).exists().then_some(known))
@@ -148,7 +156,7 @@ pub fn prepare(cache: &Path, kernel: &Kernel, say: &dyn Fn(&str)) -> Result<(), 
     apt::output(&place, &["cp", "--archive", "--link", &tree, &copy])?;
     let folder = source.join(FOLDER);
     fs::create_dir(&folder).map_err(SetupError::io(&folder))?;
-    for name in ["Makefile", UNIT, LIVEPATCH] {
+    for name in ["Makefile", UNIT, LIVEPATCH, WRITES] {
         fs::copy(from.join(name), folder.join(name)).map_err(SetupError::io(&folder))?;
     }
     // Replaced and not written into: the file has a second name in the pristine tree.
@@ -162,9 +170,9 @@ pub fn prepare(cache: &Path, kernel: &Kernel, say: &dyn Fn(&str)) -> Result<(), 
     std::os::unix::fs::symlink(kernel.vmlinux(), &vmlinux).map_err(SetupError::io(&vmlinux))?;
     let (output, release) = (format!("O={}", build.display()), format!("KERNELRELEASE={}", kernel.release));
     let jobs = format!("-j{}", std::thread::available_parallelism().map_or(1, usize::from));
-    let modules = [UNIT, LIVEPATCH].map(|unit| format!("{FOLDER}/{}", unit.replace(".c", ".ko")));
-    for goals in [&["olddefconfig", "modules_prepare"][..], &[&modules[0], &modules[1]]] {
-        let words = ["make", "-C", &copy, &output, &release, &jobs].into_iter().chain(goals.iter().copied());
+    let modules = [UNIT, LIVEPATCH, WRITES].map(|unit| format!("{FOLDER}/{}", unit.replace(".c", ".ko")));
+    for goals in [vec!["olddefconfig", "modules_prepare"], modules.iter().map(String::as_str).collect()] {
+        let words = ["make", "-C", &copy, &output, &release, &jobs].into_iter().chain(goals);
         apt::output(&place, &words.collect::<Vec<_>>())?;
     }
     // A module without any list of versions is loaded by force; one with an empty list is not (kernel/module/version.c).
@@ -205,9 +213,11 @@ impl Update {
             move |source| UpdateError::Io { path, source }
         };
         let text = fs::read(&description).map_err(io(&description))?;
-        let Description { edits, .. } =
+        let Description { edits, unit, .. } =
             serde_json::from_slice(&text).map_err(|source| UpdateError::Form { path: description, source })?;
-        let edit = |Change { find, replace }| Edit { file: format!("{FOLDER}/{UNIT}"), find, replace };
+        let unit = unit.as_deref().unwrap_or(UNIT);
+        let module = if unit == WRITES { &known.writes } else { &known.module };
+        let edit = |Change { find, replace }| Edit { file: format!("{FOLDER}/{unit}"), find, replace };
         let edits: Vec<Edit> = edits.into_iter().map(edit).collect();
         let (diff, bundle) = (dir.join(format!("{}.diff", self.name)), dir.join(format!("{}.lpk", self.name)));
         fs::write(&diff, patches::diff(&known.source, &edits)?).map_err(io(&diff))?;
@@ -215,7 +225,7 @@ impl Update {
         let options = [
             ("--vmlinux", known.kernel.vmlinux()),
             ("--source", known.source.clone()),
-            ("--module", known.module.clone()),
+            ("--module", module.clone()),
             ("-o", bundle.clone()),
         ];
         let beside = [("--hooks", "hooks.c"), ("--overrides", "overrides.toml")];
@@ -243,12 +253,25 @@ impl State {
     /// # Errors
     /// [`GuestError`].
     pub fn read(guest: &mut Guest) -> Result<State, GuestError> {
-        let text = guest.run_ok(&format!("cat {SHOWN}"))?;
+        Self::of(guest, SHOWN)
+    }
+
+    /// Reads numbers by name from a file of a guest.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn of(guest: &mut Guest, file: &str) -> Result<State, GuestError> {
+        let text = guest.run_ok(&format!("cat {file}"))?;
         let line = |line: &str| {
             let (name, number) = line.split_once(' ')?;
             Some((name.to_owned(), number.trim().parse().ok()?))
         };
         Ok(State(text.lines().filter_map(line).collect()))
+    }
+
+    /// What is shown.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
     }
 
     /// A number; one that is not shown is none that anything equals.

@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Steps are told of each so many.
 const TOLD: usize = 20;
 /// Updates that are not for random steps: they are about a moment of their own.
-const APART: [&str; 1] = ["type2-open-the-gate"];
+const APART: [&str; 2] = ["type2-open-the-gate", "type2-move-what-is-written"];
 
 /// How long the steps go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ const GATE: &str = "type2-open-the-gate";
 const OBJECTS: [&str; 2] = ["type2-add-to-objects-in-a-hole", "type2-add-to-objects-behind-the-end"];
 const OBJECT_ROUNDS: usize = 20;
 const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
+const WRITTEN: &str = "type2-move-what-is-written";
 
 fn nothing_is_lost(cpus: u32) {
     let Some((kernel, known)) = require::known_state() else { return };
@@ -157,4 +158,64 @@ fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
     guest.run_ok("rmmod lucos_state").expect("unloads");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// While an update is open old code writes to a datum by every kind of instruction, inside of it, across its edges and across the
+/// end of a page, by its own address and by the direct map's; before, all threads and an interrupt write at once, the interrupt's
+/// function new already. No byte may differ from what the same writes do to a twin, in neither copy.
+fn writes_of_every_shape_reach_both_copies(cpus: u32) {
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == WRITTEN).expect("it is there");
+    let bundle = update.build(&known, work.path()).expect("builds");
+    let config = Config { files: vec![known.writes.clone()], cpus, ..Config::new("writes", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_writes.ko").expect("loads");
+    let read = |guest: &mut Guest| State::of(guest, "/proc/lucos_writes").expect("answers");
+    let until = |guest: &mut Guest, name: &str, wanted: i64| loop {
+        let state = read(guest);
+        assert!(!state.names().any(|name| name.starts_with("wrong-")), "{state:?}");
+        if state.get(name) == wanted {
+            return state;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    };
+    let workers = i64::from(cpus);
+    guest.run_ok("echo 1 > /proc/lucos_writes").expect("starts");
+    until(&mut guest, "waiting", workers);
+    let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+    assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+    guest.run_ok("echo 2 > /proc/lucos_writes").expect("starts");
+    let state = until(&mut guest, "done", workers);
+    println!("{cpus} processors: {state:?}");
+    // Read by new code from the new copy, after old code wrote to the old one.
+    let faults: Vec<_> = state.names().filter(|name| name.starts_with("wrong") && state.get(name) != 0).collect();
+    assert!(faults.is_empty() && state.get("differing") == 0, "{state:?}");
+    assert!(state.get("writes") > 400 * workers && state.get("interrupts") > 3, "{state:?}");
+    let outcome = common::show(&hv, WRITTEN);
+    assert_eq!((outcome.text("/state"), outcome.number("/open/lost")), ("open", 0.0), "{}", outcome.describe());
+    let counts = ["to_new", "to_old", "false_sharing", "late"].map(|name| outcome.number(&format!("/open/{name}")));
+    println!("to new, to old, false sharing, late: {counts:?}");
+    assert!(counts[0] > state.get("writes") as f64 && counts[1] > 3.0, "{}", outcome.describe());
+    guest.run_ok("echo 3 > /proc/lucos_writes").expect("leaves");
+    common::becomes(&hv, WRITTEN, "applied");
+    let state = until(&mut guest, "waiting", 0);
+    assert_eq!((state.get("wrong_after"), state.get("differing")), (0, 0), "{state:?}");
+    common::undo(&hv, WRITTEN);
+    assert_eq!(read(&mut guest).get("differing"), 0, "the old datum has it all");
+    guest.run_ok("rmmod lucos_writes").expect("unloads");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+#[test]
+fn writes_of_every_shape_reach_both_copies_on_two_processors() {
+    writes_of_every_shape_reach_both_copies(2);
+}
+
+#[test]
+fn writes_of_every_shape_reach_both_copies_on_four_processors() {
+    writes_of_every_shape_reach_both_copies(4);
 }

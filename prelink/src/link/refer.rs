@@ -350,7 +350,9 @@ impl Linker<'_, '_> {
         let (pieces, piece) = self.piece(key);
         let name = pieces.object.section(piece.section).name.clone();
         let bytes = pieces.bytes(key.1);
+        // In a section that several data share, no datum has a larger alignment than its place has.
         let align = pieces.object.section(piece.section).align;
+        let align = if piece.range.start == 0 { align } else { align.min(1 << piece.range.start.trailing_zeros()) };
         if self.units[key.0].diff.correlation.is_ambiguous(key.1) {
             // Only a datum of another unit comes here: its own unit asks for the existing one.
             let message = format!("`{}` may be a datum of the kernel or a new one", piece.name);
