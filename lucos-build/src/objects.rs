@@ -22,6 +22,7 @@ use prelink::holders;
 use prelink::units::UnitIndex;
 use prelink::vmlinux::KernelImage;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::PathBuf;
 
 /// What holds objects, that a reason lists at most.
@@ -45,6 +46,25 @@ pub struct ModuleUnit<'a> {
     pub image: &'a KernelImage,
     /// The object; none of a unit that the diff makes.
     pub original: Option<PathBuf>,
+}
+
+impl ModuleUnit<'_> {
+    /// The bytes of the object, and what is said when they cannot be used.
+    fn read(&self) -> Result<Option<Vec<u8>>, Box<Reason>> {
+        let Some(path) = &self.original else { return Ok(None) };
+        std::fs::read(path).map(Some).map_err(|error| self.unusable(&error))
+    }
+
+    fn unusable(&self, error: &dyn Display) -> Box<Reason> {
+        Box::new(Reason::new("override-refused", format!("the original object of {}: {error}", self.name)))
+    }
+
+    /// What holds objects of a type in it.
+    fn holders(&self, row: &TypeRow) -> Result<Vec<String>, Box<Reason>> {
+        let Some(bytes) = self.read()? else { return Ok(Vec::new()) };
+        let found = holders::of_object(&bytes, &row.name, row.old_size).map_err(|error| self.unusable(&error))?;
+        Ok(found.into_iter().map(|holder| format!("{holder} ({})", self.name)).collect())
+    }
 }
 
 /// What the units of a diff say of a type, taken together.
@@ -186,6 +206,15 @@ fn are_alone(row: &TypeRow, seen: &Seen, heap: &Heap<'_, '_>) -> Result<String, 
     if of_module {
         elsewhere.extend(row.data.iter().map(|name| format!("variable `{name}`")));
         elsewhere.extend(seen.holders.iter().map(|name| format!("a member of `{name}`")));
+        for unit in heap
+            .of_modules
+            .iter()
+            .filter(|unit| seen.parts.contains(&unit.image.module().map(|module| module.name.clone())))
+        {
+            elsewhere.extend(unit.holders(row)?);
+        }
+        elsewhere.sort();
+        elsewhere.dedup();
     }
     if !elsewhere.is_empty() {
         let more = elsewhere.len().saturating_sub(LISTED);

@@ -10,6 +10,7 @@ use crate::dwarf::DwarfError;
 use crate::profile::defined_in;
 use crate::units::{UnitId, UnitIndex};
 use diff_analyzer::dwarf_layout::LayoutError;
+use diff_analyzer::dwarf_layout::sections::{self, ObjectDebug};
 use diff_analyzer::dwarf_layout::tree::{Node, NodeId, Tree};
 use gimli::constants as dw;
 use rayon::prelude::*;
@@ -89,6 +90,22 @@ pub fn of(index: &UnitIndex<'_>, key: &str, size: u64) -> Result<Found, DwarfErr
         }
     }
     Ok(all)
+}
+
+/// Of an object with debug information, as a compiler has written it.
+///
+/// # Errors
+/// [`LayoutError`] when the DWARF cannot be used.
+pub fn of_object(bytes: &[u8], key: &str, size: u64) -> Result<BTreeSet<Holder>, LayoutError> {
+    let debug = ObjectDebug::read(bytes)?;
+    let dwarf = sections::dwarf_of(&debug);
+    let mut holders = BTreeSet::new();
+    let mut units = dwarf.units();
+    while let Some(header) = units.next()? {
+        let tree = Tree::read(&dwarf, &dwarf.unit(header)?)?;
+        holders.extend(in_unit(&tree, key, size)?.unwrap_or_default());
+    }
+    Ok(holders)
 }
 
 /// Of one unit; none when it has another type of that name.

@@ -13,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAX_DEPTH: usize = 64;
 
 /// Types that are not ready for use when all of their bytes are zero (`include/linux/`: list.h, rbtree.h, plist.h, list_nulls.h,
-/// wait.h, swait.h, completion.h, mutex.h, rwsem.h, semaphore.h, timer.h, hrtimer.h, workqueue.h, kobject.h).
-const NOT_ZERO: [&str; 15] = [
+/// wait.h, swait.h, completion.h, mutex.h, rwsem.h, semaphore.h, timer.h, hrtimer.h, workqueue.h, kobject.h, idr.h, percpu_counter.h).
+const NOT_ZERO: [&str; 18] = [
     "struct list_head",
     "struct rb_node",
     "struct plist_head",
@@ -30,6 +30,9 @@ const NOT_ZERO: [&str; 15] = [
     "struct hrtimer",
     "struct work_struct",
     "struct kobject",
+    "struct idr",
+    "struct ida",
+    "struct percpu_counter",
 ];
 
 /// A part of a type: first bit, and what it is.
@@ -78,6 +81,10 @@ pub(super) fn added(
         bytes.extend(range.map(|byte| (byte, 0)));
         let mut unready = None;
         not_ready(&leaf.member.shape, name, inside, values, 0, &mut unready);
+        // What an array of structs without a name has is known by the names of the types in it.
+        let embedded = || leaf.member.embeds.iter().find_map(|key| Some((name.clone(), unready_in(key, inside, 0)?)));
+        let unready =
+            unready.or_else(|| embedded().filter(|_| !values.keys().any(|path| rest_of(path, name).is_some())));
         if let Some((path, key)) = unready {
             let message = format!("`{path}` is a `{key}`, which is not ready for use when its bytes are zero");
             let help = format!(
@@ -237,6 +244,15 @@ fn not_ready<'t>(
         }
         _ => {}
     }
+}
+
+/// A type in a type that zero does not make ready.
+fn unready_in<'t>(key: &'t str, inside: &'t BTreeMap<String, TypeLayout>, depth: usize) -> Option<&'t str> {
+    if NOT_ZERO.contains(&key) {
+        return Some(key);
+    }
+    let members = inside.get(key).filter(|_| depth < MAX_DEPTH)?.leaves();
+    members.into_iter().flat_map(|leaf| &leaf.member.embeds).find_map(|key| unready_in(key, inside, depth + 1))
 }
 
 #[cfg(test)]

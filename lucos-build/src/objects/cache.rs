@@ -5,7 +5,6 @@
 
 use super::{Heap, ModuleUnit, Stuck};
 use crate::report::Reason;
-use diff_analyzer::dwarf_layout::sections::ObjectDebug;
 use diff_analyzer::dwarf_layout::{self, Shape};
 use prelink::symbol_db::{AddressKind, KernelSymbol, SymbolKind};
 use prelink::variables;
@@ -99,11 +98,8 @@ fn is_variable(symbol: &KernelSymbol, name: &str, image: &KernelImage) -> bool {
 
 /// The variable of a module's unit, if it has one.
 fn in_module(name: &str, of: &ModuleUnit<'_>) -> Result<Option<Candidate>, Stuck> {
-    let Some(path) = &of.original else { return Ok(None) };
-    let unusable = |why: String| Reason::new("override-refused", format!("{}: {why}", path.display()));
-    let bytes = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
-    let debug = ObjectDebug::read(&bytes).map_err(|error| unusable(error.to_string()))?;
-    let layouts = dwarf_layout::of_source(&debug, |_| true).map_err(|error| unusable(error.to_string()))?;
+    let Some(bytes) = of.read()? else { return Ok(None) };
+    let layouts = dwarf_layout::of_object(&bytes).map_err(|error| of.unusable(&error))?;
     let mut variables = layouts.variables.iter();
     let Some(variable) = variables.find(|known| known.name == name && known.defined && known.function.is_none()) else {
         return Ok(None);

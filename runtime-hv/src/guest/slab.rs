@@ -7,7 +7,7 @@
 //! The kernel lists only slabs that have a free object. All of them are found by their `struct page`, which says what a page is used
 //! for. A running guest gives slabs that may be gone a moment later; a census is for a guest that stands.
 //!
-//! Read are Linux 6.1 and later up to 6.17, as far as the profile names what is needed: not the allocators SLAB and SLOB (until 6.7
+//! Read are Linux 6.1 to 6.9 and 6.12 to 6.17, as far as the profile names what is needed: not the allocators SLAB and SLOB (until 6.7
 //! and 6.3), not `CONFIG_SLUB_TINY`, which have no lists of free objects for each processor, nor the sheaves of 6.18, which hide
 //! free objects elsewhere.
 

@@ -34,6 +34,8 @@ struct Moment<'a> {
     changes: Vec<Changes>,
     /// Return addresses of threads inside.
     returns: Vec<Write>,
+    /// Page frames of slabs of each type of objects of each part, as they were found in the running guest.
+    slabs: Vec<Vec<Vec<u64>>>,
     /// What is written to objects on the heap, for each type of each part.
     objects: Vec<Vec<Filled>>,
 }
@@ -55,14 +57,14 @@ impl<E: Engine> Updater<E> {
         let owner_paused = self.engine.is_paused()?;
         let (boot, returns) = (first.boot(), Vec::new());
         let (changes, objects) = (Vec::new(), Vec::new());
-        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes, returns, objects };
+        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes, returns, slabs: Vec::new(), objects };
         // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
         moment.transfer(&self.engine)?;
         self.journal.begin(&moment.action(after), &self.document)?;
         let admitted: Vec<&Admitted> = parts.iter().map(|part| &part.admitted).collect();
         let old_code = open::code(&admitted);
         let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
-        let slabs = times.measure("find", || moment.slabs(&self.engine))?;
+        moment.slabs = times.measure("find", || moment.find_slabs(&self.engine))?;
         let (journal, before, opens) = (&self.journal, &self.document, &self.opens);
         let outcome = transaction::paused(&mut self.engine, |engine| {
             let check = times.measure("check", || quiet::check(engine, &admitted, plan))?;
@@ -78,7 +80,7 @@ impl<E: Engine> Updater<E> {
                 Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
-            if let Some(why) = times.measure("objects", || moment.count_objects(engine, &slabs))? {
+            if let Some(why) = times.measure("objects", || moment.count_objects(engine))? {
                 return Ok(Check::Busy(why));
             }
             // What data held while the guest ran counts no more.
@@ -90,6 +92,7 @@ impl<E: Engine> Updater<E> {
             let switched = moment.switch(engine, threads, after, opens, &store, times);
             switched.map(|()| Check::Ready).or_else(|error| match errors::with_undo(error, moment.take_back(engine)) {
                 error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
+                UpdateError::Busy { who, .. } => Ok(Check::Busy(who)),
                 error => Err(error),
             })
         });
@@ -144,7 +147,7 @@ impl Moment<'_> {
     }
 
     /// Page frames of the slabs of each type of objects of each part, in the running guest.
-    fn slabs(&self, memory: &dyn ReadMemory) -> Result<Vec<Vec<Vec<u64>>>, UpdateError> {
+    fn find_slabs(&self, memory: &dyn ReadMemory) -> Result<Vec<Vec<Vec<u64>>>, UpdateError> {
         let of_part = |part: &Active<'_>| {
             let find = |objects: &Objects| objects.find(memory, &part.admitted.kernel);
             part.admitted.objects.iter().map(find).collect()
@@ -153,13 +156,9 @@ impl Moment<'_> {
     }
 
     /// Finds out where all objects are, and what is to be written to them; or why this is not the moment.
-    fn count_objects(
-        &mut self,
-        memory: &dyn ReadMemory,
-        slabs: &[Vec<Vec<u64>>],
-    ) -> Result<Option<String>, UpdateError> {
+    fn count_objects(&mut self, memory: &dyn ReadMemory) -> Result<Option<String>, UpdateError> {
         self.objects.clear();
-        for (part, slabs) in self.parts.iter().zip(slabs) {
+        for (part, slabs) in self.parts.iter().zip(&self.slabs) {
             let mut filled = Vec::new();
             for (objects, frames) in part.admitted.objects.iter().zip(slabs) {
                 match objects.census(memory, &part.admitted.kernel, frames)? {
@@ -177,9 +176,14 @@ impl Moment<'_> {
         self.objects.iter().flatten().flat_map(|filled| &filled.writes)
     }
 
-    /// Takes back all that may have been written.
+    fn has_hooks(&self) -> bool {
+        self.parts.iter().any(|part| part.plan.hooks.is_some())
+    }
+
+    /// Takes back all that may have been written. A hook may have given objects back to the allocator: then they keep what they
+    /// hold, which nobody reads.
     fn take_back<E: Engine>(&self, engine: &mut E) -> Result<(), EngineError> {
-        let objects = transaction::take_back(engine, self.object_writes());
+        let objects = if self.has_hooks() { Ok(()) } else { transaction::take_back(engine, self.object_writes()) };
         transaction::take_back(engine, &self.writes()).and(objects)
     }
 
@@ -212,6 +216,12 @@ impl Moment<'_> {
         times.measure("place", || write_all(engine, &self.plan.writes))?;
         let pre = |hooks: &Hooks, kernel: &Kernel| hooks.about_update(engine, kernel, HookKind::Pre, count);
         times.measure("hooks", || self.hooks(pre))?;
+        // A hook may have made objects, or freed some.
+        if self.has_hooks()
+            && let Some(who) = times.measure("objects", || self.count_objects(engine))?
+        {
+            return Err(UpdateError::Busy { who, attempts: 0 });
+        }
         let has_data = |part: &Active<'_>| !part.plan.data.is_empty() || !part.admitted.objects.is_empty();
         if count != 0 || self.parts.iter().any(has_data) {
             times.measure("transfer", || self.transfer(engine))?;

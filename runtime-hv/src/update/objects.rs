@@ -22,11 +22,11 @@ use crate::journal::{Document, Record};
 use crate::protocol::{ObjectsCount, ObjectsInfo};
 use lpk_format::{Bundle, ObjectPatch};
 
-/// More objects of one type are not written to in a stop.
-const OBJECTS_LIMIT: u64 = 1 << 20;
 /// The array of pages is read once more while the guest stands if it tells of no more than this: 4 GiB of memory, some 64 MiB of
 /// array. In a larger guest slabs that have come meanwhile are looked for while it runs.
 const FRAMES_AGAIN: u64 = 1 << 20;
+const TOO_LARGE: &str = "its slabs must be looked for while the guest stands, because free objects keep what they hold (a constructor, or \
+                         SLAB_TYPESAFE_BY_RCU): that is done in guests with at most 4 GiB of memory";
 /// Size of the pointer to the next free object.
 const POINTER: u32 = 8;
 
@@ -70,6 +70,10 @@ pub fn locate(
             other => other?,
         };
         objection(patch, &cache).map_or(Ok(()), |reason| Err(refused(reason)))?;
+        match pages::are_understood(&memory, kernel) {
+            Err(SlabError::Unsupported(reason)) => return Err(refused(reason)),
+            other => other?,
+        }
         let objects = Objects { patch: patch.clone(), cache };
         let others = document.bundles.iter().filter(|record| record.info.state.is_in_use());
         match others.filter(|record| record.info.id != bundle_of(id)).find(|record| objects.is_taken(record)) {
@@ -179,24 +183,38 @@ impl Objects {
         if !Cache::behind(memory, kernel, self.patch.cache_address).is_ok_and(|now| now == self.cache) {
             return Ok(Err(format!("the guest is changing the slab cache `{}`", self.cache.name)));
         }
-        let walked = match walk::walk(memory, kernel, &self.cache, frames, false)? {
-            Walk::Unclear(_) if kernel.image_u64(memory, kernel.symbol("max_pfn")?)? <= FRAMES_AGAIN => {
-                walk::walk(memory, kernel, &self.cache, &pages::find(memory, kernel, &self.cache)?, true)?
-            }
-            walked => walked,
-        };
+        let walked = self.walk(memory, kernel, frames).map_err(|error| match error {
+            SlabError::Unsupported(reason) => self.refused(reason),
+            SlabError::Guest(error) => error.into(),
+        })?;
         Ok(match walked {
-            Walk::Complete(census) if census.counts.objects <= OBJECTS_LIMIT => Ok(census),
-            Walk::Complete(census) => {
-                let count = census.counts.objects;
-                return Err(UpdateError::Objects {
-                    type_name: self.patch.type_name.clone(),
-                    cache: self.patch.cache.clone(),
-                    reason: format!("it has {count} objects; at most {OBJECTS_LIMIT} are written to in one stop"),
-                });
+            // Its constructor may have run on some of its objects and not on others.
+            Walk::Complete(census)
+                if self.cache.constructor.is_some() && !census.slabs.iter().all(|slab| slab.counted) =>
+            {
+                Err(format!("a slab of `{}` is being made or given back", self.cache.name))
             }
+            Walk::Complete(census) => Ok(census),
             Walk::Unclear(why) | Walk::Damaged(why) => Err(why),
         })
+    }
+
+    /// What was found before is enough if the counts say so; but objects of a slab that is being made, which is not counted yet, may
+    /// have been initialised already where free objects keep what they hold.
+    fn walk(&self, memory: &dyn ReadMemory, kernel: &Kernel, frames: &[u64]) -> Result<Walk, SlabError> {
+        let again = || walk::walk(memory, kernel, &self.cache, &pages::find(memory, kernel, &self.cache)?, true);
+        let is_small = kernel.image_u64(memory, kernel.symbol("max_pfn")?)? <= FRAMES_AGAIN;
+        if self.cache.keeps_free_objects() {
+            return if is_small { again() } else { Err(SlabError::Unsupported(TOO_LARGE.to_owned())) };
+        }
+        match walk::walk(memory, kernel, &self.cache, frames, false)? {
+            Walk::Unclear(_) if is_small => again(),
+            walked => Ok(walked),
+        }
+    }
+
+    fn refused(&self, reason: String) -> UpdateError {
+        UpdateError::Objects { type_name: self.patch.type_name.clone(), cache: self.patch.cache.clone(), reason }
     }
 
     /// What is written to the objects.

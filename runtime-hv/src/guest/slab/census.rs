@@ -5,6 +5,7 @@
 
 use super::Counts;
 use crate::engine::{Pa, Va};
+use crate::guest::paging::PAGE;
 use std::collections::BTreeSet;
 
 /// Result of a walk.
@@ -86,6 +87,12 @@ impl Slab {
     #[must_use]
     pub fn count(&self) -> u32 {
         self.lists.len() as u32
+    }
+
+    /// Page frames that it takes.
+    pub(super) fn frames(&self) -> u64 {
+        let bytes = self.pa.0 % PAGE as u64 + u64::from(self.count()).saturating_mul(self.stride);
+        bytes.div_ceil(PAGE as u64)
     }
 
     /// Its objects.

@@ -4,6 +4,7 @@
 //! frame numbers, ascending. The array of all `struct page` is read in large pieces; parts of it that the guest does not map are
 //! holes in its memory.
 
+use super::walk::OBJECTS_LIMIT;
 use super::{Cache, SlabError};
 use crate::engine::{Pa, ReadMemory, Va};
 use crate::guest::snapshot::Snapshot;
@@ -46,7 +47,10 @@ impl Pages {
         let mark = match (kernel.constant("PG_slab"), kernel.constant("PGTY_slab")) {
             (Ok(bit), _) => Mark::Flag(kernel.offset("page.flags")? as usize, 1 << (bit & 63)),
             (Err(_), Ok(value)) => Mark::Type(kernel.offset("page.page_type")? as usize, value as u8),
-            (Err(missing), Err(_)) => return Err(missing.into()),
+            (Err(_), Err(_)) => {
+                let what = "the kernel marks pages of slabs neither by a flag (until Linux 6.9) nor by a type of its own (since 6.12)";
+                return Err(SlabError::Unsupported(what.to_owned()));
+            }
         };
         let end = kernel.image_u64(memory, kernel.symbol("max_pfn")?)?;
         if end > FRAMES_LIMIT {
@@ -89,6 +93,14 @@ pub(super) fn word(entry: &[u8], at: usize) -> u64 {
     bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
+/// Refuses a guest whose pages do not tell of slabs in a way that is known, or that has too many.
+///
+/// # Errors
+/// [`SlabError`].
+pub fn are_understood(memory: &dyn ReadMemory, kernel: &Kernel) -> Result<(), SlabError> {
+    Pages::of(memory, kernel).map(drop)
+}
+
 /// Page frame numbers of all slabs of a cache. On a running guest some may be gone already, and others have come.
 ///
 /// # Errors
@@ -99,6 +111,13 @@ pub fn find(memory: &dyn ReadMemory, kernel: &Kernel, cache: &Cache) -> Result<V
     let (mut found, mut buffer) = (Vec::new(), Vec::new());
     let mut frame = 0;
     while frame < pages.end {
+        if found.len() as u64 > OBJECTS_LIMIT {
+            let what = format!(
+                "more than {OBJECTS_LIMIT} pages of the guest say that they are of slab cache `{}`",
+                cache.name
+            );
+            return Err(SlabError::Unsupported(what));
+        }
         let at = pages.entry(frame);
         let step = paging::walk(&tables, kernel.root(), at)?;
         let whole = (step.rest / pages.size).min(pages.end - frame);

@@ -118,6 +118,11 @@ impl Guest {
         self.put(fake::IMAGE + at, value);
     }
 
+    /// The slab that is on no list is none of the cache any more.
+    pub(crate) fn without_loose_slab(&mut self) {
+        self.put(ARRAY + SLABS[4] * 64, 0);
+    }
+
     /// Where an object is in physical memory.
     pub(crate) fn place(frame: u64, index: u64) -> u64 {
         (frame << 12) + index * STRIDE

@@ -14,6 +14,11 @@ use crate::guest::snapshot::Snapshot;
 use crate::guest::{GuestError, Kernel, tasks};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// More objects of one cache are not looked at.
+pub const OBJECTS_LIMIT: u64 = 1 << 20;
+/// Objects of slabs that are being made or given back, which a guest may have besides those that it counts.
+const LOOSE_LIMIT: u64 = 1 << 17;
+
 /// Why a walk ended.
 enum Stop {
     Walk(Walk),
@@ -38,7 +43,8 @@ fn damaged(what: String) -> Stop {
 /// before, and slabs that have come since are missed, which the counts tell.
 ///
 /// # Errors
-/// [`SlabError`]. Contents of the guest that do not fit together are no error but [`Walk::Damaged`] or [`Walk::Unclear`].
+/// [`SlabError`]; [`SlabError::Unsupported`] beyond [`OBJECTS_LIMIT`]. Contents of the guest that do not fit together are no error but
+/// [`Walk::Damaged`] or [`Walk::Unclear`].
 pub fn walk(
     memory: &dyn ReadMemory,
     kernel: &Kernel,
@@ -72,11 +78,21 @@ struct Walker<'a> {
 impl Walker<'_> {
     fn census(&self, frames: &[u64], all: bool) -> Result<Census, Stop> {
         let counts = self.cache.counts(self.memory, self.kernel)?;
-        let mut slabs = BTreeMap::new();
+        if counts.objects > OBJECTS_LIMIT {
+            let (name, count) = (&self.cache.name, counts.objects);
+            let what = format!("slab cache `{name}` has {count} objects; at most {OBJECTS_LIMIT} are looked at");
+            return Err(Stop::Error(SlabError::Unsupported(what)));
+        }
+        let (mut slabs, mut objects, mut end) = (BTreeMap::new(), 0, 0);
         for &frame in frames {
-            if let Some((slab, first)) = self.slab(frame)? {
-                slabs.insert(frame, (slab, first));
+            let Some((slab, first)) = self.slab(frame)? else { continue };
+            objects += u64::from(slab.count());
+            if objects > counts.objects + LOOSE_LIMIT || frame < end {
+                let name = &self.cache.name;
+                return Err(damaged(format!("slabs of `{name}` overlap, or are more than the guest counts by far")));
             }
+            end = frame.saturating_add(slab.frames());
+            slabs.insert(frame, (slab, first));
         }
         let limit = counts.slabs.saturating_add(frames.len() as u64);
         let partial = self.partial(limit)?;
@@ -85,6 +101,10 @@ impl Walker<'_> {
         let mut found = Vec::new();
         for (frame, (mut slab, first)) in slabs {
             slab.partial = partial.contains(&frame);
+            // It was made a moment ago and may not be counted yet; one that was found before may be missed in its place.
+            if !all && slab.frozen && first == 0 && !listed.contains(&frame) {
+                return Err(unclear(format!("a slab of `{}` is on its way to a processor", self.cache.name)));
+            }
             slab.counted = !slab.is_loose(&listed);
             if !slab.counted {
                 // Its list may be in the making.
