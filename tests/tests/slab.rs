@@ -130,8 +130,23 @@ fn objects_are_as_many_as_the_guest_counts() {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };
-    let (mut guest, bundle) = boot("slab", &kernel);
-    let mut outside = Outside::attach(&guest, &kernel, &bundle);
+    as_counted("slab", &kernel);
+}
+
+#[test]
+#[ignore = "needs a kernel of another series: cargo xtask series"]
+fn objects_of_another_series_are_as_many_as_the_guest_counts() {
+    if !require::qemu("it attaches to a QEMU") {
+        return;
+    }
+    let Some(kernel) = require::series_kernel() else { return };
+    as_counted("slab-series", &kernel);
+}
+
+/// Objects of a guest at rest, of what its processes hold, under load, and after it.
+fn as_counted(name: &str, kernel: &Kernel) {
+    let (mut guest, bundle) = boot(name, kernel);
+    let mut outside = Outside::attach(&guest, kernel, &bundle);
     for cache in &outside.caches {
         eprintln!(
             "{}: {} bytes every {}, free pointer at {}, flags {:#x}, {} users, constructor {:?}",
