@@ -31,6 +31,14 @@ const CACHES: [&str; 8] = [
     "names_cachep",
 ];
 
+/// Files below `/sys/kernel/slab/NAME` that tell what watches over objects, in the order in which the first is named.
+const WATCHERS: [(&str, &str); 4] = [
+    ("red_zone", "red zones"),
+    ("poison", "poison"),
+    ("store_user", "records of users"),
+    ("sanity_checks", "consistency checks"),
+];
+
 /// What `/proc/slabinfo` says of a cache: objects active and in all, slabs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Said {
@@ -44,6 +52,8 @@ struct Outside {
     engine: QemuEngine,
     kernel: guest::Kernel,
     caches: Vec<Cache>,
+    /// Tasks that were live in the last look and on no list.
+    unlisted: usize,
 }
 
 impl Outside {
@@ -55,7 +65,7 @@ impl Outside {
             Cache::behind(&engine, &located, variable).expect("a cache")
         };
         let caches = CACHES.iter().map(cache).collect();
-        Outside { engine, kernel: located, caches }
+        Outside { engine, kernel: located, caches, unlisted: 0 }
     }
 
     /// Walks all caches in one stop, with the slabs as they were found before it; also says how long each took.
@@ -74,14 +84,17 @@ impl Outside {
     }
 
     /// Whoever is on the guest's lists of tasks has a live `struct task_struct`. The first one is no object.
-    fn tasks_are_live(&self, walk: &Walk) {
+    fn tasks_are_live(&mut self, walk: &Walk) {
         let Walk::Complete(census) = walk else { return };
         let live: BTreeSet<u64> = census.objects().filter(|object| object.live).map(|object| object.va.0).collect();
         let first = self.kernel.live(self.kernel.symbol("init_task").expect("a symbol")).0;
         let processors = tasks::per_cpu(&self.engine, &self.kernel).expect("processors");
+        let mut listed = 0;
         for task in tasks::all(&self.engine, &self.kernel, &processors).expect("tasks") {
             assert!(task.at.0 == first || live.contains(&task.at.0), "task {} ({})", task.pid, task.comm);
+            listed += usize::from(task.at.0 != first);
         }
+        self.unlisted = live.len() - listed;
     }
 
     /// The censuses of a guest at rest.
@@ -117,11 +130,31 @@ fn said(guest: &mut Guest) -> BTreeMap<String, Said> {
     text.lines().filter_map(line).collect()
 }
 
-fn boot(name: &str, kernel: &Kernel) -> (Guest, ReadBundle) {
+/// Holds what is said of caches against `/sys/kernel/slab`: the numbers of flags differ between kernels.
+fn compare_descriptions(guest: &mut Guest, caches: &[Cache]) {
+    for cache in caches {
+        let mut file = |name: &str| {
+            let text = guest.run_ok(&format!("cat /sys/kernel/slab/{}/{name}", cache.name)).expect("answers");
+            text.trim().to_owned()
+        };
+        let debugging = WATCHERS.iter().find(|(name, _)| file(name) == "1").map(|(_, what)| *what);
+        let said = (file("object_size"), file("slab_size"), file("aliases"), file("destroy_by_rcu") == "1");
+        let Cache { object_size, stride, refcount, typesafe, .. } = cache;
+        let found = (object_size.to_string(), stride.to_string(), (refcount - 1).to_string(), *typesafe);
+        eprintln!("{}: {found:?}, {:?}", cache.name, cache.debugging);
+        assert_eq!((found, cache.debugging), (said, debugging), "{}", cache.name);
+        assert_eq!(cache.constructor.is_some(), !file("ctor").is_empty(), "{}", cache.name);
+    }
+    assert!(caches.iter().any(|cache| cache.typesafe) && caches.iter().any(|cache| !cache.typesafe));
+}
+
+fn boot(name: &str, kernel: &Kernel, append: &str) -> (Guest, ReadBundle) {
     let work = tempfile::tempdir().expect("a folder");
     let bundle = std::fs::read(visible_bundle(work.path(), kernel)).expect("a bundle");
     let bundle = lpk_format::read(&bundle).expect("a good bundle");
-    (Guest::under_plain_qemu(&Config::new(name, &kernel.vmlinuz())).expect("boots"), bundle)
+    let mut config = Config::new(name, &kernel.vmlinuz());
+    append.clone_into(&mut config.append);
+    (Guest::under_plain_qemu(&config).expect("boots"), bundle)
 }
 
 #[test]
@@ -130,8 +163,23 @@ fn objects_are_as_many_as_the_guest_counts() {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };
-    let (mut guest, bundle) = boot("slab", &kernel);
-    let mut outside = Outside::attach(&guest, &kernel, &bundle);
+    as_counted("slab", &kernel);
+}
+
+#[test]
+#[ignore = "needs a kernel of another series: cargo xtask series"]
+fn objects_of_another_series_are_as_many_as_the_guest_counts() {
+    if !require::qemu("it attaches to a QEMU") {
+        return;
+    }
+    let Some(kernel) = require::series_kernel() else { return };
+    as_counted("slab-series", &kernel);
+}
+
+/// Objects of a guest at rest, of what its processes hold, under load, and after it.
+fn as_counted(name: &str, kernel: &Kernel) {
+    let (mut guest, bundle) = boot(name, kernel, "");
+    let mut outside = Outside::attach(&guest, kernel, &bundle);
     for cache in &outside.caches {
         eprintln!(
             "{}: {} bytes every {}, free pointer at {}, flags {:#x}, {} users, constructor {:?}",
@@ -144,7 +192,7 @@ fn objects_are_as_many_as_the_guest_counts() {
             cache.constructor
         );
     }
-
+    compare_descriptions(&mut guest, &outside.caches);
     compare(&mut guest, &mut outside);
 
     // What processes hold is live.
@@ -184,6 +232,61 @@ fn objects_are_as_many_as_the_guest_counts() {
     let free = compare(&mut guest, &mut outside);
     assert!(free > 0, "no free object on the list of a node");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+}
+
+#[test]
+fn caches_that_are_watched_over_are_told() {
+    if !require::qemu("it attaches to a QEMU") {
+        return;
+    }
+    let Some(kernel) = require::older_kernel() else { return };
+    watched("slab-watched", &kernel);
+}
+
+#[test]
+#[ignore = "needs a kernel of another series: cargo xtask series"]
+fn caches_of_another_series_that_are_watched_over_are_told() {
+    if !require::qemu("it attaches to a QEMU") {
+        return;
+    }
+    let Some(kernel) = require::series_kernel() else { return };
+    watched("slab-watched-series", &kernel);
+}
+
+/// Each way of watching, on a cache of its own; the others stay as they are.
+fn watched(name: &str, kernel: &Kernel) {
+    let append = "slub_debug=Z,filp;P,task_struct;U,signal_cache;F,vm_area_struct";
+    let (mut guest, bundle) = boot(name, kernel, append);
+    let mut outside = Outside::attach(&guest, kernel, &bundle);
+    compare_descriptions(&mut guest, &outside.caches);
+    let kinds: BTreeSet<&str> = outside.caches.iter().filter_map(|cache| cache.debugging).collect();
+    assert_eq!(kinds, WATCHERS.iter().map(|(_, what)| *what).collect());
+    assert!(outside.caches.iter().any(|cache| cache.debugging.is_none()));
+    // Processors set nothing aside, so that what the guest calls active is live. Whoever reads it there is live then, too.
+    let (before, censuses, after) = (said(&mut guest), outside.censuses(), said(&mut guest));
+    let mut compared = Vec::new();
+    for (cache, census) in outside.caches.iter().zip(&censuses).filter(|(cache, _)| cache.debugging.is_some()) {
+        assert_eq!(census.live(), census.active(), "{}", cache.name);
+        let (before, after) = (before[&cache.name], after[&cache.name]);
+        let found = (census.counts.objects, census.counts.slabs);
+        eprintln!("{}: {} live of {found:?}, {before:?}, {after:?}", cache.name, census.live());
+        if (before.objects, before.slabs) == (after.objects, after.slabs) {
+            assert_eq!(found, (before.objects, before.slabs), "{}", cache.name);
+            compared.push(&cache.name);
+        }
+    }
+    assert!(compared.len() >= 3, "{compared:?}");
+
+    // Ended tasks are freed late (by RCU); in a guest at rest those that are listed are all.
+    let unlisted: Vec<usize> = (0..30)
+        .map(|_| {
+            std::thread::sleep(Duration::from_millis(100));
+            outside.censuses();
+            outside.unlisted
+        })
+        .collect();
+    eprintln!("tasks that are live and not listed, every 100 ms: {unlisted:?}");
+    assert!(unlisted.contains(&0), "{unlisted:?}");
 }
 
 /// Compares with what the guest says before and after a look, where that is the same; gives how many objects of the last look are

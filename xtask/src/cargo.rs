@@ -107,12 +107,13 @@ pub(crate) fn ci() -> Result<(), JobError> {
     crate::kvm::run(false)
 }
 
-/// Live updates and stack walks of a kernel of another series, given or the newest.
+/// Live updates, stack walks and slab walks of a kernel of another series, given or the newest.
 pub(crate) fn series(series: Option<&str>) -> Result<(), JobError> {
     let kernel = setup::another_series(series, &say)?;
     say(&format!("kernel: {} ({})", kernel.release, kernel.version));
     let dir = build()?;
-    let mut command = cargo(&["test", "--package", "lucos-tests", "--test", "live_series", "--test", "unwind"]);
+    let mut command = cargo(&["test", "--package", "lucos-tests"]);
+    command.args(["--test", "live_series", "--test", "unwind", "--test", "slab"]);
     command.args(["--", "--ignored", "--test-threads", "1"]);
     command.env("LUCOS_BIN_DIR", dir).env("LUCOS_TEST_SERIES", kernel.vmlinuz()).env("LUCOS_REQUIRE_ALL", "1");
     run(&mut command)
