@@ -76,20 +76,25 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
     let began = SystemTime::now();
     match cargo::run(&mut live) {
         Err(_) if in_box && is_box_lost(began)? => {
-            say("a box was lost, which is no verdict on what ran in it: once more");
+            say("a box was lost or stood still, which is no verdict on what ran in it: once more");
             cargo::run(&mut live)
         }
         outcome => outcome,
     }
 }
 
+/// What logs of guests say of a box that was lost, or that stood still for so long that a guest in it has missed its own timers.
+const LOST: [&str; 3] = ["LOST BOX:", "rcu: INFO: rcu_preempt", "watchdog: BUG: soft lockup"];
+
 /// Whether a box of a test was lost since a moment: its program says so on standard error, which is among the guests' logs.
 fn is_box_lost(since: SystemTime) -> Result<bool, JobError> {
     let logs = commands::target_dir()?.join("guest-logs");
     for entry in std::fs::read_dir(logs)?.filter_map(Result::ok) {
         let is_new = entry.metadata().and_then(|data| data.modified()).is_ok_and(|time| time >= since);
-        if is_new && std::fs::read(entry.path()).is_ok_and(|text| String::from_utf8_lossy(&text).contains("LOST BOX:"))
-        {
+        let text = if is_new { std::fs::read(entry.path()).unwrap_or_default() } else { Vec::new() };
+        let text = String::from_utf8_lossy(&text);
+        if let Some(sign) = LOST.into_iter().find(|sign| text.contains(sign)) {
+            say(&format!("{} says `{sign}`", entry.path().display()));
             return Ok(true);
         }
     }
