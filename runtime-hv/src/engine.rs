@@ -337,8 +337,9 @@ pub struct Call {
     /// How long it may take.
     pub limit: Duration,
     /// An interrupt that the guest's kernel takes at any time without harm (Linux: that of a reschedule). An engine that can
-    /// wake a halted processor by no other means raises it; the guest takes it when it runs again.
-    pub wake: Wake,
+    /// wake a halted processor by no other means raises it; the guest takes it when it runs again. Without one the processor must
+    /// not be halted, and is called also while it serves an interrupt that would keep this one out.
+    pub wake: Option<Wake>,
 }
 
 /// Why a call gave no value. The processor is as it was before; what the function did to memory stays.

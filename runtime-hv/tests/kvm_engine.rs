@@ -252,7 +252,7 @@ fn calls_return_the_right_value_from_whatever_a_processor_was_doing() {
             gs_base: area,
             cr3: kernel_table,
             limit: Duration::from_secs(2),
-            wake: Wake { apic_id: cpu as u8, vector: RESCHEDULE },
+            wake: Some(Wake { apic_id: cpu as u8, vector: RESCHEDULE }),
         };
         let value = guest.engine.call(Vcpu(cpu), &call).expect("returns");
         assert_eq!((value, guest.engine.registers().expect("registers")), (round, before), "round {round}");

@@ -198,7 +198,7 @@ fn a_reset_ends_a_call(guest: &mut Guest) {
         gs_base,
         cr3,
         limit: Duration::from_secs(60),
-        wake: Wake { apic_id: cpu as u8, vector: 0xfd },
+        wake: Some(Wake { apic_id: cpu as u8, vector: 0xfd }),
     };
     let other = guest.other_qmp();
     let error = std::thread::scope(|scope| {

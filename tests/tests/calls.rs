@@ -113,7 +113,7 @@ impl Calls {
             gs_base: self.areas[cpu],
             cr3: self.physical("init_top_pgt").0,
             limit,
-            wake: Wake { apic_id: cpu as u8, vector: RESCHEDULE },
+            wake: Some(Wake { apic_id: cpu as u8, vector: RESCHEDULE }),
         }
     }
 
@@ -399,7 +399,7 @@ fn a_tool_that_never_comes_back() {
         gs_base,
         cr3,
         limit: Duration::from_secs(60),
-        wake: Wake { apic_id: cpu as u8, vector: RESCHEDULE },
+        wake: Some(Wake { apic_id: cpu as u8, vector: RESCHEDULE }),
     };
     loop {
         engine.pause().expect("stops");

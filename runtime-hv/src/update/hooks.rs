@@ -222,15 +222,15 @@ impl Hooks {
             return Err(format!("hook {}: the processor is just entering or leaving the kernel", hook.kind.name()));
         }
         guest.write(self.told.1, told).map_err(|error| error.to_string())?;
-        // It runs, so there is nothing to wake.
-        let call = self.one_call(function, registers.gs_base, Wake { apic_id: 0, vector: 0 });
+        // It runs, so there is nothing to wake; and the guest may not go on without the hook, whatever the processor does.
+        let call = self.one_call(function, registers.gs_base, None);
         match guest.call(vcpu, &call) {
             Ok(_) => Ok(()),
             Err(error) => Err(format!("hook {} of {}: {error}", hook.kind.name(), hook.subject.name())),
         }
     }
 
-    fn one_call(&self, function: Va, gs_base: u64, wake: Wake) -> Call {
+    fn one_call(&self, function: Va, gs_base: u64, wake: Option<Wake>) -> Call {
         Call {
             function,
             arguments: [self.told.0.0, 0, 0, 0, 0, 0],
@@ -261,7 +261,7 @@ impl Hooks {
         let mut why = "no processor is in the kernel".to_owned();
         for processor in processors(engine, kernel)? {
             engine.write(self.told.1, told)?;
-            let call = self.one_call(function, processor.gs_base, processor.wake);
+            let call = self.one_call(function, processor.gs_base, Some(processor.wake));
             match engine.call(processor.vcpu, &call) {
                 Ok(value) => return Ok(value),
                 Err(error @ CallError::NotNow { .. }) => why = error.to_string(),

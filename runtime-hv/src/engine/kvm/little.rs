@@ -127,7 +127,7 @@ pub(super) fn call(function: Va, arguments: [u64; 2]) -> Call {
         gs_base: 0,
         cr3: layout::PAGE_TABLES,
         limit: Duration::from_millis(200),
-        wake: Wake { apic_id: 0, vector: 0xfd },
+        wake: Some(Wake { apic_id: 0, vector: 0xfd }),
     }
 }
 

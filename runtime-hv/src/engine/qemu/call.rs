@@ -47,7 +47,9 @@ pub(super) fn run(vm: &Vm, hold: &mut Hold, vcpu: Vcpu, call: &Call) -> Result<u
     }
     let state = vm.state(vcpu)?;
     suits(vcpu, &state)?;
-    is_open_for(call.wake.vector, vm.priority(vcpu)?, vcpu)?;
+    if let Some(wake) = call.wake {
+        is_open_for(wake.vector, vm.priority(vcpu)?, vcpu)?;
+    }
     let top = Va(call.stack.0.wrapping_sub(8));
     let root = Root::of_registers(call.cr3, state.registers.cr4);
     let place = translate(vm, root, top).map_err(|_| EngineError::Connection {

@@ -15,7 +15,7 @@ use super::MESSAGES;
 use super::description::{Layout, Register};
 use super::gdb::{Bounded, Client, Far, Stood, TRAP, unexpected};
 use super::record::Record;
-use crate::engine::{Call, EngineError, Pa, Vcpu};
+use crate::engine::{Call, EngineError, Pa, Vcpu, Wake};
 use crate::timed::PATIENCE;
 
 /// Flags: bit 1 is always set, and nothing else is: interrupts are off.
@@ -124,13 +124,14 @@ impl<'a, S: Bounded> Processor<'a, S> {
 
     /// Wakes a halted processor without running anything of the guest: an interrupt that it lets in ends the halt, and a single
     /// step without interrupts goes no further than the jump to itself at [`Call::back`]. The guest takes the interrupt when it
-    /// runs again. Says whether it woke within `limit`.
+    /// runs again. Says whether it woke within `limit`; without an interrupt it does not.
     pub(super) fn wake(&mut self, call: &Call, limit: Duration) -> Result<bool, EngineError> {
+        let Some(Wake { apic_id, vector }) = call.wake else { return Ok(false) };
         self.set("rsp", call.stack.0)?;
         self.set("rip", call.back.0)?;
         self.set("eflags", FLAGS | INTERRUPTS)?;
-        let to = Pa(MESSAGES | u64::from(call.wake.apic_id) << 12);
-        self.client.write(to, &u32::from(call.wake.vector).to_le_bytes())?;
+        let to = Pa(MESSAGES | u64::from(apic_id) << 12);
+        self.client.write(to, &u32::from(vector).to_le_bytes())?;
         let stood = self.client.run(self.vcpu, Far::Step, limit.max(Duration::from_millis(1)))?;
         self.client.select(self.vcpu)?;
         let now = self.registers()?;

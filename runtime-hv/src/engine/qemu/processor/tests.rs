@@ -234,7 +234,7 @@ fn call(limit: Duration) -> Call {
         gs_base: 0xffff_8880_0000_0000,
         cr3: 0x261_0000,
         limit,
-        wake: Wake { apic_id: 1, vector: 0xfd },
+        wake: Some(Wake { apic_id: 1, vector: 0xfd }),
     }
 }
 
