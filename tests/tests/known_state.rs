@@ -174,13 +174,17 @@ fn writes_of_every_shape_reach_both_copies(cpus: u32) {
     let hv = Hv::new(guest.api());
     guest.run_ok("insmod /files/lucos_writes.ko").expect("loads");
     let read = |guest: &mut Guest| State::of(guest, "/proc/lucos_writes").expect("answers");
-    let until = |guest: &mut Guest, name: &str, wanted: i64| loop {
-        let state = read(guest);
-        assert!(!state.names().any(|name| name.starts_with("wrong-")), "{state:?}");
-        if state.get(name) == wanted {
-            return state;
+    let until = |guest: &mut Guest, name: &str, wanted: i64| {
+        let start = std::time::Instant::now();
+        loop {
+            let state = read(guest);
+            assert!(!state.names().any(|name| name.starts_with("wrong-")), "{state:?}");
+            if state.get(name) == wanted {
+                return state;
+            }
+            assert!(start.elapsed().as_secs() < 300, "{name} does not become {wanted}: {state:?}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        std::thread::sleep(std::time::Duration::from_millis(100));
     };
     let workers = i64::from(cpus);
     guest.run_ok("echo 1 > /proc/lucos_writes").expect("starts");
