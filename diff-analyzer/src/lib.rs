@@ -11,6 +11,7 @@ pub mod local_branches;
 pub mod object;
 pub mod object_diff;
 pub mod pieces;
+pub mod returns;
 pub mod semantics;
 pub mod source_diff;
 pub mod special;

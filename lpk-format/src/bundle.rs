@@ -546,6 +546,8 @@ pub struct FunctionPatch {
     pub new_offset: u32,
     /// Size of the new function in bytes.
     pub new_size: u32,
+    /// Return points at which a frame of the old function can go on in the new one, and the reverse; sorted by `old`.
+    pub returns: Vec<crate::ReturnPair>,
 }
 
 /// A place of an old function that a booted kernel may have rewritten.

@@ -131,7 +131,8 @@ fn size(bundle: &Bundle) -> Result<(), Problem> {
     }
     let old = bundle.functions.iter().map(|function| {
         let sites = function.sites.iter().map(|site| crate::records::site_size(site) as u64);
-        function.expected.len() as u64 + sites.sum::<u64>()
+        let returns = function.returns.len() * crate::returns::RETURN_SIZE;
+        (function.expected.len() + returns) as u64 + sites.sum::<u64>()
     });
     total += old.sum::<u64>();
     total += bundle.payload.hooks.iter().map(|hook| crate::hooks::size(hook) as u64).sum::<u64>();

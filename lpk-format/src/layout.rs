@@ -7,7 +7,7 @@ use object::elf;
 use crate::{Place, SectionKind};
 
 /// Version of the format this crate writes, and the only one it reads.
-pub const FORMAT_VERSION: u32 = 6;
+pub const FORMAT_VERSION: u32 = 7;
 /// Number of SHA-256 in `.lucos.digest`.
 pub(crate) const ALGORITHM_SHA256: u32 = 1;
 /// Bytes of `.lucos.digest`: version, algorithm, digest.
@@ -45,6 +45,8 @@ pub mod limits {
     pub const FUNCTIONS: usize = 1 << 16;
     /// Number of boot sites of one function.
     pub const SITES: usize = 1 << 16;
+    /// Number of return points of one function.
+    pub const RETURNS: usize = 1 << 16;
     /// Number of changed data.
     pub const CHANGED_DATA: usize = 1 << 16;
     /// Number of types whose objects get values.
@@ -99,23 +101,24 @@ pub(crate) mod index {
     pub(crate) const FUNCTIONS: usize = 16;
     pub(crate) const EXPECTED: usize = 17;
     pub(crate) const SITES: usize = 18;
-    pub(crate) const FIXUPS: usize = 19;
-    pub(crate) const SUPPORT_FIXUPS: usize = 20;
-    pub(crate) const TABLES: usize = 21;
-    pub(crate) const CHANGED: usize = 22;
-    pub(crate) const OBJECTS: usize = 23;
-    pub(crate) const HOOKS: usize = 24;
-    pub(crate) const MODULE: usize = 25;
-    pub(crate) const MODULES: usize = 26;
-    pub(crate) const PROFILE: usize = 27;
-    pub(crate) const MANIFEST: usize = 28;
-    pub(crate) const NOTE_KERNEL: usize = 29;
-    pub(crate) const NOTE_ID: usize = 30;
-    pub(crate) const DIGEST: usize = 31;
-    pub(crate) const SYMTAB: usize = 32;
-    pub(crate) const STRTAB: usize = 33;
-    pub(crate) const SHSTRTAB: usize = 34;
-    pub(crate) const COUNT: usize = 35;
+    pub(crate) const RETURNS: usize = 19;
+    pub(crate) const FIXUPS: usize = 20;
+    pub(crate) const SUPPORT_FIXUPS: usize = 21;
+    pub(crate) const TABLES: usize = 22;
+    pub(crate) const CHANGED: usize = 23;
+    pub(crate) const OBJECTS: usize = 24;
+    pub(crate) const HOOKS: usize = 25;
+    pub(crate) const MODULE: usize = 26;
+    pub(crate) const MODULES: usize = 27;
+    pub(crate) const PROFILE: usize = 28;
+    pub(crate) const MANIFEST: usize = 29;
+    pub(crate) const NOTE_KERNEL: usize = 30;
+    pub(crate) const NOTE_ID: usize = 31;
+    pub(crate) const DIGEST: usize = 32;
+    pub(crate) const SYMTAB: usize = 33;
+    pub(crate) const STRTAB: usize = 34;
+    pub(crate) const SHSTRTAB: usize = 35;
+    pub(crate) const COUNT: usize = 36;
 }
 
 /// The fields of a section header that never change (`sh_info` of `.symtab` does: it counts the symbols).
@@ -178,6 +181,7 @@ pub(crate) const SECTIONS: [SectionSpec; index::COUNT] = [
     spec(".lucos.functions", elf::SHT_PROGBITS, 0, 8, crate::records::FUNCTION_SIZE as u64),
     spec(".lucos.expected", elf::SHT_PROGBITS, 0, 1, 0),
     spec(".lucos.sites", elf::SHT_PROGBITS, 0, 1, 0),
+    spec(".lucos.returns", elf::SHT_PROGBITS, 0, 4, crate::returns::RETURN_SIZE as u64),
     spec(".lucos.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.support.fixups", elf::SHT_PROGBITS, 0, 8, crate::records::FIXUP_SIZE as u64),
     spec(".lucos.tables", elf::SHT_PROGBITS, 0, 4, crate::records::TABLE_SIZE as u64),

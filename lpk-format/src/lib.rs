@@ -17,6 +17,7 @@ mod layout;
 mod objects;
 mod read;
 mod records;
+mod returns;
 mod write;
 
 pub use bundle::*;
@@ -29,4 +30,5 @@ pub use layout::{FORMAT_VERSION, SECTION_NAMES};
 pub use objects::{AddedBytes, ObjectPatch};
 pub use read::{ReadBundle, ReadError, read};
 pub use records::RecordError;
+pub use returns::ReturnPair;
 pub use write::{WriteError, write};

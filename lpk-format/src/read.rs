@@ -18,7 +18,7 @@ use crate::layout::{Part, SECTION_NAMES, index};
 use crate::records::{self, Cursor, FunctionRecord, RecordError};
 use crate::write::{WriteError, symbol_info, write};
 use crate::{Bundle, FunctionPatch, GuestProfile, Manifest, ModuleId, Payload, Place, Reloc, RelocKind, Symbol};
-use crate::{data, hooks, objects};
+use crate::{data, hooks, objects, returns};
 use sections::Sections;
 
 /// A bundle that was read and checked, and its identity.
@@ -457,6 +457,7 @@ fn functions(sections: &Sections<'_>, manifest: &Manifest) -> Result<Vec<Functio
     let mut cursor = Cursor::new(sections.get(index::FUNCTIONS));
     let mut expected = Parts::of(sections, index::EXPECTED);
     let mut sites = Parts::of(sections, index::SITES);
+    let mut pairs = Parts::of(sections, index::RETURNS);
     let mut functions = Vec::new();
     while !cursor.is_empty() {
         let index = cursor.index;
@@ -467,6 +468,8 @@ fn functions(sections: &Sections<'_>, manifest: &Manifest) -> Result<Vec<Functio
             count: manifest.functions.len(),
         })?;
         let site_bytes = sites.next(index, entry.sites_offset, entry.sites_size)?;
+        let returns_size = entry.returns_count.saturating_mul(returns::RETURN_SIZE as u32);
+        let return_bytes = pairs.next(index, entry.returns_offset, returns_size)?;
         functions.push(FunctionPatch {
             name: listed.name.clone(),
             unit: listed.unit.clone(),
@@ -476,9 +479,11 @@ fn functions(sections: &Sections<'_>, manifest: &Manifest) -> Result<Vec<Functio
             sites: records::decode_sites(site_bytes, entry.sites_count).map_err(record(index::SITES))?,
             new_offset: entry.new_offset,
             new_size: entry.new_size,
+            returns: returns::decode(return_bytes).map_err(record(index::RETURNS))?,
         });
     }
     expected.finish()?;
     sites.finish()?;
+    pairs.finish()?;
     Ok(functions)
 }

@@ -134,6 +134,8 @@ pub(crate) struct FunctionRecord {
     pub(crate) new_size: u32,
     pub(crate) manifest_index: u32,
     pub(crate) jump_offset: u8,
+    pub(crate) returns_offset: u32,
+    pub(crate) returns_count: u32,
 }
 
 impl FunctionRecord {
@@ -152,7 +154,9 @@ impl FunctionRecord {
         ] {
             out.extend_from_slice(&field.to_le_bytes());
         }
-        out.push(self.jump_offset);
+        out.extend_from_slice(&[self.jump_offset, 0, 0, 0]);
+        out.extend_from_slice(&self.returns_offset.to_le_bytes());
+        out.extend_from_slice(&self.returns_count.to_le_bytes());
         out.resize(end, 0);
     }
 
@@ -169,7 +173,9 @@ impl FunctionRecord {
             new_offset: record.u32()?,
             new_size: record.u32()?,
             manifest_index: record.u32()?,
-            jump_offset: record.u8()?,
+            jump_offset: record.array::<4>()?[0],
+            returns_offset: record.u32()?,
+            returns_count: record.u32()?,
         })
     }
 }

@@ -17,7 +17,7 @@ use crate::layout::{
 };
 use crate::records::{self, FunctionRecord};
 use crate::{Bundle, Payload, SectionKind, Symbol};
-use crate::{data, hooks, objects};
+use crate::{data, hooks, objects, returns};
 
 /// Why a bundle was not written.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,8 @@ pub fn write(bundle: &Bundle) -> Result<Vec<u8>, WriteError> {
     bundle.payload.changed.iter().for_each(|datum| data::encode(datum, &mut contents[index::CHANGED]));
     bundle.payload.objects.iter().for_each(|of| objects::encode(of, &mut contents[index::OBJECTS]));
     bundle.payload.hooks.iter().for_each(|hook| hooks::encode(hook, &mut contents[index::HOOKS]));
-    [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES]] = encode_functions(bundle);
+    [contents[index::FUNCTIONS], contents[index::EXPECTED], contents[index::SITES], contents[index::RETURNS]] =
+        encode_functions(bundle);
     if let Some(module) = &bundle.module {
         contents[index::MODULE] = json(module, index::MODULE)?;
     }
@@ -236,15 +237,16 @@ fn encode_relocs(payload: &Payload, section: SectionKind, first_symbol: u32) -> 
     out
 }
 
-/// Contents of `.lucos.functions`, `.lucos.expected` and `.lucos.sites`.
-fn encode_functions(bundle: &Bundle) -> [Vec<u8>; 3] {
+/// Contents of `.lucos.functions`, `.lucos.expected`, `.lucos.sites` and `.lucos.returns`.
+fn encode_functions(bundle: &Bundle) -> [Vec<u8>; 4] {
     let by_address: HashMap<_, _> =
         bundle.manifest.functions.iter().enumerate().map(|(at, function)| (function.old_address, at as u32)).collect();
-    let (mut records, mut expected, mut sites) = (Vec::new(), Vec::new(), Vec::new());
+    let [mut records, mut expected, mut sites, mut pairs] = std::array::from_fn(|_| Vec::new());
     for function in &bundle.functions {
-        let (expected_offset, sites_offset) = (expected.len() as u32, sites.len() as u32);
+        let [expected_offset, sites_offset, returns_offset] = [&expected, &sites, &pairs].map(|part| part.len() as u32);
         expected.extend_from_slice(&function.expected);
         function.sites.iter().for_each(|site| records::encode_site(site, &mut sites));
+        function.returns.iter().for_each(|pair| returns::encode(*pair, &mut pairs));
         FunctionRecord {
             old_address: function.old_address,
             old_size: function.expected.len() as u32,
@@ -256,8 +258,10 @@ fn encode_functions(bundle: &Bundle) -> [Vec<u8>; 3] {
             new_size: function.new_size,
             manifest_index: by_address[&Some(function.old_address)],
             jump_offset: function.jump_offset,
+            returns_offset,
+            returns_count: function.returns.len() as u32,
         }
         .encode(&mut records);
     }
-    [records, expected, sites]
+    [records, expected, sites, pairs]
 }

@@ -47,6 +47,16 @@ refused! {
     manifest_other_entry: ".lucos.functions" [36] = [1, 0, 0, 0] => Unsound(Problem::ListedOtherwise(_)),
     jump_offset: ".lucos.functions" [40] = [5] => Unsound(Problem::JumpOffset { found: 5, .. }),
     function_reserved: ".lucos.functions" [63] = [1] => ReadError::NotCanonical { .. },
+    function_reserved_behind_the_jump: ".lucos.functions" [41] = [1] => ReadError::NotCanonical { .. },
+    returns_offset: ".lucos.functions" [44] = [8, 0, 0, 0] => ReadError::FunctionPart { section: ".lucos.returns", offset: 8, expected: 0, .. },
+    returns_count_too_large: ".lucos.functions" [48] = [3, 0, 0, 0] => ReadError::FunctionPart { section: ".lucos.returns", size: 24, .. },
+    returns_count_overflows: ".lucos.functions" [48] = [0xff; 4] => ReadError::FunctionPart { section: ".lucos.returns", size: u32::MAX, .. },
+    returns_not_all: ".lucos.functions" [48] = [1, 0, 0, 0] => ReadError::FunctionPart { index: 1, section: ".lucos.returns", offset: 16, expected: 8, .. },
+
+    // .lucos.returns: records of 8 bytes.
+    return_old: ".lucos.returns" [0] = [0; 4] => Unsound(Problem::ReturnRange { old: 0, .. }),
+    return_new: ".lucos.returns" [4] = [0xff; 4] => Unsound(Problem::ReturnRange { new: u32::MAX, .. }),
+    return_order: ".lucos.returns" [8] = [9, 0, 0, 0] => Unsound(Problem::ReturnOrder { old: 9, .. }),
 
     // .lucos.modules: size, file.
     part_size: ".lucos.modules" [0] = [0xff; 8] => Record { cause: R::Truncated { index: 0, .. }, section: ".lucos.modules" },

@@ -145,6 +145,7 @@ fn part(bundle: &Bundle) -> serde_json::Value {
                 "new_offset": function.new_offset,
                 "new_size": function.new_size,
                 "sites": function.sites.len(),
+                "returns": function.returns.len(),
             })
         })
         .collect();
@@ -310,7 +311,7 @@ fn part_text(bundle: &Bundle, text: &mut String) {
     }
     let mut functions = Table::new();
     functions.load_style(presets::NOTHING);
-    functions.set_header(["function", "unit", "old address", "old", "new", "jump at", "sites"]);
+    functions.set_header(["function", "unit", "old address", "old", "new", "jump at", "sites", "returns"]);
     for function in &bundle.functions {
         functions.add_row([
             function.name.clone(),
@@ -320,6 +321,7 @@ fn part_text(bundle: &Bundle, text: &mut String) {
             function.new_size.to_string(),
             format!("+{}", function.jump_offset),
             function.sites.len().to_string(),
+            function.returns.len().to_string(),
         ]);
     }
     let _ = writeln!(text, "{functions}");

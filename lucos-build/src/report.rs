@@ -129,6 +129,21 @@ pub struct FunctionRow {
     pub old_size: u64,
     /// Size of the new function in bytes.
     pub new_size: u64,
+    /// Where threads that are inside of the old function can go on in the new one, in an update of type 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub returns: Option<ReturnsRow>,
+}
+
+/// Where frames of an old function can go on in the new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ReturnsRow {
+    /// Calls of the old function.
+    pub calls: usize,
+    /// Those of them with a counterpart.
+    pub counterparts: usize,
+    /// Why others have none: for all, or `+0x…` of where they return to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<String>,
 }
 
 /// A datum that the bundle brings.

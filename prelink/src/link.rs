@@ -10,7 +10,8 @@
 //!    link/refer.rs, link/tables.rs
 //! 4. `Linker::change_data`: the new contents of existing data; link/data.rs
 //! 5. `Linker::place_tables`: the tables about them that the guest's kernel has to know; link/registered.rs
-//! 6. `Linker::replace`: the old functions, their bytes as proved or as the image has them, their boot sites
+//! 6. `Linker::replace`: the old functions, their bytes as proved or as the image has them, their boot sites, and where their frames
+//!    can go on; link/returns.rs
 //! 7. `Linker::place_hooks`: the author's hooks; link/hooks.rs
 
 pub mod data;
@@ -18,6 +19,7 @@ mod entry;
 mod hooks;
 mod refer;
 mod registered;
+mod returns;
 mod select;
 mod tables;
 
@@ -37,6 +39,7 @@ use lpk_format::{
     FunctionPatch, LeftOut, ManifestDatum, ManifestFunction, OldCode, Payload, Place, RelocKind, SectionKind, Symbol,
 };
 use registered::{Code, Rows};
+pub use returns::Returns;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
@@ -73,6 +76,8 @@ pub struct Linked {
     pub left_out: Vec<LeftOut>,
     /// What the author should look at, though nothing forbids it.
     pub warnings: Vec<Refusal>,
+    /// Where frames of the old functions can go on, by address, of those that are compiled twice.
+    pub returns: BTreeMap<u64, Returns>,
     /// The symbols of the payload that are the kernel's, by their index, and how each was found.
     pub found: BTreeMap<u32, FoundSymbol>,
 }
@@ -316,6 +321,7 @@ impl<'a, 'o> Linker<'a, 'o> {
         let parts = self.parts((key.0, original));
         let (name, unit) = (self.piece(key).1.name.clone(), unit.name.to_owned());
         self.redirect(tables, key, Old { name, unit, address, expected, relocs, parts: &parts });
+        self.find_returns(key, original, address);
     }
 
     /// A function that a unit written by hand declares to be replaced: the image itself says what its bytes are.
@@ -361,6 +367,7 @@ impl<'a, 'o> Linker<'a, 'o> {
             sites,
             new_offset: self.placed[&key].1,
             new_size: size,
+            returns: Vec::new(),
         });
     }
 

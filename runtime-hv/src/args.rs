@@ -39,6 +39,9 @@ pub(crate) enum Command {
         /// broken to; it will not know the code
         #[arg(long)]
         in_arena: bool,
+        /// Leave kernel threads that sleep in old code there: they go on in it until they return
+        #[arg(long)]
+        stay: bool,
         #[command(flatten)]
         client: Client,
     },

@@ -35,7 +35,7 @@ fn run(command: Command) -> Result<ExitCode, Problem> {
         Command::Attach { qmp, api } => serve::attach(&qmp, &api),
         Command::Probe { measure, json } => probe(measure, json).map(done),
         Command::Rescue { qmp, api } => watchdog::watch(&mut std::io::stdin(), &qmp, &api).map(done),
-        Command::Apply { file, in_arena, client } => {
+        Command::Apply { file, in_arena, stay, client } => {
             let bytes = std::fs::read(&file)
                 .map_err(|error| Problem::failed("no-file", format!("cannot read {}: {error}", file.display())))?;
             // Looked at on this side, too: a damaged file is not worth a connection.
@@ -43,7 +43,7 @@ fn run(command: Command) -> Result<ExitCode, Problem> {
                 Problem::refused("corrupted-bundle", format!("{} is not a usable bundle: {error}", file.display()))
                     .help("build it again with lucos-build")
             })?;
-            let reply = ask(&client.api, &Request::Apply { size: bytes.len() as u64, in_arena }, &bytes)?;
+            let reply = ask(&client.api, &Request::Apply { size: bytes.len() as u64, in_arena, stay }, &bytes)?;
             show::reply(&reply, client.json).map(done)
         }
         Command::List { client } => show::reply(&ask(&client.api, &Request::List, &[])?, client.json).map(done),

@@ -4,7 +4,7 @@
 //! allocated. Goes out: [`Request`] and [`Answer`].
 //!
 //! ```text
-//! client: {"op":"apply","size":N,"in_arena":false}\n  N bytes of bundle
+//! client: {"op":"apply","size":N,"in_arena":false,"stay":false}\n  N bytes of bundle
 //! client: {"op":"list"}\n | {"op":"show","name":"…"}\n | {"op":"undo","name":"…"}\n | {"op":"status"}\n
 //! server: {"ok":…}\n | {"error":{"status":3,"reason":"…","message":"…","help":"…"}}\n
 //! ```
@@ -31,6 +31,9 @@ pub enum Request {
         /// Leave the guest's module area alone.
         #[serde(default)]
         in_arena: bool,
+        /// Leave kernel threads that wait in old code there.
+        #[serde(default)]
+        stay: bool,
     },
     /// All bundles of this boot.
     List,
@@ -153,6 +156,13 @@ pub struct BundleInfo {
     /// What has happened while threads were inside.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub open: Option<OpenInfo>,
+    /// Kernel threads that wait in old code were to stay there.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub stay: bool,
+    /// Kernel threads that waited in code that was left and have gone on in the other version: in the new code, after undo in the
+    /// old code again.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub moved: Vec<MovedInfo>,
     /// Hooks of the author, in the order of their kinds.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub hooks: Vec<HookInfo>,
@@ -167,6 +177,29 @@ pub struct BundleInfo {
     pub kept_pages: u64,
 }
 
+impl BundleInfo {
+    /// More of them are not named.
+    const MOVED_LIMIT: usize = 1024;
+
+    /// Names threads that have gone on in the other version, the newest last.
+    pub fn add_moved(&mut self, moved: impl IntoIterator<Item = MovedInfo>) {
+        self.moved.extend(moved);
+        let more = self.moved.len().saturating_sub(Self::MOVED_LIMIT);
+        self.moved.drain(..more);
+    }
+}
+
+/// A thread that has gone on in the other version of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedInfo {
+    /// Thread number.
+    pub pid: u32,
+    /// Name.
+    pub name: String,
+    /// The function.
+    pub function: String,
+}
+
 /// A thread inside the old code of an update.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadInfo {
@@ -178,6 +211,9 @@ pub struct ThreadInfo {
     pub function: String,
     /// Where it goes on in it, `0x…`.
     pub at: String,
+    /// Of a thread of the kernel's own: why it was not moved over to the other version.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub why: Option<String>,
 }
 
 /// What has happened while an update was open.

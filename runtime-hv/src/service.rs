@@ -6,7 +6,7 @@
 use crate::engine::Engine;
 use crate::protocol::{Answer, LINE_LIMIT, Problem, Reply, Request, Status, read_bundle, read_line, write_line};
 use crate::timed::Timed;
-use crate::update::{LOOK_EVERY, UpdateError, Updater};
+use crate::update::{LOOK_EVERY, UpdateError, Updater, Wishes};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fs;
 use std::io;
@@ -162,9 +162,9 @@ fn answer<E: Engine>(updater: &mut Updater<E>, request: Request, from: &mut Time
     let problem = |error: UpdateError| error.problem();
     let one = |info| Reply::Bundle(Box::new(info));
     match request {
-        Request::Apply { size, in_arena } => {
+        Request::Apply { size, in_arena, stay } => {
             let bytes = read_bundle(from, size).map_err(|error| Problem::refused("corrupted-bundle", error))?;
-            updater.apply(&bytes, in_arena).map(one).map_err(problem)
+            updater.apply(&bytes, Wishes { in_arena, stay }).map(one).map_err(problem)
         }
         Request::List => {
             updater.look().map_err(problem)?;

@@ -146,13 +146,18 @@ fn one(info: &BundleInfo) {
         );
         open.trouble.iter().for_each(|trouble| println!("last trouble: {trouble}"));
     }
-    let mut threads = table(&["thread", "name", "inside", "at"]);
+    if info.stay {
+        println!("kernel threads that sleep in old code are left there, as --stay asked");
+    }
+    let mut threads = table(&["thread", "name", "inside", "at", "not moved, because"]);
     for thread in &info.inside {
-        threads.add_row([&thread.pid.to_string(), &thread.name, &thread.function, &thread.at]);
+        let why = thread.why.as_deref().unwrap_or("-");
+        threads.add_row([&thread.pid.to_string(), &thread.name, &thread.function, &thread.at, why]);
     }
     if !info.inside.is_empty() {
         println!("{threads}");
     }
+    moved(info);
     hooks(&info.hooks);
     for module in &info.modules {
         let word = module.state.word();
@@ -179,6 +184,18 @@ fn one(info: &BundleInfo) {
     println!("last action: {}", phases.join(", "));
     if info.kept_pages != 0 {
         println!("{} pages of guest memory are kept: something may still refer to them", info.kept_pages);
+    }
+}
+
+/// Kernel threads that have gone on in the other version.
+fn moved(info: &BundleInfo) {
+    let version = if info.state.is_in_effect() { "new" } else { "old" };
+    let mut rows = table(&["thread", "name", &format!("goes on in the {version}")]);
+    for thread in &info.moved {
+        rows.add_row([&thread.pid.to_string(), &thread.name, &thread.function]);
+    }
+    if !info.moved.is_empty() {
+        println!("{rows}");
     }
 }
 

@@ -32,6 +32,8 @@ mod errors;
 mod hook_tests;
 pub mod hooks;
 #[cfg(test)]
+mod move_tests;
+#[cfg(test)]
 mod object_tests;
 mod parts;
 mod prepare;
@@ -82,6 +84,22 @@ pub struct Patience {
 impl Default for Patience {
     fn default() -> Patience {
         Patience { attempts: 50, wait: Duration::from_millis(20), answer: Duration::from_secs(10) }
+    }
+}
+
+/// How a bundle is applied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Its code is put into the arena, and the guest prepares nothing.
+    pub in_arena: bool,
+    /// Threads of the kernel's own that wait in old code go on in it until they return.
+    pub stay: bool,
+}
+
+impl From<bool> for Wishes {
+    /// Into the arena or not.
+    fn from(in_arena: bool) -> Wishes {
+        Wishes { in_arena, ..Wishes::default() }
     }
 }
 
@@ -172,7 +190,8 @@ impl<E: Engine> Updater<E> {
     /// # Errors
     /// [`UpdateError`]; the guest is then as it was, except for [`UpdateError::Journal`] from the very last step: `list`
     /// shows whether the bundle is in effect.
-    pub fn apply(&mut self, bytes: &[u8], in_arena: bool) -> Result<BundleInfo, UpdateError> {
+    pub fn apply(&mut self, bytes: &[u8], wishes: impl Into<Wishes>) -> Result<BundleInfo, UpdateError> {
+        let Wishes { in_arena, stay } = wishes.into();
         let start = Instant::now();
         let (bundle, id) = errors::read_bundle(bytes)?;
         let tables = bundle.parts().flat_map(|part| &part.payload.tables);
@@ -187,7 +206,7 @@ impl<E: Engine> Updater<E> {
         }
         let in_area = !in_arena && (bundle.support.is_some() || !required.is_empty() || !bundle.modules.is_empty());
         let mut times = Times::default();
-        let goal = Goal { bundle: &bundle, id: &id, file: Some(bytes), only: None, in_area };
+        let goal = Goal { bundle: &bundle, id: &id, file: Some(bytes), only: None, in_area, stay };
         self.reach(&goal, &mut times, start)?;
         self.bundles.insert(id.clone(), bundle);
         self.show(&id)
@@ -296,6 +315,7 @@ impl<E: Engine> Updater<E> {
                 },
             };
             if goal.only.is_none() {
+                record.info.stay = goal.stay;
                 record.parts.iter_mut().zip(left).for_each(|(part, left)| part.left = left);
                 let all = targets.iter().filter(|target| target.index.is_some());
                 record.info.modules = all.map(|target| parts::idle(target, (ModuleState::Waiting, None))).collect();
@@ -392,6 +412,8 @@ fn describe(bundle: &Bundle, id: &str, admitted: &Admitted, plan: &Plan, area: O
         objects: parts::objects_of(bundle, Some(admitted)),
         inside: Vec::new(),
         open: None,
+        stay: false,
+        moved: Vec::new(),
         hooks: parts::hooks_of(bundle),
         modules: Vec::new(),
         applied_at: rfc3339(SystemTime::now()),

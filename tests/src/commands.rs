@@ -212,8 +212,20 @@ impl Hv {
     /// # Errors
     /// See [`Hv::call`].
     pub fn apply_in_arena(&self, bundle: &Path) -> Result<Outcome, CommandError> {
+        self.apply_with(bundle, "--in-arena")
+    }
+
+    /// Applies a bundle and leaves kernel threads that sleep in old code there.
+    ///
+    /// # Errors
+    /// See [`Hv::call`].
+    pub fn apply_stay(&self, bundle: &Path) -> Result<Outcome, CommandError> {
+        self.apply_with(bundle, "--stay")
+    }
+
+    fn apply_with(&self, bundle: &Path, option: &str) -> Result<Outcome, CommandError> {
         let api = self.api.as_os_str();
-        let words = ["apply", "--in-arena", "--json", "--api"].map(OsStr::new);
+        let words = ["apply", option, "--json", "--api"].map(OsStr::new);
         let args: Vec<&OsStr> = words.into_iter().chain([api, bundle.as_os_str()]).collect();
         run(&program("lucos-hv")?, &args, Duration::from_secs(120))
     }

@@ -191,11 +191,18 @@ impl<'a> Soak<'a> {
         let is_there = self.in_effect()?.contains(&name);
         let word = if is_there { "undo" } else { "apply" };
         let what = format!("{word} {name}");
+        // Threads that never leave stay, or are moved.
+        let stay = !is_there && self.random.bool();
+        let what = if stay { format!("{what} --stay") } else { what };
         let outcome = if is_there {
             self.patiently(&what, |hv| hv.undo(&name))?
         } else {
-            self.patiently(&what, |hv| hv.apply(&bundle))?
+            self.patiently(&what, |hv| if stay { hv.apply_stay(&bundle) } else { hv.apply(&bundle) })?
         };
+        *self.counts.entry("moved").or_default() += outcome.items("/moved").len() as u64;
+        if stay && !outcome.items("/moved").is_empty() {
+            return Err(self.fault(what, &[outcome.describe()]));
+        }
         let states: &[&str] = if is_there { &["removed", "undoing"] } else { &["applied", "open"] };
         self.expect(&what, &outcome, states)?;
         *self.counts.entry(word).or_default() += 1;

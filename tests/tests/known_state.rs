@@ -2,7 +2,7 @@
 
 mod common;
 
-use lucos_tests::commands::Hv;
+use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::known_state::State;
 use lucos_tests::soak::{self, Until};
@@ -14,6 +14,7 @@ const SEED: u64 = 20_061_126;
 const GATE: &str = "type2-open-the-gate";
 const OBJECTS: [&str; 2] = ["type2-add-to-objects-in-a-hole", "type2-add-to-objects-behind-the-end"];
 const OBJECT_ROUNDS: usize = 20;
+const MOVE_ROUNDS: usize = 40;
 const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
 const WRITTEN: &str = "type2-move-what-is-written";
 
@@ -134,8 +135,9 @@ fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
         Guest::under_lucos_hv(&Config { files, ..Config::new("livepatch", &kernel.vmlinuz()) }).expect("boots");
     let hv = Hv::new(guest.api());
     guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
-    let outcome = hv.apply(&bundle).expect("lucos-hv runs");
+    let outcome = hv.apply_stay(&bundle).expect("lucos-hv runs");
     assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
+    assert!(outcome.text("/inside/0/why").contains("--stay"), "{}", outcome.describe());
     guest.run_ok("insmod /files/lucos_livepatch.ko").expect("loads");
     let transition = "/sys/kernel/livepatch/lucos_livepatch/transition";
     let mut before = 0;
@@ -158,6 +160,69 @@ fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
     guest.run_ok("rmmod lucos_state").expect("unloads");
     assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
     assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// A thread that never leaves the function goes on in the new one, where it sleeps, and back again; each counts in its own copy, and
+/// not one count is lost. The kernel's own live patch then has nobody to wait for.
+fn a_thread_that_never_leaves_goes_on_in_the_new_code(cpus: u32) {
+    let Some((kernel, known)) = require::known_state() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == NAPS).expect("it is there");
+    let bundle = update.build(&known, work.path()).expect("builds");
+    let files = vec![known.module.clone(), known.livepatch.clone()];
+    let config = Config { files, cpus, ..Config::new("moved", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let (mut busy, mut at_once, mut before) = (0, [0, 0], 0);
+    let goes_on = |guest: &mut Guest, before: &mut i64, what: &str| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let state = State::read(guest).expect("answers");
+        assert!(state.faults().is_empty() && state.get("naps") > *before, "{what}: {state:?}, after {before}");
+        *before = state.get("naps");
+    };
+    let is_moved = |outcome: &Outcome, what: &str| {
+        let names: Vec<_> = outcome.items("/moved").iter().map(|thread| thread["name"].clone()).collect();
+        assert_eq!(names, ["state/nap"], "{what}: {}", outcome.describe());
+        assert_eq!(outcome.text("/moved/0/function"), "nap", "{what}: {}", outcome.describe());
+    };
+    for round in 0..MOVE_ROUNDS {
+        let what = format!("round {round}");
+        let outcome = common::patiently(&mut busy, || hv.apply(&bundle).expect("lucos-hv runs"));
+        at_once[0] += usize::from(outcome.text("/state") == "applied");
+        is_moved(&common::becomes(&hv, NAPS, "applied"), &what);
+        goes_on(&mut guest, &mut before, &what);
+        let outcome = common::patiently(&mut busy, || hv.undo(NAPS).expect("lucos-hv runs"));
+        at_once[1] += usize::from(outcome.text("/state") == "removed");
+        is_moved(&common::becomes(&hv, NAPS, "removed"), &what);
+        goes_on(&mut guest, &mut before, &what);
+    }
+    eprintln!("{busy} times not the moment; at once there and back: {at_once:?} of {MOVE_ROUNDS}");
+    // It is not inside of the old function, as the kernel sees it.
+    common::patiently(&mut busy, || hv.apply(&bundle).expect("lucos-hv runs"));
+    common::becomes(&hv, NAPS, "applied");
+    guest.run_ok("insmod /files/lucos_livepatch.ko").expect("loads");
+    let enabled = "/sys/kernel/livepatch/lucos_livepatch";
+    guest.run_ok(&format!("while [ $(cat {enabled}/transition) != 0 ]; do sleep 0.1; done")).expect("it ends");
+    goes_on(&mut guest, &mut before, "beside a live patch");
+    guest.run_ok(&format!("echo 0 > {enabled}/enabled")).expect("taken back");
+    guest.run_ok(&format!("while [ -e {enabled} ]; do sleep 0.1; done; rmmod lucos_livepatch")).expect("it goes");
+    is_moved(&common::undo(&hv, NAPS), "at the end");
+    goes_on(&mut guest, &mut before, "at the end");
+    guest.run_ok("rmmod lucos_state").expect("unloads");
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+#[test]
+fn a_thread_that_never_leaves_goes_on_in_the_new_code_on_one_processor() {
+    a_thread_that_never_leaves_goes_on_in_the_new_code(1);
+}
+
+#[test]
+fn a_thread_that_never_leaves_goes_on_in_the_new_code_on_four_processors() {
+    a_thread_that_never_leaves_goes_on_in_the_new_code(4);
 }
 
 /// While an update is open old code writes to a datum by every kind of instruction, inside of it, across its edges and across the

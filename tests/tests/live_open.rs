@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 const READERS: usize = 12;
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Applies a bundle that threads are inside of.
+/// Applies a bundle that threads are inside of, and stay inside of.
 fn apply_open(hv: &Hv, bundle: &Path) -> Outcome {
-    let outcome = hv.apply(bundle).expect("lucos-hv runs");
+    let outcome = hv.apply_stay(bundle).expect("lucos-hv runs");
     assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
     outcome
 }
@@ -197,6 +197,37 @@ fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
         assert!(outcome.number("/open/to_new") >= 4.0, "{}", outcome.describe());
         eprintln!("{}", outcome.json["open"]);
         undo(&hv, "khugepaged");
+        assert_eq!(pages.collapsed(&mut guest), 8 + 8 * round, "carried back");
+        pages.more(&mut guest, 12 + 8 * round);
+    }
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
+
+/// The same thread goes on in the new code where it sleeps, and in the old one again after undo; what it counts is carried each time.
+#[test]
+fn a_kernel_thread_that_never_leaves_is_moved_and_counts_on() {
+    let Some(kernel) = require::older_kernel() else { return };
+    let work = tempfile::tempdir().expect("a folder");
+    let Some(program) = require::or_skip(programs::compile("small-pages", work.path())) else { return };
+    let bundle = common::khugepaged_bundle(work.path(), &kernel);
+    let config = Config { files: vec![program], ..Config::new("counter-moved", &kernel.vmlinuz()) };
+    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
+    let hv = Hv::new(guest.api());
+    let mut pages = Pages::start(&mut guest);
+    pages.more(&mut guest, 4);
+    let is_moved = |outcome: &Outcome| {
+        let moved = outcome.items("/moved");
+        assert!(moved.len() == 1 && moved[0]["name"] == "khugepaged", "{}", outcome.describe());
+    };
+    let mut busy = 0;
+    for round in 0..4 {
+        common::patiently(&mut busy, || hv.apply(&bundle).expect("lucos-hv runs"));
+        is_moved(&becomes(&hv, "khugepaged", "applied"));
+        assert_eq!(pages.collapsed(&mut guest), 4 + 8 * round, "carried");
+        pages.more(&mut guest, 8 + 8 * round);
+        common::patiently(&mut busy, || hv.undo("khugepaged").expect("lucos-hv runs"));
+        is_moved(&becomes(&hv, "khugepaged", "removed"));
         assert_eq!(pages.collapsed(&mut guest), 8 + 8 * round, "carried back");
         pages.more(&mut guest, 12 + 8 * round);
     }

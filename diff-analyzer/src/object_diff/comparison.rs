@@ -111,7 +111,7 @@ impl Comparison<'_, '_> {
         self.same_target(self.original.target(old), self.patched.target(new), old.addend == new.addend)
     }
 
-    fn same_target(&self, old: Target, new: Target, same_addend: bool) -> bool {
+    pub(crate) fn same_target(&self, old: Target, new: Target, same_addend: bool) -> bool {
         match (old, new) {
             (Target::External(a), Target::External(b)) => {
                 let (a, b) = (self.original.object.symbol(a), self.patched.object.symbol(b));

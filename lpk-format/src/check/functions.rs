@@ -1,4 +1,4 @@
-//! Rules of old code: the functions to redirect and their boot sites.
+//! Rules of old code: the functions to redirect, their boot sites and their return points.
 //!
 //! Comes in: a [`Bundle`] whose payload is sound. Decided: whether every old function lies in the kernel image, has
 //! room for the jump and a new function to jump to. Goes out: the first [`Problem`].
@@ -8,7 +8,7 @@ use std::collections::HashSet;
 
 use super::payload::{CALL_SIZE, CONSTANT_SIZES};
 use super::{Image, Problem, limit};
-use crate::{BootSite, BootSiteKind, Bundle, FunctionPatch, MODULE_SPACE, Place, SectionKind, limits};
+use crate::{BootSite, BootSiteKind, Bundle, FunctionPatch, MODULE_SPACE, Place, ReturnPair, SectionKind, limits};
 
 /// `endbr64` (Intel SDM volume 2, ENDBR64).
 const ENDBR64: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
@@ -41,6 +41,29 @@ pub(super) fn check(bundle: &Bundle, image: Image<'_>) -> Result<(), Problem> {
             return Err(Problem::NoSymbol { name: name(), offset, size });
         }
         sites(function, image)?;
+        returns(function)?;
+    }
+    Ok(())
+}
+
+/// Return points lie behind an instruction of their function, and no two pairs share one.
+fn returns(function: &FunctionPatch) -> Result<(), Problem> {
+    limit("return points of one function", function.returns.len(), limits::RETURNS)?;
+    let name = || function.name.clone();
+    let (old_size, new_size) = (function.expected.len() as u64, function.new_size);
+    let mut follows = 0;
+    let mut taken = HashSet::new();
+    for ReturnPair { old, new } in function.returns.iter().copied() {
+        if old == 0 || u64::from(old) > old_size || !(1..=new_size).contains(&new) {
+            return Err(Problem::ReturnRange { name: name(), old, new, old_size, new_size });
+        }
+        if old <= follows {
+            return Err(Problem::ReturnOrder { name: name(), old });
+        }
+        if !taken.insert(new) {
+            return Err(Problem::ReturnTwice { name: name(), new });
+        }
+        follows = old;
     }
     Ok(())
 }

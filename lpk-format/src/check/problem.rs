@@ -139,6 +139,18 @@ pub enum Problem {
     #[error("old function `{name}`: boot site {site} is an alternative without forms")]
     NoForms { name: String, site: usize },
 
+    /// A return point lies outside of its function.
+    #[error(
+        "function `{name}`: return points {old:#x} and {new:#x}; 1 to {old_size:#x} of the old and 1 to {new_size:#x} of the new function are expected"
+    )]
+    ReturnRange { name: String, old: u32, new: u32, old_size: u64, new_size: u32 },
+    /// Return points are not sorted, or one is there twice.
+    #[error("old function `{name}`: return point {old:#x} does not follow the one before it")]
+    ReturnOrder { name: String, old: u32 },
+    /// Two return points of the old function go on at one of the new function.
+    #[error("new function `{name}`: two return points of the old function go on at {new:#x}")]
+    ReturnTwice { name: String, new: u32 },
+
     /// A boot site that this part of a bundle cannot have.
     #[error(
         "old function `{name}`: boot site {site} is an address that KASLR moves in a module, a relocation outside of one, or names the payload"

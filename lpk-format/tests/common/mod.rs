@@ -75,6 +75,7 @@ pub fn module_part(of: &Bundle, name: &str) -> Bundle {
         ],
         new_offset: 0,
         new_size: 16,
+        returns: vec![ReturnPair { old: 5, new: 16 }],
     };
     let mut listed = listed("answer", Some(MODULE + 0x40), 0x60, 16);
     listed.unit.clone_from(&function.unit);
@@ -163,6 +164,7 @@ pub fn image_only() -> Bundle {
             ],
             new_offset: 0,
             new_size: 21,
+            returns: vec![ReturnPair { old: 9, new: 16 }, ReturnPair { old: 0x80, new: 5 }],
         },
         FunctionPatch {
             name: "count".to_owned(),
@@ -173,6 +175,7 @@ pub fn image_only() -> Bundle {
             sites: Vec::new(),
             new_offset: 0x20,
             new_size: 0x23,
+            returns: Vec::new(),
         },
     ];
     Bundle {

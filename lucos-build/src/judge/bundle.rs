@@ -3,9 +3,9 @@
 //! Comes in: linked parts, the support object, the guest profile. Decided: nothing. Goes out: a [`Bundle`].
 
 use super::Judge;
-use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, Verdict};
+use crate::report::{DatumRow, FunctionRow, HookRow, Reason, Report, ReturnsRow, Verdict};
 use lpk_format::{Bundle, GuestProfile, KernelId, Manifest, ModuleId, Omitted, Payload, UpdateType};
-use prelink::link::Linked;
+use prelink::link::{Linked, Returns};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeSet;
 
@@ -17,6 +17,7 @@ impl Judge<'_, '_> {
         profile: GuestProfile,
         report: &mut Report,
     ) -> Bundle {
+        let is_type_2 = report.verdict == Verdict::Type2;
         for (module, linked) in &parts {
             report.functions.extend(linked.manifest_functions.iter().map(|function| FunctionRow {
                 name: function.name.clone(),
@@ -25,6 +26,8 @@ impl Judge<'_, '_> {
                 old_address: function.old_address.map(|address| format!("{address:#x}")),
                 old_size: function.old_size,
                 new_size: function.new_size,
+                returns:
+                    linked.returns.get(&function.old_address.unwrap_or_default()).filter(|_| is_type_2).map(returns),
             }));
             report.data.extend(linked.manifest_data.iter().map(|datum| DatumRow {
                 name: datum.name.clone(),
@@ -48,7 +51,7 @@ impl Judge<'_, '_> {
             profile,
             manifest: Manifest {
                 name: self.name.clone(),
-                update_type: if report.verdict == Verdict::Type2 { UpdateType::Type2 } else { UpdateType::Type1 },
+                update_type: if is_type_2 { UpdateType::Type2 } else { UpdateType::Type1 },
                 built_by: format!("lucos-build {}", env!("CARGO_PKG_VERSION")),
                 diff_sha256: lpk_format::hex::encode(&Sha256::digest(&report.diff)),
                 files,
@@ -75,18 +78,31 @@ impl Judge<'_, '_> {
             let into = if module.is_some() { &mut part } else { &mut bundle };
             into.manifest.functions = linked.manifest_functions;
             into.manifest.data = linked.manifest_data;
-            if report.verdict == Verdict::Type2 {
-                into.manifest.left = linked.left;
-            }
+            into.manifest.left = if is_type_2 { linked.left } else { Vec::new() };
             into.manifest.left_out = linked.left_out;
             into.payload = linked.payload;
             into.functions = linked.functions;
+            if !is_type_2 {
+                // Nobody waits for threads inside then.
+                into.functions.iter_mut().for_each(|function| function.returns.clear());
+            }
             if module.is_some() {
                 bundle.modules.push(Bundle { module, ..part });
             }
         }
         bundle
     }
+}
+
+/// What the report says of the return points of a function.
+fn returns(found: &Returns) -> ReturnsRow {
+    let points = match found {
+        Ok(points) => points,
+        Err(why) => return ReturnsRow { calls: 0, counterparts: 0, without: vec![why.to_string()] },
+    };
+    let without = points.iter().filter_map(|point| Some(format!("+{:#x}: {}", point.old, point.new.as_ref().err()?)));
+    let without: Vec<String> = without.collect();
+    ReturnsRow { calls: points.len(), counterparts: points.len() - without.len(), without }
 }
 
 /// What the bundle leaves out of the diff, for its manifest.

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::{
-    Arena, ArenaSource, Call as GuestCall, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory,
-    Registers, Vcpu, Vcpus, WriteMemory,
+    Arena, ArenaSource, Attend, Call as GuestCall, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause,
+    ReadMemory, Registers, Trapped, Va, Vcpu, Vcpus, Watch, WriteMemory,
 };
 
 const PAGE: u64 = 4096;
@@ -47,6 +47,8 @@ pub enum Call {
         /// Which interrupt.
         vector: u8,
     },
+    /// [`Watch`].
+    Watch,
     /// [`Calls::call`].
     Call {
         /// The function.
@@ -87,6 +89,8 @@ pub struct MockEngine {
     raised: Vec<(u8, u8)>,
     handler: Option<Handler>,
     function: Option<Function>,
+    /// Reports and writes could be told; nobody reports.
+    watches: bool,
 }
 
 impl Default for MockEngine {
@@ -111,7 +115,13 @@ impl MockEngine {
             raised: Vec::new(),
             handler: None,
             function: None,
+            watches: false,
         }
+    }
+
+    /// From now on it says that it tells of writes and reports. The guest does neither.
+    pub fn set_watching(&mut self) {
+        self.watches = true;
     }
 
     /// From now on functions of the guest do this.
@@ -380,6 +390,24 @@ impl Arena for MockEngine {
 impl Engine for MockEngine {
     fn name(&self) -> &'static str {
         "mock"
+    }
+
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        if self.watches { Some(self) } else { None }
+    }
+}
+
+impl Watch for MockEngine {
+    fn attend(&mut self, _: Option<Box<dyn Attend>>, _: &[Va]) -> Result<(), EngineError> {
+        self.enter(Call::Watch)
+    }
+
+    fn trap(&mut self, _: &Trapped) -> Result<(), EngineError> {
+        self.enter(Call::Watch)
+    }
+
+    fn untrap(&mut self, _: &Trapped) -> Result<(), EngineError> {
+        self.enter(Call::Watch)
     }
 }
 

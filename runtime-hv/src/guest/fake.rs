@@ -123,6 +123,7 @@ pub(crate) fn profile() -> GuestProfile {
             ("task_struct.thread", 48),
             ("thread_struct.sp", 0),
             ("task_struct.pid", 56),
+            ("task_struct.flags", 60),
             ("task_struct.comm", 64),
             ("task_struct.ret_stack", 88),
             ("task_struct.curr_ret_stack", 96),

@@ -288,4 +288,4 @@ impl Source for View<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

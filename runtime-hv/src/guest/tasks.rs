@@ -19,6 +19,9 @@ const PROCESSORS_LIMIT: u64 = 8192;
 /// shadow stack of later kernels a page (`kernel/trace/fgraph.c`, `SHADOW_STACK_SIZE`).
 const RETURNS_LIMIT: usize = 512;
 
+/// `PF_KTHREAD` (`include/linux/sched.h`).
+const KERNEL_THREAD: u32 = 0x0020_0000;
+
 /// A task that may have a kernel stack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -32,6 +35,8 @@ pub struct Task {
     pub pid: u32,
     /// Name.
     pub comm: String,
+    /// It is a thread of the kernel's own, which never runs a program; `false` where the profile does not tell.
+    pub kernel_thread: bool,
     /// Return addresses that tracers keep elsewhere while the stack leads to them: of function graphs and of probes on
     /// returns.
     pub returns: Vec<u64>,
@@ -158,11 +163,16 @@ fn task(memory: &dyn ReadMemory, kernel: &Kernel, at: Va) -> Result<Task, GuestE
     kernel.read(memory, member("task_struct.comm")?, &mut comm, "a task")?;
     let mut pid = [0; 4];
     kernel.read(memory, member("task_struct.pid")?, &mut pid, "a task")?;
+    let mut flags = [0; 4];
+    if let Ok(member) = member("task_struct.flags") {
+        kernel.read(memory, member, &mut flags, "a task")?;
+    }
     Ok(Task {
         at,
         stack: kernel.read_u64(memory, member("task_struct.stack")?, "a task")?,
         sp: kernel.read_u64(memory, Va(member("task_struct.thread")?.0.wrapping_add(sp)), "a task")?,
         pid: u32::from_le_bytes(pid),
+        kernel_thread: u32::from_le_bytes(flags) & KERNEL_THREAD != 0,
         comm: comm.iter().take_while(|&&byte| byte != 0).map(|&byte| printable(byte)).collect(),
         returns: [graphed(memory, kernel, at)?, probed(memory, kernel, at)?].concat(),
     })

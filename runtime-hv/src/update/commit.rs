@@ -9,7 +9,7 @@ use super::admit::Admitted;
 use super::data::{self, Changes};
 use super::hooks::Hooks;
 use super::objects::{Filled, Objects};
-use super::open::{self, Inside, Open, OpenPart, Shared, Survey};
+use super::open::{self, Code, Frames, Inside, Move, Open, OpenPart, Shared, Survey, Way};
 use super::parts::{Active, Goal};
 use super::plan::Plan;
 use super::quiet::{self, Check};
@@ -32,8 +32,10 @@ struct Moment<'a> {
     owner_paused: bool,
     /// What is written to the data of each part.
     changes: Vec<Changes>,
-    /// Return addresses of threads inside.
+    /// Return addresses of threads inside, and of those that go on in new code.
     returns: Vec<Write>,
+    /// The code that each part leaves.
+    old_code: Vec<Vec<Code>>,
     /// Page frames of slabs of each type of objects of each part, as they were found in the running guest.
     slabs: Vec<Vec<Vec<u64>>>,
     /// What is written to objects on the heap, for each type of each part.
@@ -57,12 +59,13 @@ impl<E: Engine> Updater<E> {
         let owner_paused = self.engine.is_paused()?;
         let (boot, returns) = (first.boot(), Vec::new());
         let (changes, objects) = (Vec::new(), Vec::new());
-        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes, returns, slabs: Vec::new(), objects };
+        let (old_code, slabs) = (parts.iter().enumerate().map(|part| old_code(goal, part)).collect(), Vec::new());
+        let mut moment = Moment { goal, parts, plan, boot, owner_paused, changes, returns, old_code, slabs, objects };
         // The values of this moment refuse an update without stopping the guest, and tell the journal how much room it needs.
         moment.transfer(&self.engine)?;
         self.journal.begin(&moment.action(after), &self.document)?;
         let admitted: Vec<&Admitted> = parts.iter().map(|part| &part.admitted).collect();
-        let old_code = open::code(&admitted);
+        let old_code = moment.old_code.concat();
         let mut unwinder = if old_code.is_empty() { None } else { self.unwinder(&first.kernel)? };
         moment.slabs = times.measure("find", || moment.find_slabs(&self.engine))?;
         let (journal, before, opens) = (&self.journal, &self.document, &self.opens);
@@ -75,9 +78,9 @@ impl<E: Engine> Updater<E> {
                 return Ok(Check::Busy(who));
             }
             let walk = || open::survey(engine, &first.kernel, unwinder.as_mut(), opens, &old_code);
-            let threads = match times.measure("walk", walk)? {
-                Survey::Frames(threads) if moment.can_begin(engine, &threads) => threads,
-                Survey::Frames(threads) => return Ok(Check::Busy(open::who(&threads))),
+            let frames = match times.measure("walk", walk)? {
+                Survey::Frames(frames) if moment.can_begin(engine, &frames) => frames,
+                Survey::Frames(frames) => return Ok(Check::Busy(frames.who())),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
             if let Some(why) = times.measure("objects", || moment.count_objects(engine))? {
@@ -89,7 +92,7 @@ impl<E: Engine> Updater<E> {
             }
             journal.committing()?;
             let store = |action: &Action| journal.begin(action, before).and_then(|()| journal.committing());
-            let switched = moment.switch(engine, threads, after, opens, &store, times);
+            let switched = moment.switch(engine, frames, after, opens, &store, times);
             switched.map(|()| Check::Ready).or_else(|error| match errors::with_undo(error, moment.take_back(engine)) {
                 error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
                 UpdateError::Busy { who, .. } => Ok(Check::Busy(who)),
@@ -188,10 +191,11 @@ impl Moment<'_> {
     }
 
     /// Whether the update can begin with these threads inside. Old code may be making an object, which then has nothing of what is new.
-    fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+    fn can_begin<E: Engine>(&self, engine: &mut E, frames: &Frames) -> bool {
         if self.parts.iter().any(|part| !part.admitted.objects.is_empty()) {
-            return threads.is_empty();
+            return frames.are_none();
         }
+        let threads = &frames.inside;
         let can_leave = |thread: &Inside| self.parts.get(thread.part).is_some_and(|part| part.plan.trampoline != 0);
         threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
     }
@@ -206,12 +210,13 @@ impl Moment<'_> {
     fn switch<E: Engine>(
         &mut self,
         engine: &mut E,
-        threads: Vec<Inside>,
+        frames: Frames,
         after: &mut Document,
         opens: &Shared,
         store: &dyn Fn(&Action) -> Result<(), JournalError>,
         times: &mut Times,
     ) -> Result<(), UpdateError> {
+        let Frames { inside: threads, moves } = frames;
         let count = threads.len() as u32;
         times.measure("place", || write_all(engine, &self.plan.writes))?;
         let pre = |hooks: &Hooks, kernel: &Kernel| hooks.about_update(engine, kernel, HookKind::Pre, count);
@@ -223,11 +228,11 @@ impl Moment<'_> {
             return Err(UpdateError::Busy { who, attempts: 0 });
         }
         let has_data = |part: &Active<'_>| !part.plan.data.is_empty() || !part.admitted.objects.is_empty();
-        if count != 0 || self.parts.iter().any(has_data) {
+        if count != 0 || !moves.is_empty() || self.parts.iter().any(has_data) {
             times.measure("transfer", || self.transfer(engine))?;
             let divert = |thread: &Inside| Some(thread.divert(self.parts.get(thread.part)?.plan.trampoline));
-            self.returns = threads.iter().filter_map(divert).collect();
-            self.write_down(after, count != 0);
+            self.returns = threads.iter().filter_map(divert).chain(moves.iter().map(Move::write)).collect();
+            self.write_down(after, count != 0, &moves);
             if count != 0 {
                 let open = self.open(threads.clone(), self.direct_map(engine)?);
                 after.opens.push(open.record());
@@ -249,7 +254,7 @@ impl Moment<'_> {
     }
 
     /// Writes into the document what undo needs to know of this moment.
-    fn write_down(&self, after: &mut Document, is_open: bool) {
+    fn write_down(&self, after: &mut Document, is_open: bool, moves: &[Move]) {
         let Some(record) = after.bundles.iter_mut().find(|record| record.info.id == self.goal.id) else { return };
         for (part, filled) in self.parts.iter().zip(&self.objects) {
             let shown = match part.target.index {
@@ -265,6 +270,7 @@ impl Moment<'_> {
             };
             edits.into_iter().for_each(|edits| edits.clone_from(&changes.edits));
         }
+        record.info.add_moved(moves.iter().map(Move::info));
         if is_open {
             record.info.state = BundleState::Open;
         }
@@ -277,11 +283,12 @@ impl Moment<'_> {
 
     /// The update, as long as threads are inside.
     fn open(&self, threads: Vec<Inside>, direct_map: u64) -> Open {
-        let part = |part: &Active<'_>| OpenPart {
+        let part = |(part, code): (&Active<'_>, &Vec<Code>)| OpenPart {
             id: part.target.id.clone(),
             kernel: part.admitted.kernel.clone(),
             data: part.plan.data.iter().filter(|datum| datum.moves()).cloned().collect(),
             hooks: part.plan.hooks.clone(),
+            code: code.clone(),
             trampoline: Va(part.plan.trampoline),
             direct_map,
         };
@@ -289,6 +296,12 @@ impl Moment<'_> {
             (Some(_), [only, ..]) => &only.target.id,
             _ => self.goal.id,
         };
-        Open::new(id, false, self.parts.iter().map(part).collect(), threads)
+        Open::new(id, false, self.parts.iter().zip(&self.old_code).map(part).collect(), threads)
     }
+}
+
+/// The code that a part leaves.
+fn old_code(goal: &Goal<'_>, (index, part): (usize, &Active<'_>)) -> Vec<Code> {
+    let (bundle, kernel, text) = (&part.target.bundle, &part.admitted.kernel, part.plan.addresses.text);
+    open::code(index, &part.admitted.old_code, &Way { bundle, kernel, text, undo: false, stay: goal.stay })
 }

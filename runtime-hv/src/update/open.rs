@@ -4,17 +4,20 @@
 //! them is left, which copy of a datum has been written. Goes out: return addresses that lead to the service, copies in
 //! line with each other, and the list of those who are still inside; when it is empty the update has ended.
 //!
-//! [`survey`] finds the threads (the paper's 3.2.2); [`Open`] is what is known while they are inside, and [`Attendant`] what happens
-//! meanwhile, each time with all processors stopped.
+//! [`survey`] finds the threads (the paper's 3.2.2), and those among them that need not be waited for ([`Move`]); [`Open`] is what is known
+//! while they are inside, and [`Attendant`] what happens meanwhile, each time with all processors stopped.
 
 mod attend;
 mod close;
+mod later;
+mod moves;
 mod resume;
 mod survey;
 
 pub use attend::{Attendant, Open, OpenPart, Shared};
 pub(crate) use close::LOOK_EVERY;
-pub use survey::{Code, Survey, code, survey};
+pub use moves::{Counterparts, Move, Way};
+pub use survey::{Code, Frames, Survey, code, survey};
 
 use crate::guest::arena::Write;
 use serde::{Deserialize, Serialize};
@@ -42,9 +45,21 @@ pub struct Inside {
     pub slot_pa: u64,
     /// The return address.
     pub original: u64,
+    /// It is a thread of the kernel's own, inside a function of which some return points have counterparts: later looks may move it.
+    #[serde(default)]
+    pub may_move: bool,
+    /// Of a thread of the kernel's own: why it was not moved, for people.
+    #[serde(default)]
+    pub why: Option<String>,
 }
 
 impl Inside {
+    /// Whether it is the same frame of the same thread.
+    #[must_use]
+    pub fn is_frame_of(&self, other: &Inside) -> bool {
+        (self.task, self.slot) == (other.task, other.slot)
+    }
+
     /// Has it return to `trampoline` instead.
     #[must_use]
     pub fn divert(&self, trampoline: u64) -> Write {

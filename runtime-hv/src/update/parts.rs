@@ -25,6 +25,8 @@ pub(super) struct Goal<'a> {
     pub(super) only: Option<usize>,
     /// New code is prepared in the guest's module area.
     pub(super) in_area: bool,
+    /// Threads of the kernel's own that wait in old code stay there.
+    pub(super) stay: bool,
 }
 
 /// A part of a bundle, as a bundle of its own.

@@ -41,6 +41,7 @@ impl<E: Engine> Updater<E> {
             // Only while the guest stands can bytes be taken back that it runs with otherwise.
             if !self.engine.is_held()? && self.is_done(&action)? {
                 self.document = action.after;
+                self.opens.keep_named(&self.document.opens);
                 self.journal.finish(&self.document)?;
             } else {
                 let held = self.engine.is_held()?;
@@ -177,7 +178,8 @@ impl<E: Engine> Updater<E> {
 
 /// Takes back what an action has written, but leaves alone what the guest has put on its list since.
 ///
-/// A module may have gone since the guest was let go of (it is not `held` any more): then its memory is somebody else's.
+/// A module may have gone since the guest was let go of (it is not `held` any more): then its memory is somebody else's. So is a place on a
+/// stack, or a datum, that does not hold what was written there any more.
 fn take_back<E: Engine>(engine: &mut E, action: &Action, kernel: &Kernel, held: bool) -> Result<(), UpdateError> {
     let mut writes = action.writes.clone();
     for place in action.mapped.iter().filter(|_| !held) {
@@ -187,6 +189,15 @@ fn take_back<E: Engine>(engine: &mut E, action: &Action, kernel: &Kernel, held: 
         {
             writes.remove(at);
         }
+    }
+    if !held {
+        let mut kept = Vec::new();
+        for write in writes {
+            if !action.moving.contains(&write.pa) || has_all(engine, [&write])? {
+                kept.push(write);
+            }
+        }
+        writes = kept;
     }
     if let Some(at) = writes.iter().position(|write| Some(write.pa) == action.list) {
         let ours = has_all(engine, &writes[at..=at])?;

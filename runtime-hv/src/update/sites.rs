@@ -377,6 +377,7 @@ mod tests {
             sites,
             new_offset: 0,
             new_size: 0,
+            returns: Vec::new(),
         };
         let thunk_at = |at: u64| match at {
             0xffff_ffff_8120_0b00 => Some([0xff, 0xe0, 0xcc, 0xcc]),
@@ -521,6 +522,7 @@ mod tests {
             ],
             new_offset: 0,
             new_size: 0,
+            returns: Vec::new(),
         };
         let base = LIVE + 0x10;
         let mut live = patch.expected.clone();

@@ -65,6 +65,7 @@ pub(super) fn bundle() -> Bundle {
             sites: vec![BootSite { offset: 0, len: 5, kind: BootSiteKind::Ftrace }],
             new_offset: 0,
             new_size: 13,
+            returns: Vec::new(),
         }],
         support: None,
         module: None,
@@ -527,7 +528,7 @@ fn the_service_answers_and_refuses_a_second_one() {
     });
     let file = bytes(&bundle());
     let size = file.len() as u64;
-    let Ok(Reply::Bundle(info)) = ask(&path, &Request::Apply { size, in_arena: false }, &file) else {
+    let Ok(Reply::Bundle(info)) = ask(&path, &Request::Apply { size, in_arena: false, stay: false }, &file) else {
         panic!("not applied")
     };
     assert_eq!(info.state, BundleState::Applied);
@@ -535,7 +536,8 @@ fn the_service_answers_and_refuses_a_second_one() {
     assert_eq!(list, [*info]);
     let Ok(Reply::Status(status)) = ask(&path, &Request::Status, &[]) else { panic!("no status") };
     assert_eq!((status.engine.as_str(), status.applied, status.paused), ("mock", 1, false));
-    let problem = ask(&path, &Request::Apply { size: u64::MAX, in_arena: false }, &[]).expect_err("too large");
+    let problem =
+        ask(&path, &Request::Apply { size: u64::MAX, in_arena: false, stay: false }, &[]).expect_err("too large");
     assert_eq!((problem.status, problem.reason.as_str()), (3, "corrupted-bundle"));
     for nonsense in [&b"nonsense\n"[..], b"{}\n", &[b'x'; 70_000]] {
         let mut stream = UnixStream::connect(&path).expect("connected");

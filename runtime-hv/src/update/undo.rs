@@ -8,7 +8,7 @@ mod back;
 
 use super::area::Area;
 use super::data::Changes;
-use super::open::{self, Code, Inside, Open, Survey};
+use super::open::{self, Code, Frames, Move, Open, Survey};
 use super::transaction::{self, paused, write_all};
 use super::{Times, UpdateError, Updater, errors, parts, plan, quiet};
 use crate::engine::Engine;
@@ -55,6 +55,13 @@ enum Switched {
     Done { free: bool },
     /// The jumps are gone, and threads are inside of the new code.
     Open,
+}
+
+/// Writes into a document who has gone on in the old code again.
+fn moved_back(document: &mut Document, id: &str, moves: &[Move]) {
+    for record in document.bundles.iter_mut().filter(|record| record.info.id == id) {
+        record.info.moved = moves.iter().map(Move::info).collect();
+    }
 }
 
 impl<E: Engine> Updater<E> {
@@ -221,16 +228,20 @@ impl<E: Engine> Updater<E> {
             free_after.arena = plan.arena.clone();
         }
         let (owner_paused, direct_map) = (self.engine.is_paused()?, action.kernel.direct_map(&self.engine)?);
-        let planned = |free: bool, threads: &[Inside], changes: &Changes| {
+        let planned = |free: bool, frames: &Frames, changes: &Changes| {
+            let threads = &frames.inside;
             let memory = memory.iter().flat_map(|plan| &plan.writes).filter(|_| free);
-            let after = match (free, threads) {
+            let after = match (free, threads.as_slice()) {
                 (true, _) => &free_after,
                 (_, []) => &kept_after,
                 _ => &open_after,
             };
             let mut after = after.clone();
+            if back.leads_back {
+                moved_back(&mut after, &action.id, &frames.moves);
+            }
             if !threads.is_empty() {
-                after.opens.push(Open::new(&action.id, true, back.parts(direct_map), threads.to_vec()).record());
+                after.opens.push(Open::new(&action.id, true, back.parts(direct_map), threads.clone()).record());
             }
             // What is in a module may go away with it as soon as the guest runs, and data change.
             let mapped = back.mapped.iter().chain(&changes.mapped);
@@ -247,10 +258,11 @@ impl<E: Engine> Updater<E> {
             }
         };
         let expected = back.changes(&self.engine)?;
-        self.journal.begin(&planned(true, &[], &expected), &self.document)?;
+        self.journal.begin(&planned(true, &Frames::default(), &expected), &self.document)?;
         let ranges = self.new_code(action, back);
         let mut unwinder = if action.exclusive { self.unwinder(&action.kernel)? } else { None };
         let (journal, resets, before, opens) = (&self.journal, self.resets, &self.document, &self.opens);
+        let mut moves = Vec::new();
         let outcome = paused(&mut self.engine, |engine| {
             let check = times.measure("check", || {
                 if engine.resets() != resets {
@@ -271,28 +283,28 @@ impl<E: Engine> Updater<E> {
                 if !transaction::unchanged(engine, &back.writes)? {
                     return Ok(Err("the guest changed the code in question".to_owned()));
                 }
-                let mut threads = Vec::new();
+                let mut frames = Frames::default();
                 if action.exclusive && back.leads_back {
-                    threads = match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
-                        Survey::Frames(threads) if back.can_begin(engine, &threads) => threads,
-                        Survey::Frames(threads) => return Ok(Err(open::who(&threads))),
+                    frames = match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
+                        Survey::Frames(frames) if back.can_begin(engine, &frames) => frames,
+                        Survey::Frames(frames) => return Ok(Err(frames.who())),
                         Survey::Unclear(who) => return Ok(Err(who)),
                     };
                 }
                 // The jumps do not wait for the memory.
                 let memory = memory.iter().flat_map(|plan| &plan.writes).cloned().collect::<Vec<_>>();
-                let free = threads.is_empty()
+                let free = frames.are_none()
                     && action.reclaimable
                     && transaction::unchanged(engine, &memory).is_ok_and(|unchanged| unchanged)
                     && quiet::nobody_in(engine, &action.kernel, &ranges.all).is_ok_and(|who| who.is_none())
                     && opens.returning_into(&ranges.all).is_none();
-                Ok::<_, UpdateError>(Ok((free, threads)))
+                Ok::<_, UpdateError>(Ok((free, frames)))
             })?;
-            let (is_free, threads) = match check {
+            let (is_free, frames) = match check {
                 Err(busy) => return Ok((Switched::Busy(busy), false)),
                 Ok(found) => found,
             };
-            let count = threads.len() as u32;
+            let count = frames.inside.len() as u32;
             let mut may = || back.hooks(|hooks, kernel| hooks.about_update(engine, kernel, HookKind::UndoPre, count));
             match times.measure("hooks", &mut may) {
                 Err(error @ UpdateError::NoProcessor { .. }) => return Ok((Switched::Busy(error.to_string()), false)),
@@ -301,9 +313,10 @@ impl<E: Engine> Updater<E> {
             let Some(mut returns) = opens.returns(engine, &action.id)? else {
                 return Ok((Switched::Busy("a thread is just leaving the old code".to_owned()), false));
             };
-            returns.extend(threads.iter().filter_map(|thread| back.divert(thread)));
+            returns.extend(frames.inside.iter().filter_map(|thread| back.divert(thread)));
+            returns.extend(frames.moves.iter().map(Move::write));
             let changes = Changes { returns, ..back.changes(engine)? };
-            let planned = planned(is_free, &threads, &changes);
+            let planned = planned(is_free, &frames, &changes);
             if back.leads_back && (!is_free || changes != expected) {
                 journal.begin(&planned, before)?;
             }
@@ -321,8 +334,9 @@ impl<E: Engine> Updater<E> {
             if let Err(error) = times.measure("hooks", &mut run) {
                 return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
             }
+            moves = frames.moves;
             if back.leads_back {
-                let open = (count != 0).then(|| Open::new(&action.id, true, back.parts(direct_map), threads));
+                let open = (count != 0).then(|| Open::new(&action.id, true, back.parts(direct_map), frames.inside));
                 if let Err(error) = times.measure("protect", || opens.replace(engine, &action.id, open)) {
                     return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
                 }
@@ -355,7 +369,10 @@ impl<E: Engine> Updater<E> {
             }
             Switched::Busy(_) => None,
         };
-        if let Some(after) = after {
+        if let Some(mut after) = after {
+            if back.leads_back {
+                moved_back(&mut after, &action.id, &moves);
+            }
             self.document = after;
             self.journal.finish(&self.document)?;
         }
@@ -367,7 +384,7 @@ impl<E: Engine> Updater<E> {
         let arena = &self.document.arena;
         let (mut all, mut code) = (Vec::new(), back.code());
         // Of what is not in module memory, or of a module that is gone, nobody can be seen leaving.
-        let named = |range| Code { range, function: "the new code".to_owned(), old_address: 0, part: usize::MAX };
+        let named = |range| Code::unnamed(range, usize::MAX);
         for known in arena.allocations.iter().filter(|known| known.bundle == action.id) {
             all.extend(arena::ranges(arena, known));
             code.extend(arena::code(arena, known).into_iter().map(named));

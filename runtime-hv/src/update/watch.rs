@@ -155,7 +155,9 @@ impl<E: Engine> Updater<E> {
     /// Applies a part to its module, which has been loaded; or says why it is not the one.
     fn come(&mut self, id: &str, index: usize) -> Result<(), UpdateError> {
         let bundle = self.bundle(id)?;
-        let goal = Goal { bundle: &bundle, id, file: None, only: Some(index), in_area: true };
+        let record = self.document.bundles.iter().find(|record| record.info.id == id);
+        let stay = record.is_some_and(|record| record.info.stay);
+        let goal = Goal { bundle: &bundle, id, file: None, only: Some(index), in_area: true, stay };
         let error = match self.reach(&goal, &mut Times::default(), Instant::now()) {
             Ok(()) | Err(UpdateError::ModuleAbsent { .. }) => return Ok(()),
             Err(error) => error,

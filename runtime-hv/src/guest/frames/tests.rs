@@ -19,13 +19,13 @@ const MODULE_ADDRESSES: u64 = 0x8b40;
 const MODULE_ENTRIES: u64 = 0x8b80;
 const MODULE_CODE: u64 = TEXT + 0x4000_0000;
 /// Records of tracers.
-const RECORDS: u64 = 0x8c00;
+pub(crate) const RECORDS: u64 = 0x8c00;
 const TRACER: u64 = 0x8e00;
 /// Code: where nobody is called from, a function, another with 16 bytes on the stack, and the code of tracers.
 const FIRST: u64 = 0x10;
 const LEAF: u64 = 0x1010;
 const DEEP: u64 = 0x1110;
-const HOOK: u64 = 0x1f00;
+pub(crate) const HOOK: u64 = 0x1f00;
 const FORK: u64 = 0x40;
 /// End of what is used of the two stacks.
 const TOP: u64 = 0x3f48;
@@ -35,7 +35,7 @@ const END: [u8; 6] = [0, 0, 0, 0, 0x00, 0b100];
 const CALL_8: [u8; 6] = [8, 0, 0, 0, 0x05, 0];
 const CALL_24: [u8; 6] = [24, 0, 0, 0, 0x05, 0];
 
-fn profile() -> GuestProfile {
+pub(crate) fn profile() -> GuestProfile {
     let mut profile = fake::profile();
     let symbols = [
         ("_stext", 0),
@@ -97,7 +97,7 @@ fn table(image: &mut Image, addresses: u64, entries: u64, code: &[(u64, [u8; 6])
 }
 
 /// The guest: both tasks sleep in two functions.
-fn image() -> Image {
+pub(crate) fn image() -> Image {
     let mut image = fake::image(&[0x90; 8]);
     let code =
         [(live(0), END), (live(0x1000), CALL_8), (live(0x1100), CALL_24), (live(HOOK), END), (live(0x2000), CALL_8)];
@@ -114,15 +114,20 @@ fn image() -> Image {
 
 /// Puts a module with a table on the list.
 fn add_module(image: &mut Image) {
+    add_module_at(image, MODULE_CODE);
+}
+
+/// The same with its code at a live address.
+pub(crate) fn add_module_at(image: &mut Image, at: u64) {
     image.word(MODULES, live(MODULE + 8));
     image.word(MODULE + 8, live(MODULES));
     image.put(MODULE + 24, b"m");
     image.word(MODULE + 88, 2);
     image.word(MODULE + 96, live(MODULE_ADDRESSES));
     image.word(MODULE + 104, live(MODULE_ENTRIES));
-    image.word(MODULE + 120, MODULE_CODE);
+    image.word(MODULE + 120, at);
     image.word(MODULE + 128, 0x100);
-    table(image, MODULE_ADDRESSES, MODULE_ENTRIES, &[(MODULE_CODE, CALL_8), (MODULE_CODE + 0x80, CALL_24)]);
+    table(image, MODULE_ADDRESSES, MODULE_ENTRIES, &[(at, CALL_8), (at + 0x80, CALL_24)]);
 }
 
 /// A context: the thread, what it does, and the places of its frames, counted from `_text`.

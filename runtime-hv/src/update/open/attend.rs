@@ -3,7 +3,7 @@
 //! Comes in: writes to pages that hold a copy of a datum, and threads that return from old code. Decided: which copy was written,
 //! and who has left. Goes out: the other copy, made from it; the thread's own way back. All processors stand meanwhile.
 
-use super::{Counts, Inside};
+use super::{Code, Counts, Inside};
 use crate::engine::{Attend, Pa, Registers, Stopped, Trapped, Va, Vcpu, Written};
 use crate::guest::Kernel;
 use crate::journal::OpenRecord;
@@ -46,6 +46,8 @@ pub struct OpenPart {
     pub data: Vec<Datum>,
     /// The author's hooks.
     pub hooks: Option<Hooks>,
+    /// Its code that is left.
+    pub code: Vec<Code>,
     /// Where threads return to that are inside of its code.
     pub trampoline: Va,
     /// Where the kernel has all physical memory.
@@ -355,7 +357,15 @@ mod tests {
         let kernel = identity::find(&mut engine, &fake::kernel_id(), &fake::profile()).expect("the fake");
         let data = vec![test_datum(OLD, 4, NEW, 8)];
         let shared = Shared::default();
-        let part = OpenPart { id: "id".into(), kernel, data, hooks: None, trampoline: Va(TRAMPOLINE), direct_map: 0 };
+        let part = OpenPart {
+            id: "id".into(),
+            kernel,
+            data,
+            hooks: None,
+            code: Vec::new(),
+            trampoline: Va(TRAMPOLINE),
+            direct_map: 0,
+        };
         shared.lock().push(Open::new("id", false, vec![part], threads));
         let attendant = shared.attendant();
         (shared, attendant)
@@ -421,6 +431,8 @@ mod tests {
             slot: SLOT + number * 8,
             slot_pa: 0x7000 + number * 8,
             original: 0xffff_ffff_8100_1000 + number,
+            may_move: false,
+            why: None,
         };
         let (shared, mut attendant) = open(vec![thread(0), thread(1)]);
         let mut guest = Standing::default();

@@ -167,6 +167,7 @@ impl<E: Engine> Updater<E> {
                 name: thread.comm.clone(),
                 function: thread.function.clone(),
                 at: format!("{:#x}", thread.at),
+                why: thread.why.clone(),
             };
             info.inside.extend(open.threads.iter().map(thread));
         }
@@ -207,6 +208,24 @@ impl<E: Engine> Updater<E> {
             });
             if matches!(told, Ok((Ok(()), _))) {
                 self.opens.set_told(reports);
+            }
+        }
+        if look {
+            let movable = |opens: &[Open]| {
+                let with_movable = opens.iter().filter(|open| open.has_movable());
+                with_movable.map(|open| open.id.clone()).collect::<Vec<_>>()
+            };
+            let ids = movable(&self.opens.lock());
+            for id in ids {
+                // What cannot be done now is tried again.
+                if let Err(error) = self.move_later(&id)
+                    && let Some(open) = self.opens.lock().iter_mut().find(|open| open.id == id)
+                {
+                    open.trouble = Some(error.to_string());
+                }
+                if self.unsettled {
+                    return;
+                }
             }
         }
         let due: Vec<(String, bool)> =

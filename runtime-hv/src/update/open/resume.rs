@@ -8,7 +8,7 @@
 //! copy of the data. What the copies held at the end is in the journal: the one that was written since counts when the update is taken
 //! over; if both were, the new one, and that is said.
 
-use super::{Code, Inside, Open, OpenPart, Survey, survey};
+use super::{Code, Frames, Inside, Move, Open, OpenPart, Survey, Way, survey};
 use crate::engine::{Engine, Trapped, Va};
 use crate::guest::arena::Write;
 use crate::journal::{Action, OpenRecord};
@@ -18,7 +18,6 @@ use crate::update::data::{self, Datum};
 use crate::update::hooks::Hooks;
 use crate::update::{Times, UpdateError, Updater, admit, errors, parts, transaction};
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 /// What an update that is taken over consists of.
 struct Left {
@@ -120,7 +119,9 @@ impl<E: Engine> Updater<E> {
         }
         let bundle = self.bundle(parts::bundle_of(id))?;
         let (kernel, boot) = self.same_boot(&bundle)?;
-        let Left { open, code } = self.left(record)?;
+        let known = self.document.bundles.iter().find(|known| known.info.id == parts::bundle_of(id));
+        let stay = known.is_some_and(|known| known.info.stay);
+        let Left { open, code } = self.left(record, stay)?;
         let mut unwinder = self.unwinder(&kernel)?;
         let (mut after, owner_paused) = (self.document.clone(), self.engine.is_paused()?);
         after.sequence += 1;
@@ -145,12 +146,13 @@ impl<E: Engine> Updater<E> {
             if engine.watch().is_none() {
                 return Err(UpdateError::Unsupported("this engine does not see threads leave".to_owned()));
             }
-            let threads = match survey(engine, &kernel, unwinder.as_mut(), opens, &code)? {
-                Survey::Frames(threads) => threads,
+            let Frames { inside: threads, moves } = match survey(engine, &kernel, unwinder.as_mut(), opens, &code)? {
+                Survey::Frames(frames) => frames,
                 Survey::Unclear(who) => return Err(UpdateError::Busy { who, attempts: 1 }),
             };
             let divert = |thread: &Inside| Some(thread.divert(open.parts.get(thread.part)?.trampoline.0));
-            let mut writes: Vec<Write> = threads.iter().filter_map(divert).collect();
+            let mut writes: Vec<Write> =
+                threads.iter().filter_map(divert).chain(moves.iter().map(Move::write)).collect();
             let mut lost = Vec::new();
             for part in &open.parts {
                 let caught_up = data::catch_up(engine, &part.data, &held)?;
@@ -159,6 +161,10 @@ impl<E: Engine> Updater<E> {
             }
             for known in after.opens.iter_mut().filter(|known| known.id == id) {
                 known.threads.clone_from(&threads);
+            }
+            let bundle = parts::bundle_of(id);
+            for known in after.bundles.iter_mut().filter(|known| known.info.id == bundle) {
+                known.info.add_moved(moves.iter().map(Move::info));
             }
             journal.begin(&action(&writes, &after), before)?;
             journal.committing()?;
@@ -191,7 +197,7 @@ impl<E: Engine> Updater<E> {
     }
 
     /// What the journal and the bundle say of an update.
-    fn left(&mut self, record: &OpenRecord) -> Result<Left, UpdateError> {
+    fn left(&mut self, record: &OpenRecord, stay: bool) -> Result<Left, UpdateError> {
         let (mut known, mut code) = (Vec::new(), Vec::new());
         for (id, trampoline) in &record.parts {
             let part = known.len();
@@ -213,18 +219,16 @@ impl<E: Engine> Updater<E> {
                 // Another life of the module.
                 continue;
             }
-            let data = data::locate(&self.engine, &kernel, &bundle, &area.parts.addresses(area.base))?;
-            let live = |(range, function, old_address): (Range<u64>, String, u64)| Code {
-                range: kernel.live(range.start).0..kernel.live(range.end).0,
-                function,
-                old_address,
-                part,
-            };
-            code.extend(admit::old_code(&bundle).into_iter().map(live));
+            let addresses = area.parts.addresses(area.base);
+            let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
+            let way = Way { bundle: &bundle, kernel: &kernel, text: addresses.text, undo: false, stay };
+            let of_part = super::code(part, &admit::old_code(&bundle), &way);
+            code.extend_from_slice(&of_part);
             known.push(OpenPart {
                 id: id.clone(),
                 data: data.into_iter().filter(Datum::moves).collect(),
                 hooks: Hooks::prepare(&self.engine, &kernel, &bundle, &area)?,
+                code: of_part,
                 trampoline: Va(*trampoline),
                 direct_map: kernel.direct_map(&self.engine)?,
                 kernel,

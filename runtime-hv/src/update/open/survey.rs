@@ -1,19 +1,20 @@
 //! Who is inside old code.
 //!
 //! Comes in: a stopped guest and ranges of code. Decided: for every task and processor, from its frames; where a stack cannot be
-//! unwound to its end, whether any word of the rest could be an address in that code. Goes out: [`Survey`].
+//! unwound to its end, whether any word of the rest could be an address in that code. A frame that can go on in the other version is
+//! not inside ([`moves`](super::moves)). Goes out: [`Survey`].
 
+use super::moves::{Counterparts, Move, Way};
 use super::{Inside, Shared};
 use crate::engine::{Engine, ReadMemory, Va};
-use crate::guest::frames::{Context, Unwinder};
+use crate::guest::frames::{Context, State, Unwinder};
 use crate::guest::snapshot::Snapshot;
 use crate::guest::stacks::{self, Span};
 use crate::guest::tasks::{self, Task};
 use crate::guest::{GuestError, Kernel};
 use crate::unwind::End;
-use crate::update::admit::Admitted;
 use crate::update::{UpdateError, quiet};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Code that is left.
@@ -27,31 +28,74 @@ pub struct Code {
     pub old_address: u64,
     /// Which part of the update it belongs to.
     pub part: usize,
+    /// Its first byte, live.
+    pub start: u64,
+    /// Where frames in it can go on in the other version.
+    pub counterparts: Counterparts,
 }
 
-/// The code that parts of an update of type 2 leave.
+impl Code {
+    /// New code that replaces no function.
+    #[must_use]
+    pub fn unnamed(range: Range<u64>, part: usize) -> Code {
+        let (function, start) = ("the new code".to_owned(), range.start);
+        Code { range, function, old_address: 0, part, start, counterparts: Counterparts::default() }
+    }
+}
+
+/// The code that a part of an update of type 2 leaves; `old_code` as [`admit::old_code`](crate::update::admit) tells it.
 #[must_use]
-pub fn code(parts: &[&Admitted]) -> Vec<Code> {
-    let of_part = |(index, part): (usize, &&Admitted)| {
-        let live = |link: u64| part.kernel.live(link).0;
-        let one = |(range, function, old_address): &(Range<u64>, String, u64)| Code {
+pub fn code(index: usize, old_code: &[(Range<u64>, String, u64)], way: &Way<'_>) -> Vec<Code> {
+    let live = |link: u64| way.kernel.live(link).0;
+    let one = |(range, function, old_address): &(Range<u64>, String, u64)| {
+        // Of a replaced function the range begins behind its first byte; other code has no counterparts.
+        let is_whole = range.start.wrapping_sub(1) == *old_address;
+        Code {
             range: live(range.start)..live(range.end),
             function: function.clone(),
             old_address: *old_address,
             part: index,
-        };
-        part.old_code.iter().map(one).collect::<Vec<_>>()
+            start: live(if is_whole { *old_address } else { range.start }),
+            counterparts: if is_whole { way.of_old(*old_address) } else { way.nothing() },
+        }
     };
-    parts.iter().enumerate().flat_map(of_part).collect()
+    old_code.iter().map(one).collect()
 }
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Survey {
     /// All frames inside; none means that nobody is.
-    Frames(Vec<Inside>),
+    Frames(Frames),
     /// It cannot be told of somebody, or somebody is inside in a way that cannot be followed.
     Unclear(String),
+}
+
+/// Frames inside.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Those that stay inside until they return.
+    pub inside: Vec<Inside>,
+    /// Those that go on in the other version.
+    pub moves: Vec<Move>,
+}
+
+impl Frames {
+    /// Whether nobody is in this code at all.
+    #[must_use]
+    pub fn are_none(&self) -> bool {
+        self.inside.is_empty() && self.moves.is_empty()
+    }
+
+    /// Names who is inside, or would have been, for people.
+    #[must_use]
+    pub fn who(&self) -> String {
+        let moved = |one: &Move| {
+            format!("task {} ({}) waits in `{}`, and would go on elsewhere", one.pid, one.comm, one.function)
+        };
+        let moved = self.moves.first().map(moved).unwrap_or_default();
+        if self.inside.is_empty() { moved } else { super::who(&self.inside) }
+    }
 }
 
 /// Looks at every stack of a stopped guest.
@@ -66,19 +110,14 @@ pub fn survey<E: Engine>(
     code: &[Code],
 ) -> Result<Survey, UpdateError> {
     if code.is_empty() {
-        return Ok(Survey::Frames(Vec::new()));
+        return Ok(Survey::Frames(Frames::default()));
     }
     let Some(unwinder) = unwinder else {
         // Without tables every word that looks like an address there counts.
         let who = quiet::nobody_in(engine, kernel, &ranges(code))?;
-        return Ok(who.map_or(Survey::Frames(Vec::new()), Survey::Unclear));
+        return Ok(who.map_or(Survey::Frames(Frames::default()), Survey::Unclear));
     };
-    let (mut trampolines, mut originals) = (Vec::new(), BTreeMap::new());
-    for open in opens.lock().iter() {
-        trampolines.extend(open.parts.iter().map(|part| part.trampoline.0));
-        originals.extend(open.threads.iter().map(|thread| (thread.slot, thread.original)));
-    }
-    unwinder.set_diverted(trampolines, originals);
+    see_through(unwinder, opens);
     let registers = engine.registers()?;
     let memory = Snapshot::of(engine);
     match look(&memory, kernel, &registers, unwinder, opens, code) {
@@ -87,6 +126,16 @@ pub fn survey<E: Engine>(
         }
         other => other,
     }
+}
+
+/// Tells which return addresses are replaced.
+pub(super) fn see_through(unwinder: &mut Unwinder, opens: &Shared) {
+    let (mut trampolines, mut originals) = (Vec::new(), BTreeMap::new());
+    for open in opens.lock().iter() {
+        trampolines.extend(open.parts.iter().map(|part| part.trampoline.0));
+        originals.extend(open.threads.iter().map(|thread| (thread.slot, thread.original)));
+    }
+    unwinder.set_diverted(trampolines, originals);
 }
 
 fn look(
@@ -102,8 +151,11 @@ fn look(
     let tasks = tasks::all(memory, kernel, &processors)?;
     let contexts = unwinder.contexts(memory, kernel, registers, &processors, &tasks)?;
     let thread_size = kernel.constant("THREAD_SIZE")?;
-    let mut inside = Vec::new();
+    let (mut inside, mut moves) = (Vec::new(), Vec::new());
     for context in &contexts {
+        // Where the frame before returns to, if it is diverted.
+        let mut taken = None;
+        let away = context.state == State::SwitchedOut;
         let task = context.task.and_then(|index| tasks.get(index));
         let who = task.map_or_else(
             || "a processor that enters or leaves the kernel".to_owned(),
@@ -116,6 +168,25 @@ fn look(
                 )));
             }
             let Some(code) = code.iter().find(|code| code.range.contains(&frame.code())) else { continue };
+            let way = task.map_or(Err(None), |task| {
+                let found = code.counterparts.of_frame(frame, task, thread_size, code.start, taken, away)?;
+                Ok((task, found))
+            });
+            let why = match way {
+                Ok((task, (to, slot))) => {
+                    moves.push(Move {
+                        task: task.at.0,
+                        pid: task.pid,
+                        comm: task.comm.clone(),
+                        function: code.function.clone(),
+                        slot_pa: kernel.translate(memory, Va(slot), "a stack")?.0,
+                        from: frame.ip,
+                        to,
+                    });
+                    continue;
+                }
+                Err(why) => why,
+            };
             let caller = context.walk.frames.get(index + 1);
             match (task, caller.map(|caller| (caller, caller.slot))) {
                 // Stacks of interrupts are not a thread's, and are soon left anyway.
@@ -123,6 +194,7 @@ fn look(
                     if !caller.exact && !caller.hooked && slot.wrapping_sub(task.stack) < thread_size =>
                 {
                     let slot_pa = kernel.translate(memory, Va(slot), "a stack")?.0;
+                    taken = Some(slot);
                     inside.push(Inside {
                         task: task.at.0,
                         pid: task.pid,
@@ -134,6 +206,8 @@ fn look(
                         slot,
                         slot_pa,
                         original: caller.ip,
+                        may_move: code.counterparts.may_come(task),
+                        why,
                     });
                 }
                 _ => {
@@ -151,7 +225,12 @@ fn look(
             return Ok(Survey::Unclear(what));
         }
     }
-    Ok(Survey::Frames(inside))
+    let slots = || inside.iter().map(|thread| thread.slot_pa).chain(moves.iter().map(|moved| moved.slot_pa));
+    let distinct = slots().collect::<BTreeSet<u64>>().len();
+    if distinct != slots().count() {
+        return Ok(Survey::Unclear("two stacks are in the same memory".to_owned()));
+    }
+    Ok(Survey::Frames(Frames { inside, moves }))
 }
 
 /// Where saved instruction pointers into the code may lead: a call at its end returns to the byte behind it.

@@ -5,7 +5,7 @@
 
 use super::Undoing;
 use crate::engine::{Engine, Pa, ReadMemory, Va};
-use crate::guest::arena::Write;
+use crate::guest::arena::{self, Write};
 use crate::guest::modules::{self, Entry};
 use crate::guest::{GuestError, Kernel, probes};
 use crate::journal::Record;
@@ -13,7 +13,7 @@ use crate::update::area::{Area, REPORT_ROOM};
 use crate::update::data::{self, Changes, Datum, Edit};
 use crate::update::hooks::Hooks;
 use crate::update::link::Addresses;
-use crate::update::open::{Code, Inside, OpenPart};
+use crate::update::open::{Code, Counterparts, Frames, Inside, OpenPart, Way};
 use crate::update::{UpdateError, Updater, admit, parts, quiet};
 use lpk_format::{Bundle, FunctionPatch, hex};
 use std::ops::Range;
@@ -41,8 +41,8 @@ pub(super) struct Changed {
     kernel: Kernel,
     /// Where its code is, if it is in module memory.
     area: Option<Area>,
-    /// New functions: live addresses, name, and link address of the old one.
-    functions: Vec<(Range<u64>, String, u64)>,
+    /// New functions: live addresses, name, link address of the old one, and where frames can go on in that.
+    functions: Vec<(Range<u64>, String, u64, Counterparts)>,
     /// Existing data that it has changed.
     data: Vec<Datum>,
     /// What was written over those that stay where they are.
@@ -54,6 +54,20 @@ pub(super) struct Changed {
 }
 
 impl Changed {
+    /// Its new code: the functions that replace others, and the rest.
+    fn code(&self, part: usize) -> Vec<Code> {
+        let function = |(range, function, old_address, counterparts): &(Range<u64>, String, u64, Counterparts)| Code {
+            range: range.clone(),
+            function: function.clone(),
+            old_address: *old_address,
+            part,
+            start: range.start,
+            counterparts: counterparts.clone(),
+        };
+        let rest = self.area.iter().map(|area| Code::unnamed(area.base..area.base + area.parts.text, part));
+        self.functions.iter().map(function).chain(rest).collect()
+    }
+
     /// Where threads return to that are inside of its new code; 0 when it is not in module memory.
     pub(super) fn trampoline(&self) -> u64 {
         self.area.as_ref().map_or(0, |area| area.parts.addresses(area.base).rodata.wrapping_sub(REPORT_ROOM))
@@ -72,22 +86,16 @@ impl WayBack {
 
     /// The new code of each part in module memory: the functions that replace others, and the rest.
     pub(super) fn code(&self) -> Vec<Code> {
-        let of_part = |(part, changed): (usize, &Changed)| {
-            let one =
-                |(range, function, old_address): (Range<u64>, String, u64)| Code { range, function, old_address, part };
-            let rest =
-                changed.area.iter().map(|area| (area.base..area.base + area.parts.text, "the new code".to_owned(), 0));
-            changed.functions.iter().cloned().chain(rest).map(one).collect::<Vec<_>>()
-        };
-        self.changed.iter().enumerate().flat_map(of_part).collect()
+        self.changed.iter().enumerate().flat_map(|(part, changed)| changed.code(part)).collect()
     }
 
     /// Whether these threads, which are inside of the new code, can be seen leaving. Where new code knows more of objects than old code
     /// gives them, nobody may be inside.
-    pub(super) fn can_begin<E: Engine>(&self, engine: &mut E, threads: &[Inside]) -> bool {
+    pub(super) fn can_begin<E: Engine>(&self, engine: &mut E, frames: &Frames) -> bool {
         if self.changed.iter().any(|part| part.has_objects) {
-            return threads.is_empty();
+            return frames.are_none();
         }
+        let threads = &frames.inside;
         let can_leave = |thread: &Inside| self.changed.get(thread.part).is_some_and(|part| part.trampoline() != 0);
         threads.is_empty() || engine.watch().is_some() && threads.iter().all(can_leave)
     }
@@ -99,15 +107,16 @@ impl WayBack {
 
     /// What is attended to while threads are inside of the new code.
     pub(super) fn parts(&self, direct_map: u64) -> Vec<OpenPart> {
-        let part = |changed: &Changed| OpenPart {
+        let part = |(part, changed): (usize, &Changed)| OpenPart {
             id: changed.id.clone(),
             kernel: changed.kernel.clone(),
             data: changed.data.iter().filter(|datum| datum.moves()).cloned().collect(),
             hooks: changed.hooks.clone(),
+            code: changed.code(part),
             trampoline: Va(changed.trampoline()),
             direct_map,
         };
-        self.changed.iter().map(part).collect()
+        self.changed.iter().enumerate().map(part).collect()
     }
 
     /// Runs the hooks of each part.
@@ -134,7 +143,8 @@ impl<E: Engine> Updater<E> {
         let kernel = &action.kernel;
         let mut back = WayBack { leads_back: true, ..WayBack::default() };
         let image = action.areas.iter().find(|area| area.bundle == action.id);
-        back.changed.push(self.changed(&action.id, kernel, bundle, image, &record.data)?);
+        let stay = record.info.stay;
+        back.changed.push(self.changed(&action.id, kernel, bundle, image, &record.data, stay)?);
         if record.parts.iter().any(|part| part.at != 0) {
             let listed = match modules::all(&self.engine, kernel) {
                 // The list may change while it is read.
@@ -182,7 +192,7 @@ impl<E: Engine> Updater<E> {
                 };
                 let area = action.areas.iter().find(|area| area.base == part.area);
                 let id = parts::part_id(&action.id, &info.name);
-                back.changed.push(self.changed(&id, &kernel, changes, area, &part.data)?);
+                back.changed.push(self.changed(&id, &kernel, changes, area, &part.data, stay)?);
             }
         }
         for jump in record.jumps.iter().rev() {
@@ -206,15 +216,23 @@ impl<E: Engine> Updater<E> {
         bundle: &Bundle,
         area: Option<&Area>,
         edits: &[Edit],
+        stay: bool,
     ) -> Result<Changed, UpdateError> {
         let addresses = area.map_or_else(Addresses::default, |area| area.parts.addresses(area.base));
         let data = data::locate(&self.engine, kernel, bundle, &addresses)?;
         let hooks = area.map(|area| Hooks::prepare(&self.engine, kernel, bundle, area)).transpose()?.flatten();
-        let function = |function: &FunctionPatch| {
-            let start = addresses.text.wrapping_add(function.new_offset.into());
-            (start..start.wrapping_add(function.new_size.into()), function.name.clone(), function.old_address)
+        // In the arena nobody can be seen leaving, but a thread may have gone on there and can come back.
+        let arena = &self.document.arena;
+        let pages = arena.allocations.iter().find(|known| known.bundle == id && !known.kept && bundle.module.is_none());
+        let in_arena = || arena::code(arena, pages?).first().map(|code| code.start);
+        let text = area.map(|_| addresses.text).or_else(in_arena);
+        let function = |(text, function): (u64, &FunctionPatch)| {
+            let start = text.wrapping_add(function.new_offset.into());
+            let counterparts = Way { bundle, kernel, text, undo: true, stay }.of(function);
+            let range = start..start.wrapping_add(function.new_size.into());
+            (range, function.name.clone(), function.old_address, counterparts)
         };
-        let functions = bundle.functions.iter().filter(|_| area.is_some()).map(function).collect();
+        let functions = bundle.functions.iter().filter_map(|known| Some((text?, known))).map(function).collect();
         let (kernel, area, edits) = (kernel.clone(), area.cloned(), edits.to_vec());
         let has_objects = !bundle.payload.objects.is_empty();
         Ok(Changed { id: id.to_owned(), kernel, area, functions, data, edits, hooks, has_objects })

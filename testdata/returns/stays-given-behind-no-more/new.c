@@ -1,0 +1,17 @@
+extern int stop(void);
+extern long nap(long ms);
+extern void note(long value);
+extern void take(void), give(void);
+extern long count, other;
+
+int loop(void *data)
+{
+	long *mine = data;
+
+	while (!stop()) {
+		
+		nap(10);
+		
+	}
+	return 0;
+}
