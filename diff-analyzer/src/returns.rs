@@ -74,8 +74,8 @@ pub enum Why {
     /// The one place of the change is entered at several points.
     #[error("what has changed is entered at several points")]
     Ways,
-    /// Which of several changed things is done depends on something.
-    #[error("what the change does depends on what has been done before")]
+    /// The change decides, in a loop, what is done.
+    #[error("the change decides in a loop what is done, and may count on what it has done before")]
     Depends,
     /// The call is in the middle of the change.
     #[error("a thread would go on in the middle of what has changed")]

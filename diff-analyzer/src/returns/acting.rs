@@ -83,5 +83,7 @@ fn computes(node: &Node) -> bool {
     let sets_segment = instruction.op_count() > 0
         && instruction.op0_kind() == OpKind::Register
         && instruction.op0_register().is_segment_register();
-    node.kind == Kind::Plain && node.site.is_none() && is_known && !instruction.has_lock_prefix() && !sets_segment
+    // What may fault decides what runs.
+    let decides = node.kind != Kind::Plain || node.steps[2].is_some();
+    !decides && node.site.is_none() && is_known && !instruction.has_lock_prefix() && !sets_segment
 }

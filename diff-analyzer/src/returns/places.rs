@@ -7,10 +7,9 @@
 //!
 //! Behind a call a frame that goes on in the other function runs what has not changed, until it comes to this place from its beginning; there it
 //! does what that function does, as a thread would that has called it. At a second place, or in the middle of this one, it could do the end of
-//! something whose beginning was never done; or at a place where it depends on what has happened before, which of several things is done.
+//! something whose beginning was never done. So it could at one place in a loop that decides by what has happened before what is to be done.
 
 use super::acting;
-use super::code::Kind;
 use super::pairing::Pairing;
 use super::values::Values;
 use super::{Side, Why};
@@ -172,12 +171,18 @@ impl<'a> Changes<'a> {
         &self.next(steps) & &self.changed
     }
 
-    /// Whether it depends on something which of several changed things is done.
+    /// Whether a changed instruction decides what runs, and comes again and again.
     fn depends(&self) -> bool {
-        let kind = |node: &usize| &self.side.graph.nodes[*node].kind;
-        let decides = self.changed.iter().any(|node| *kind(node) == Kind::Branch);
-        let does = self.changed.iter().filter(|node| !matches!(kind(node), Kind::Branch | Kind::Return));
-        decides && does.count() > 1
+        let ways = |node: usize| self.side.graph.after(node).count();
+        self.changed.iter().any(|node| ways(*node) > 1 && self.comes_again(*node))
+    }
+
+    fn comes_again(&self, node: usize) -> bool {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![node]);
+        while let Some(at) = open.pop() {
+            open.extend(self.side.graph.after(at).filter(|next| seen.insert(*next)));
+        }
+        seen.contains(&node)
     }
 }
 
