@@ -15,6 +15,8 @@ const GATE: &str = "type2-open-the-gate";
 const OBJECTS: [&str; 2] = ["type2-add-to-objects-in-a-hole", "type2-add-to-objects-behind-the-end"];
 const OBJECT_ROUNDS: usize = 20;
 const MOVE_ROUNDS: usize = 40;
+/// A nap takes 10 ms; a guest may stand still for longer.
+const NAP_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
 const WRITTEN: &str = "type2-move-what-is-written";
 
@@ -177,10 +179,17 @@ fn a_thread_that_never_leaves_goes_on_in_the_new_code(cpus: u32) {
     guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
     let (mut busy, mut at_once, mut before) = (0, [0, 0], 0);
     let goes_on = |guest: &mut Guest, before: &mut i64, what: &str| {
-        std::thread::sleep(std::time::Duration::from_millis(50));
-        let state = State::read(guest).expect("answers");
-        assert!(state.faults().is_empty() && state.get("naps") > *before, "{what}: {state:?}, after {before}");
-        *before = state.get("naps");
+        let start = std::time::Instant::now();
+        loop {
+            let state = State::read(guest).expect("answers");
+            assert!(state.faults().is_empty(), "{what}: {state:?}");
+            if state.get("naps") > *before {
+                *before = state.get("naps");
+                return;
+            }
+            assert!(start.elapsed() < NAP_LIMIT, "{what}: it does not count on: {state:?}, after {before}");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     };
     let is_moved = |outcome: &Outcome, what: &str| {
         let names: Vec<_> = outcome.items("/moved").iter().map(|thread| thread["name"].clone()).collect();
