@@ -17,6 +17,7 @@ use diff_analyzer::image_layout::{self, Image, Wanted};
 use lucos_tests::commands::{self, Outcome};
 use lucos_tests::official::{self, Candidate, Change};
 use lucos_tests::patches::unified;
+use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -95,6 +96,19 @@ fn folder_of(file: &str) -> &str {
     file.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
+/// What comes of some files, in their order: as many builds at a time as there are processors, and none long before it is asked for.
+fn in_turn(evaluator: &Evaluator<'_>, files: &[&str], wanted: &str) -> impl Iterator<Item = Entry> {
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    files.chunks(at_once).enumerate().flat_map(move |(turn, some)| {
+        let entries: Vec<Entry> = some.par_iter().map(|file| evaluator.run(file, Place::BuiltIn)).collect();
+        for (index, entry) in entries.iter().enumerate() {
+            let number = turn * at_once + index + 1;
+            say(&format!("{wanted}? {number}/{} {}: {} {}", files.len(), entry.file, entry.verdict, entry.rule()));
+        }
+        entries
+    })
+}
+
 /// Changed built-in files, smallest change first.
 fn candidates(ground: &Ground) -> Result<Vec<Candidate>, JobError> {
     let mut found = Vec::new();
@@ -122,10 +136,8 @@ fn of_type1(
 ) -> Result<Patch, JobError> {
     let is_at = |file: &str, place: &str| file == place || folder_of(file) == place;
     let in_order = places.iter().flat_map(|place| candidates.iter().filter(|one| is_at(&one.file, place)));
-    let mut tried = 0;
-    for candidate in in_order.take(TRIES) {
-        tried += 1;
-        let entry = evaluator.run(&candidate.file, Place::BuiltIn);
+    let files: Vec<&str> = in_order.take(TRIES).map(|one| one.file.as_str()).collect();
+    for entry in in_turn(evaluator, &files, stands_for) {
         if entry.verdict != "type1" {
             continue;
         }
@@ -135,7 +147,7 @@ fn of_type1(
             return Ok(said(patch));
         }
     }
-    Err(none(&format!("one of Type 1 with {least} functions or more in {}", places.join(", ")), tried))
+    Err(none(&format!("one of Type 1 with {least} functions or more in {}", places.join(", ")), files.len()))
 }
 
 /// Two changes of Type 2: first what changes the layout of a type, the one with most functions first; then what changes existing data;
@@ -147,14 +159,13 @@ fn of_type2(ground: &Ground, evaluator: &Evaluator<'_>, candidates: &[Candidate]
     let mut likely: Vec<&Candidate> = other;
     likely.sort_by_key(|one| !touches_data(&one.diff));
     let (mut layouts, mut data) = (Vec::new(), Vec::new());
-    let mut tried = 0;
-    for candidate in known.into_iter().chain(likely.into_iter().take(TRIES)) {
+    let in_order = known.into_iter().chain(likely.into_iter().take(TRIES));
+    let files: Vec<&str> = in_order.map(|one| one.file.as_str()).collect();
+    for entry in in_turn(evaluator, &files, "Type 2") {
         let is_large = layouts.iter().chain(&data).any(|patch: &Patch| patch.functions() >= MANY);
         if is_large && layouts.len() + data.len() >= TYPE2.len() {
             break;
         }
-        tried += 1;
-        let entry = evaluator.run(&candidate.file, Place::BuiltIn);
         match entry.verdict.as_str() {
             "type2" => data.push(from_entry(ground, "", &entry, "contents of existing data change")?),
             "refused" if entry.is_type2 => layouts.extend(with_overrides(ground, &entry)?),
@@ -167,7 +178,7 @@ fn of_type2(ground: &Ground, evaluator: &Evaluator<'_>, candidates: &[Candidate]
         found.extend(marked(ground, evaluator, candidates, TYPE2.len() - found.len())?);
     }
     if found.len() < TYPE2.len() {
-        return Err(none("two of Type 2", tried));
+        return Err(none("two of Type 2", files.len()));
     }
     found.truncate(TYPE2.len());
     for (patch, stands_for) in found.iter_mut().zip(TYPE2) {
@@ -294,11 +305,12 @@ fn marked(
     count: usize,
 ) -> Result<Vec<Patch>, JobError> {
     let mut found = Vec::new();
-    for candidate in candidates.iter().filter(|one| folder_of(&one.file) == "fs").take(TRIES) {
+    let in_order = candidates.iter().map(|one| one.file.as_str()).filter(|file| folder_of(file) == "fs");
+    let files: Vec<&str> = in_order.take(TRIES).collect();
+    for entry in in_turn(evaluator, &files, "Type 1, to be marked") {
         if found.len() == count {
             break;
         }
-        let entry = evaluator.run(&candidate.file, Place::BuiltIn);
         if entry.verdict == "type1" {
             let what = "functions only; marked as Type 2 (`--type2`)";
             found.extend(build(ground, &entry, "paper-marked", &["--type2".into()], what)?);
