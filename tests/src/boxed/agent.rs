@@ -84,8 +84,9 @@ fn answer(mux: &Mux, group: &Group, message: Message) -> io::Result<()> {
             Ok(_) => mux.tell(Message::Opened { channel, error: Some(format!("{path} is not a file")) }),
             Err(error) => mux.tell(Message::Opened { channel, error: Some(format!("{path}: {error}")) }),
         },
-        // These are for the host.
-        Message::Ready { .. }
+        // Nothing is asked for by a nudge; the others are for the host.
+        Message::Nudge
+        | Message::Ready { .. }
         | Message::Alive
         | Message::Ended { .. }
         | Message::NotStarted { .. }

@@ -6,7 +6,7 @@
 use super::machine::Machine;
 use super::mux::Mux;
 use super::terminal::Raw;
-use super::wire::{FIRST_FREE, Message, STDERR, STDIN, STDOUT};
+use super::wire::{FIRST_FREE, Message, NUDGE_EVERY, STDERR, STDIN, STDOUT};
 use super::{BoxError, Options, agent};
 use nix::sys::signal::{SigSet, Signal};
 use std::collections::HashMap;
@@ -137,6 +137,12 @@ impl Session<'_> {
             }
             Some(Event::Closed(_)) | None => return Err(limit_reached(options)),
         }
+        let mux = self.mux.clone();
+        thread::spawn(move || {
+            while mux.tell(Message::Nudge).is_ok() {
+                thread::sleep(NUDGE_EVERY);
+            }
+        });
         let terminal = Raw::take().map_err(BoxError::io(Path::new("terminal")))?;
         self.tell(Message::Run { words: options.command.clone(), terminal: terminal.is_some() })?;
         for pair in &options.forward {

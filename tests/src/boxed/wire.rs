@@ -14,6 +14,8 @@ use std::time::Duration;
 pub(super) const MOST: usize = 32 << 10;
 /// How often the box says that it is alive.
 pub(super) const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// How often the host nudges the box ([`Message::Nudge`]).
+pub(super) const NUDGE_EVERY: Duration = Duration::from_millis(500);
 /// Length of what stands before the contents.
 const HEADER: usize = 9;
 
@@ -49,6 +51,9 @@ pub(super) enum Message {
     },
     /// The box is alive: said again and again ([`ALIVE_EVERY`]).
     Alive,
+    /// Nothing, but it interrupts a processor of the box: said again and again ([`NUDGE_EVERY`]). The emulated virtualisation
+    /// sometimes loses the one timer that an idle processor of the box waits for, and any interrupt makes up for it.
+    Nudge,
     /// Run a command on the channels 1 to 3.
     Run {
         /// The program and its arguments.
