@@ -194,6 +194,8 @@ pub(crate) enum EngineName {
     Kvm,
     /// QEMU, software emulation
     Qemu,
+    /// QEMU with this host's KVM: faster, but a Type 2 update waits until nobody is inside of old code
+    QemuKvm,
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use runtime_hv::engine::kvm::virtio::{Block, Device, Entropy, Net, Vsock};
 use runtime_hv::engine::kvm::{self, End, KvmEngine, MachineConfig};
-use runtime_hv::engine::qemu::{Earlier, LaunchConfig, QemuEngine, Serial, launch};
+use runtime_hv::engine::qemu::{Acceleration, Earlier, LaunchConfig, QemuEngine, Serial, launch};
 use runtime_hv::journal::Journal;
 use runtime_hv::protocol::Problem;
 use runtime_hv::service::{ControlSocket, Ended, serve};
@@ -35,7 +35,7 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
         },
         chosen => chosen,
     };
-    if engine == EngineName::Qemu && run.vsock.is_some() {
+    if engine != EngineName::Kvm && run.vsock.is_some() {
         return Err(Problem::refused("no-vsock", "--vsock needs the engine kvm").help("leave --vsock out"));
     }
     let stop = stop_signals()?;
@@ -45,7 +45,8 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
     journal.set_aside().map_err(|error| Problem::failed("journal-failed", error))?;
     let ended = match engine {
         EngineName::Kvm => run_kvm(run, &stop, &socket, &journal),
-        EngineName::Auto | EngineName::Qemu => run_qemu(run, &stop, &socket, &journal),
+        EngineName::QemuKvm => run_qemu(run, Acceleration::Kvm, &stop, &socket, &journal),
+        EngineName::Auto | EngineName::Qemu => run_qemu(run, Acceleration::None, &stop, &socket, &journal),
     };
     // Best effort: the guest is gone and with it the meaning of these files.
     let _ = journal.set_aside();
@@ -139,11 +140,18 @@ fn qemu_devices(run: &Run) -> Vec<OsString> {
 }
 
 /// In a QEMU of our own.
-fn run_qemu(run: &Run, stop: &SignalFd, socket: &ControlSocket, journal: &Journal) -> Result<ExitCode, Problem> {
+fn run_qemu(
+    run: &Run,
+    acceleration: Acceleration,
+    stop: &SignalFd,
+    socket: &ControlSocket,
+    journal: &Journal,
+) -> Result<ExitCode, Problem> {
     let mut qmp = run.api.clone().into_os_string();
     qmp.push(".qmp");
     let qmp = PathBuf::from(qmp);
     let config = LaunchConfig {
+        acceleration,
         kernel: run.kernel.clone(),
         initrd: run.initrd.clone(),
         append: run.append.clone(),

@@ -9,7 +9,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use runtime_hv::engine::qemu::{
-    Attended, Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue,
+    Acceleration, Attended, Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue,
 };
 use runtime_hv::engine::{
     Attend, Call, CallError, Calls as _, Engine as _, EngineError, Pa, Pause, ReadMemory, Registers, Stopped, Trapped,
@@ -69,6 +69,7 @@ fn boot() -> Option<Guest> {
     };
     let folder = tempfile::tempdir().expect("a folder for the test");
     let config = LaunchConfig {
+        acceleration: Acceleration::None,
         kernel: kernel.into(),
         initrd: None,
         append: "console=ttyS0".to_owned(),

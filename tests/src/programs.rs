@@ -6,6 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What QEMU loads into a guest that starts with a kernel of the host: firmware, the kernel's starter, and help for its local APIC.
+pub const QEMU_LOADS: [&str; 3] =
+    ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/kvmvapic.bin"];
+
 /// Compiles `NAME.c` into a folder.
 ///
 /// # Errors

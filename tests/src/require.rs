@@ -92,10 +92,24 @@ pub fn qemu(because: &str) -> bool {
 /// When the variables that choose an engine are wrong.
 pub fn kvm(because: &str) -> bool {
     let engine = Engine::wanted().unwrap_or_else(|error| panic!("{error}"));
-    if engine == Engine::Qemu {
+    let is_kvm = matches!(engine, Engine::Kvm | Engine::KvmInBox);
+    if !is_kvm {
         eprintln!("SKIPPED on this engine: {because}");
     }
-    engine != Engine::Qemu
+    is_kvm
+}
+
+/// Whether the engine tells of writes and reports of the guest; a test that needs it is skipped on one that cannot, with the
+/// reason. That is no missing piece, so it is never a failure.
+///
+/// # Panics
+/// When the variables that choose an engine are wrong.
+pub fn watches(because: &str) -> bool {
+    let engine = Engine::wanted().unwrap_or_else(|error| panic!("{error}"));
+    if !engine.watches() {
+        eprintln!("SKIPPED on this engine: {because}");
+    }
+    engine.watches()
 }
 
 /// Whether the tests run on the bundled hypervisor in the box; a test that is about it there is skipped elsewhere, with the reason.

@@ -122,7 +122,7 @@ pub fn prepare(say: &dyn Fn(&str)) -> Result<Pair, SetupError> {
 /// [`SetupError`] with what to do next.
 pub fn for_tests(say: &dyn Fn(&str)) -> Result<(), SetupError> {
     packages::install_missing(packages::TESTS, &mut apt::Apt::new(&cache_dir()?), say)?;
-    if Engine::wanted()? == Engine::KvmInBox {
+    if Engine::wanted()?.is_in_box() {
         root::prepare(root::SYSTEM, say)?;
     }
     Ok(())

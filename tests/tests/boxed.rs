@@ -174,9 +174,7 @@ fn kvm_in_the_box_boots_a_stock_kernel() {
     let work = tempfile::tempdir().expect("a folder");
     let initrd = work.path().join("initrd");
     lucos_tests::initramfs::write(&initrd).expect("an initramfs");
-    let firmware =
-        ["/usr/share/seabios/bios-256k.bin", "/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/kvmvapic.bin"];
-    for file in qemu.iter().map(|path| path.as_path()).chain(firmware.iter().map(Path::new)) {
+    for file in qemu.iter().map(|path| path.as_path()).chain(programs::QEMU_LOADS.iter().map(Path::new)) {
         command.arg("--file").arg(file);
     }
     command.arg("--file").arg(format!("{}:/files/kernel", kernel.vmlinuz().display()));

@@ -71,7 +71,7 @@ pub(crate) fn again_on(engine: &str) -> Result<bool, JobError> {
 
 /// What the engine that is wanted needs beside the two programs.
 pub(crate) fn build_for_engine() -> Result<(), JobError> {
-    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
+    if Engine::wanted().map_err(GuestError::from)?.is_in_box() {
         say("building lucos-hv for the box");
         build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
     }
@@ -157,7 +157,7 @@ pub(crate) fn bless() -> Result<(), JobError> {
 pub(crate) fn test_command(pair: &Pair) -> Result<Command, JobError> {
     let dir = build()?;
     build_for_box(&[("lucos-tests", boxed::AGENT)])?;
-    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
+    if Engine::wanted().map_err(GuestError::from)?.is_in_box() {
         build_for_box(&[("runtime-hv", "lucos-hv")])?;
     }
     let mut command = cargo(&["test"]);

@@ -30,7 +30,7 @@ pub(crate) fn run(all: bool) -> Result<(), JobError> {
         setup::for_tests(&say)?;
         selfbuilt::prepare(&pair.older, &say)?;
     }
-    let in_box = Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox;
+    let in_box = Engine::wanted().map_err(GuestError::from)?.is_in_box();
     let hv = if in_box {
         cargo::build_for_box(&[("lucos-tests", boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
         boxed::static_program("lucos-hv")?

@@ -36,7 +36,7 @@ enum Job {
     /// Builds two patches, applies them to a running stock kernel and takes them back
     Demo {
         /// Hypervisor under the guest: `qemu`, or `kvm`, the bundled one: in the box, unless LUCOS_TEST_BOX=0
-        #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm"], default_value = "qemu")]
+        #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm", "qemu-kvm"], default_value = "qemu")]
         engine: String,
     },
     /// Runs the tests of the bundled hypervisor where KVM works: in the box, unless LUCOS_TEST_BOX=0

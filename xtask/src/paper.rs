@@ -20,7 +20,7 @@ use std::process::Command;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PaperArgs {
     /// Hypervisor under the guest: `qemu`, or `kvm`, the bundled one: in the box, unless LUCOS_TEST_BOX=0
-    #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm"], default_value = "qemu")]
+    #[arg(long, value_name = "ENGINE", env = "LUCOS_TEST_ENGINE", value_parser = ["qemu", "kvm", "qemu-kvm"], default_value = "qemu")]
     engine: String,
     /// How often each patch is applied and undone
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
@@ -44,7 +44,7 @@ pub(crate) fn run(args: &PaperArgs) -> Result<(), JobError> {
         std::process::exit(status.code().unwrap_or(1));
     }
     let ground = Ground::open(&setup::Wanted { series: args.series.clone(), from: None, to: None })?;
-    if Engine::wanted().map_err(GuestError::from)? == Engine::KvmInBox {
+    if Engine::wanted().map_err(GuestError::from)?.is_in_box() {
         say("building lucos-hv for the box");
         cargo::build_for_box(&[("lucos-tests", lucos_tests::boxed::AGENT), ("runtime-hv", "lucos-hv")])?;
     }

@@ -47,7 +47,7 @@ use stub::{Found, Stub};
 use vm::Vm;
 use watch::Watching;
 
-pub use launch::{LaunchConfig, LaunchError, Serial, launch};
+pub use launch::{Acceleration, LaunchConfig, LaunchError, Serial, launch};
 pub use rescue::{Attended, Diverted, RescueError, Rescued, rescue};
 pub use turns::Share;
 

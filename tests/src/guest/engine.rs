@@ -1,6 +1,6 @@
 //! Which hypervisor `lucos-hv run` is tested with.
 //!
-//! Comes in: `LUCOS_TEST_ENGINE` (`qemu` if it is not set, or `kvm`), `LUCOS_TEST_BOX`. Decided: whether this machine's own
+//! Comes in: `LUCOS_TEST_ENGINE` (`qemu` if it is not set, `kvm` or `qemu-kvm`), `LUCOS_TEST_BOX`. Decided: whether this machine's own
 //! KVM is used, or that of the box. Goes out: [`Engine`].
 
 /// The variable is set to something else.
@@ -21,6 +21,10 @@ pub enum Engine {
     Kvm,
     /// The bundled hypervisor in the box ([`crate::boxed`]).
     KvmInBox,
+    /// QEMU with nothing but this machine's KVM.
+    QemuKvm,
+    /// QEMU with nothing but the KVM of the box.
+    QemuKvmInBox,
 }
 
 impl Engine {
@@ -41,11 +45,32 @@ impl Engine {
             // That /dev/kvm is there says nothing: there are ones that no Linux boots on. So the box, unless a person knows better.
             (Some("kvm"), None | Some("" | "1")) => Ok(Self::KvmInBox),
             (Some("kvm"), Some("0")) => Ok(Self::Kvm),
-            (Some("kvm"), Some(other)) => {
+            (Some("qemu-kvm"), None | Some("" | "1")) => Ok(Self::QemuKvmInBox),
+            (Some("qemu-kvm"), Some("0")) => Ok(Self::QemuKvm),
+            (Some("kvm" | "qemu-kvm"), Some(other)) => {
                 unknown("LUCOS_TEST_BOX", other, "1, or 0 where this machine's own KVM works")
             }
-            (Some(other), _) => unknown("LUCOS_TEST_ENGINE", other, "qemu or kvm"),
+            (Some(other), _) => unknown("LUCOS_TEST_ENGINE", other, "qemu, kvm or qemu-kvm"),
         }
+    }
+
+    /// What `lucos-hv run --engine` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Kvm | Self::KvmInBox => "kvm",
+            Self::QemuKvm | Self::QemuKvmInBox => "qemu-kvm",
+        }
+    }
+
+    /// Whether it runs in the box.
+    pub fn is_in_box(self) -> bool {
+        matches!(self, Self::KvmInBox | Self::QemuKvmInBox)
+    }
+
+    /// Whether it tells of writes and reports of the guest, so that both versions of a Type 2 update can run at once.
+    pub fn watches(self) -> bool {
+        !matches!(self, Self::QemuKvm | Self::QemuKvmInBox)
     }
 }
 
@@ -61,6 +86,7 @@ mod tests {
             (Some("kvm"), None, Some(Engine::KvmInBox)),
             (Some("kvm"), Some("0"), Some(Engine::Kvm)),
             (Some("kvm"), Some("2"), None),
+            (Some("qemu-kvm"), Some("1"), Some(Engine::QemuKvmInBox)),
             (Some("xen"), None, None),
         ] {
             assert_eq!(Engine::from(engine, in_box).ok(), expected, "{engine:?} {in_box:?}");

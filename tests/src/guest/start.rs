@@ -4,11 +4,12 @@
 //! has answered.
 
 use super::{BOOT_TIMEOUT, Config, Console, DISTRIBUTION_TIMEOUT, Engine, Guest, GuestError, Service};
-use crate::{boxed, commands, initramfs};
+use crate::{boxed, commands, initramfs, programs};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -19,8 +20,10 @@ const APPEND: &str = "console=ttyS0 panic=-1 LUCOS_REQUESTS=1";
 
 /// A box whose test hangs ends at last; one whose test has ended, ends with it.
 const BOX_LIMIT: Duration = Duration::from_secs(3600);
+/// QEMU's program.
+const QEMU: &str = "qemu-system-x86_64";
 /// Memory of the box beside that of its guest, in MiB.
-const BOX_MEMORY_MIB: u32 = 768;
+const BOX_MEMORY_MIB: u32 = 1024;
 
 impl Guest {
     /// Starts a guest through `lucos-hv run`; its standard input and output are the serial console.
@@ -30,10 +33,11 @@ impl Guest {
     pub fn under_lucos_hv(config: &Config) -> Result<Self, GuestError> {
         let prepared = Prepared::new(config)?;
         let api = prepared.dir.path().join("api");
-        let command = match Engine::wanted()? {
-            Engine::Qemu => on_this_machine("qemu", config, &prepared.initrd, &api)?,
-            Engine::Kvm => on_this_machine("kvm", config, &prepared.initrd, &api)?,
-            Engine::KvmInBox => in_box(config, &prepared.initrd, &api)?,
+        let engine = Engine::wanted()?;
+        let command = if engine.is_in_box() {
+            in_box(engine, config, &prepared, &api)?
+        } else {
+            on_this_machine(engine, config, &prepared.initrd, &api)?
         };
         let guest = prepared.start(command, "lucos-hv", "build it first: `cargo build --release`", config)?;
         super::service::wait_for_socket(guest.api(), &guest.log.with_extension("stderr"), || true)?;
@@ -64,7 +68,7 @@ impl Guest {
         let dir = prepared.dir.path().to_owned();
         let (qmp, monitor) = (dir.join("qmp"), dir.join("monitor"));
         let socket = |path: &Path| format!("unix:{},server=on,wait=off", path.display());
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = Command::new(QEMU);
         command
             .args(["-accel", "tcg", "-display", "none", "-nodefaults", "-no-reboot", "-serial", "stdio"])
             .args(["-smp", &format!("{0},sockets={0}", config.cpus), "-m", &config.memory_mib.to_string()])
@@ -77,14 +81,14 @@ impl Guest {
         if let Some(model) = &config.model {
             command.args(["-cpu", model]);
         }
-        let mut guest = prepared.start(command, "qemu-system-x86_64", "install qemu-system-x86", config)?;
+        let mut guest = prepared.start(command, QEMU, "install qemu-system-x86", config)?;
         (guest.qmp, guest.monitor) = (Some(qmp), Some(monitor));
         Ok(guest)
     }
 }
 
 /// `lucos-hv run` as it is called on the machine where it runs.
-fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str, disk: Option<String>) -> Vec<String> {
+fn words(engine: Engine, config: &Config, kernel: &str, initrd: &str, api: &str, disk: Option<String>) -> Vec<String> {
     let root = if disk.is_some() { "root=/dev/vda " } else { "" };
     let append = format!("{APPEND} {root}{}", config.append);
     let (cpus, memory) = (config.cpus.to_string(), config.memory_mib.to_string());
@@ -92,7 +96,7 @@ fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str, d
         "lucos-hv",
         "run",
         "--engine",
-        engine,
+        engine.name(),
         "--kernel",
         kernel,
         "--initrd",
@@ -114,7 +118,7 @@ fn words(engine: &str, config: &Config, kernel: &str, initrd: &str, api: &str, d
     words
 }
 
-fn on_this_machine(engine: &str, config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
+fn on_this_machine(engine: Engine, config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
     let text = |path: &Path| path.display().to_string();
     let mut command = Command::new(commands::program("lucos-hv")?);
     let disk = config.disk.as_ref().map(|disk| text(&disk.image));
@@ -123,7 +127,7 @@ fn on_this_machine(engine: &str, config: &Config, initrd: &Path, api: &Path) -> 
 }
 
 /// The same in the box, which has one processor: a hypervisor bound to it is what the emulated virtualisation bears.
-fn in_box(config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestError> {
+fn in_box(engine: Engine, config: &Config, prepared: &Prepared, api: &Path) -> Result<Command, GuestError> {
     let (kernel_inside, initrd_inside, api_inside) = ("/files/guest-kernel", "/files/guest-initrd", "/api");
     let disk_inside = "/files/guest-disk";
     let pair = |from: &Path, to: &str| format!("{}:{to}", from.display());
@@ -132,14 +136,37 @@ fn in_box(config: &Config, initrd: &Path, api: &Path) -> Result<Command, GuestEr
         .args(["--name", &config.name, "--limit", &BOX_LIMIT.as_secs().to_string()])
         .args(["--memory", &(config.memory_mib + BOX_MEMORY_MIB + disk_memory_mib(config)?).to_string()])
         .args(["--file", &pair(&boxed::static_program("lucos-hv")?, "/files/lucos-hv")])
-        .args(["--file", &pair(&config.kernel, kernel_inside), "--file", &pair(initrd, initrd_inside)])
+        .args(["--file", &pair(&config.kernel, kernel_inside), "--file", &pair(&prepared.initrd, initrd_inside)])
         .args(["--forward", &pair(api, api_inside)]);
     if let Some(disk) = &config.disk {
         command.args(["--file", &pair(&disk.image, disk_inside)]);
     }
     let disk = config.disk.as_ref().map(|_| disk_inside.to_owned());
-    command.arg("--").args(words("kvm", config, kernel_inside, initrd_inside, api_inside, disk));
+    if engine == Engine::QemuKvmInBox {
+        for (from, to) in qemu_in_box(prepared.dir.path())? {
+            command.args(["--file", &pair(&from, &to)]);
+        }
+    }
+    command.arg("--").args(words(engine, config, kernel_inside, initrd_inside, api_inside, disk));
     Ok(command)
+}
+
+/// QEMU's files, and where they are in the box: its program and libraries, what it loads into a guest, and a program of its name that starts it.
+fn qemu_in_box(dir: &Path) -> Result<Vec<(PathBuf, String)>, GuestError> {
+    let program = programs::with_libraries(QEMU, "qemu-system-x86").map_err(std::io::Error::other)?;
+    let starter = dir.join(QEMU);
+    let at = "/files/qemu";
+    let start = format!("#!/bin/sh\nLD_LIBRARY_PATH={at} exec {at}/ld-linux-x86-64.so.2 {at}/{QEMU} -L {at} \"$@\"\n");
+    std::fs::write(&starter, start)?;
+    std::fs::set_permissions(&starter, std::fs::Permissions::from_mode(0o755))?;
+    let loaded = programs::QEMU_LOADS.iter().map(PathBuf::from);
+    let inside = |path: PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        (path, format!("{at}/{name}"))
+    };
+    let mut files: Vec<(PathBuf, String)> = program.into_iter().chain(loaded).map(inside).collect();
+    files.push((starter, format!("/files/{QEMU}")));
+    Ok(files)
 }
 
 /// Memory for a disk that travels in the box' initramfs: the archive, and what is unpacked of it.

@@ -96,7 +96,7 @@ pub(crate) fn all(kernel: &Kernel, image: &Path, patches: &[Patch], rounds: u32)
     let Bench { mut guest, database, .. } = bench;
     guest.stop_database(database)?;
     guest.power_off()?;
-    if Engine::wanted().map_err(GuestError::from)? != Engine::KvmInBox {
+    if !Engine::wanted().map_err(GuestError::from)?.is_in_box() {
         whole(&disk)?;
     }
     Ok(measured)

@@ -26,9 +26,29 @@ pub enum Serial {
     File(PathBuf),
 }
 
+/// Who runs the guest's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acceleration {
+    /// QEMU itself, which emulates them; it can watch what the guest does.
+    None,
+    /// The host's KVM, with the features of the host's processor.
+    Kvm,
+}
+
+impl Acceleration {
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::None => &["-accel", "tcg,thread=multi"],
+            Self::Kvm => &["-accel", "kvm", "-cpu", "host"],
+        }
+    }
+}
+
 /// What to start.
 #[derive(Debug, Clone)]
 pub struct LaunchConfig {
+    /// Who runs its instructions.
+    pub acceleration: Acceleration,
     /// The kernel, as the distribution ships it (bzImage).
     pub kernel: PathBuf,
     /// The initial file system.
@@ -141,11 +161,9 @@ fn free_path(path: &Path) -> Result<(), LaunchError> {
 }
 
 fn arguments(config: &LaunchConfig) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = ["-accel", "tcg,thread=multi", "-nodefaults", "-no-user-config", "-no-reboot"]
-        .into_iter()
-        .chain(["-display", "none", "-serial"])
-        .map(OsString::from)
-        .collect();
+    let fixed = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial"];
+    let mut arguments: Vec<OsString> =
+        config.acceleration.arguments().iter().chain(&fixed).map(|&argument| argument.into()).collect();
     match &config.serial {
         Serial::Stdio => arguments.push("stdio".into()),
         Serial::File(path) => arguments.push(option("file:", path, "")),
@@ -189,6 +207,7 @@ mod tests {
 
     fn config(folder: &Path) -> LaunchConfig {
         LaunchConfig {
+            acceleration: Acceleration::None,
             kernel: folder.join("vmlinuz"),
             initrd: None,
             append: String::new(),
@@ -215,6 +234,7 @@ mod tests {
         assert!(line.contains("-serial stdio -kernel /d/vmlinuz -append console=ttyS0 -smp 2 -m 256M"), "{line}");
         assert!(line.ends_with("-snapshot"), "{line}");
         assert!(!line.contains("-initrd"), "{line}");
+        assert!(line.starts_with("-accel tcg,thread=multi -nodefaults"), "{line}");
     }
 
     #[test]
