@@ -73,7 +73,7 @@ fn attach_to_a_qemu_that_was_started_with_a_qmp_socket() {
 
 #[test]
 fn an_applied_bundle_outlives_the_service() {
-    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+    if !require::qemu("its guests end with the service that started them") {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };

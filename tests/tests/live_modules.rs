@@ -195,7 +195,7 @@ fn a_module_that_needs_another_one() {
 /// A service that is gone when modules change finds out when it is back.
 #[test]
 fn modules_that_change_while_nobody_looks() {
-    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+    if !require::qemu("its guests end with the service that started them") {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };

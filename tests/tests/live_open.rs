@@ -238,7 +238,7 @@ fn a_kernel_thread_that_never_leaves_is_moved_and_counts_on() {
 /// A service that dies, or ends, while threads are inside leaves a guest in which they return as ever; the next one goes on.
 #[test]
 fn an_open_update_outlives_its_service() {
-    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+    if !require::qemu("its guests end with the service that started them") {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };
@@ -277,7 +277,7 @@ fn an_open_update_outlives_its_service() {
 /// Copies of a datum that nobody kept in line for a while are brought in line again: the one that was written meanwhile counts.
 #[test]
 fn copies_are_in_line_again_after_a_service_has_died() {
-    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+    if !require::qemu("its guests end with the service that started them") {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };

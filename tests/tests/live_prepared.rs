@@ -356,7 +356,7 @@ fn many_rounds_while_other_modules_come_and_go() {
 /// behind.
 #[test]
 fn the_service_is_killed_at_random_moments() {
-    if !require::qemu("a guest of the bundled hypervisor ends with its service") {
+    if !require::qemu("its guests end with the service that started them") {
         return;
     }
     let Some(kernel) = require::older_kernel() else { return };
