@@ -47,21 +47,25 @@ pub(crate) fn live(offset: u64) -> u64 {
     TEXT + SLIDE + offset
 }
 
-/// Variables by name and offset.
+/// Variables that the profile names.
+const NAMED: [&str; 8] = [
+    "vmemmap_base",
+    "real_mode_header",
+    "x86_return_thunk",
+    "__per_cpu_offset",
+    "nr_cpu_ids",
+    "text_mutex",
+    "kprobe_table",
+    "__cpu_online_mask",
+];
+
+/// Variables that only addresses lead to.
+const UNNAMED: [&str; 2] = ["pv_slot", "static_key"];
+
+/// Offset of a variable.
 pub(crate) fn variable(name: &str) -> u64 {
-    let names = [
-        "vmemmap_base",
-        "real_mode_header",
-        "x86_return_thunk",
-        "__per_cpu_offset",
-        "nr_cpu_ids",
-        "text_mutex",
-        "kprobe_table",
-        "pv_slot",
-        "static_key",
-        "__cpu_online_mask",
-    ];
-    VARIABLES + names.iter().position(|known| *known == name).expect("a variable of the fake") as u64 * 16
+    let mut names = NAMED.iter().chain(&UNNAMED);
+    VARIABLES + names.position(|known| *known == name).expect("a variable of the fake") as u64 * 16
 }
 
 /// The kernel's identity.
@@ -90,16 +94,7 @@ pub(crate) fn profile() -> GuestProfile {
     ]
     .map(|(name, offset)| (name.to_owned(), TEXT + offset))
     .into();
-    for name in [
-        "vmemmap_base",
-        "real_mode_header",
-        "x86_return_thunk",
-        "__per_cpu_offset",
-        "nr_cpu_ids",
-        "text_mutex",
-        "kprobe_table",
-        "__cpu_online_mask",
-    ] {
+    for name in NAMED {
         symbols.insert(name.to_owned(), TEXT + variable(name));
     }
     for (name, offset) in [
