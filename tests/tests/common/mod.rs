@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // every test is a program of its own and uses a part of this
 
+pub(crate) mod outside;
+
 use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::Guest;
 use lucos_tests::kernels::Kernel;
