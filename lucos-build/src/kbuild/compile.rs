@@ -187,7 +187,7 @@ impl Compile<'_> {
             return Ok(object);
         }
         let commands = self.commands(unit, side);
-        for words in std::iter::once(&commands.compile).chain(&commands.after) {
+        for words in commands.in_order() {
             let output = self.call(words, side)?;
             if !output.status.success() {
                 return Err(self.failure(unit, side, &words[0], output));

@@ -4,10 +4,10 @@
 //! or a preprocessed text at its place, or what the compiler said.
 
 use super::{Compile, CompileError, Side, Unit};
-use crate::kbuild::command::UnitCommands;
+use crate::kbuild::command::{self, UnitCommands};
 use crate::kbuild::overlay;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::Output;
 
 impl Compile<'_> {
     /// The kernel's commands with the overlay for the tree and our object for theirs.
@@ -73,14 +73,8 @@ impl Compile<'_> {
     }
 
     pub(super) fn call(&self, words: &[String], side: Side) -> Result<Output, CompileError> {
-        let (program, arguments) = words.split_first().expect("a command has at least its program");
-        Command::new(program)
-            .args(arguments)
-            .current_dir(self.folder(side))
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|source| CompileError::Start { program: program.clone(), source })
+        command::call(words, &self.folder(side))
+            .map_err(|source| CompileError::Start { program: words[0].clone(), source })
     }
 
     pub(super) fn failure(&self, unit: &Unit, side: Side, program: &str, output: Output) -> CompileError {
