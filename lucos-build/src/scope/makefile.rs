@@ -5,7 +5,7 @@
 
 use super::{Built, LEAVE_OUT, NewUnit, Scope, refusal};
 use crate::identity::Config;
-use crate::rules;
+use crate::rules::{self, Listed};
 use diff_analyzer::source_diff::{ChangeKind, FileChange, lines};
 use std::path::Path;
 
@@ -25,29 +25,17 @@ impl Scope {
             Ok(rules) => rules,
             Err(why) => return refuse("build-rules", why),
         };
+        let is_unit = |unit: &Path| !kernel.units.named(&unit.display().to_string()).is_empty();
         let folder = change.path.parent().unwrap_or(Path::new(""));
         let new_text = String::from_utf8_lossy(&change.new).into_owned();
         for listed in &rules.added {
             let unit = folder.join(&listed.object).with_extension("c");
             let text = format!("{path}: `{} += {}`", listed.list, listed.object);
-            match listed.option().map(|option| (option, kernel.config.get(option))) {
-                Some((option, None)) => {
-                    self.notes.push(format!("{text}: no effect on this kernel ({option} is not set)"));
-                    continue;
-                }
-                Some((option, Some("m"))) => {
-                    self.notes.push(format!("{text}: no effect on this image ({option}=m)"));
-                    continue;
-                }
-                _ if listed.list.ends_with("-m") => {
-                    self.notes.push(format!("{text}: no effect on this image (a loadable module)"));
-                    continue;
-                }
-                _ => {}
+            if let Some(why) = without_effect(listed, kernel.config) {
+                self.notes.push(format!("{text}: no effect on this {why}"));
+                continue;
             }
-            if !kernel.units.named(&unit.display().to_string()).is_empty()
-                || self.renamed.values().any(|new| *new == unit)
-            {
+            if is_unit(&unit) || self.renamed.values().any(|new| *new == unit) {
                 continue;
             }
             let there = changes.iter().any(|change| change.path == unit && change.kind != ChangeKind::Deleted);
@@ -65,16 +53,22 @@ impl Scope {
         for listed in &rules.removed {
             let unit = folder.join(&listed.object).with_extension("c");
             let moved = rules.added.iter().any(|added| added.object == listed.object);
-            if !moved
-                && !self.renamed.contains_key(&unit)
-                && !kernel.units.named(&unit.display().to_string()).is_empty()
-            {
+            if !moved && !self.renamed.contains_key(&unit) && is_unit(&unit) {
                 self.notes.push(format!(
                     "{path}: {} is no longer compiled; what it made stays in the running kernel",
                     listed.object
                 ));
             }
         }
+    }
+}
+
+/// Why an object that is listed for a kernel or a module is not in the image, if the lists say so.
+fn without_effect(listed: &Listed, config: &Config<'_>) -> Option<String> {
+    match listed.option().map(|option| (option, config.get(option))) {
+        Some((option, None)) => Some(format!("kernel ({option} is not set)")),
+        Some((option, Some("m"))) => Some(format!("image ({option}=m)")),
+        _ => listed.list.ends_with("-m").then(|| "image (a loadable module)".to_owned()),
     }
 }
 
