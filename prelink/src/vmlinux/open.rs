@@ -7,7 +7,7 @@ use super::{Contents, ImageSection, KernelImage};
 use crate::symbol_db::{AddressKind, KernelSymbol, SymbolDb, SymbolKind};
 use goblin::elf::header::{EM_X86_64, ET_EXEC};
 use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHT_NOBITS, SHT_RELA};
-use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION};
+use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_SECTION};
 use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
 use memmap2::Mmap;
 use std::collections::HashMap;
@@ -140,11 +140,7 @@ fn read_symbols(
                     name: name.to_owned(),
                     address: symbol.st_value,
                     size: symbol.st_size,
-                    kind: match kind {
-                        STT_FUNC => SymbolKind::Function,
-                        STT_OBJECT => SymbolKind::Object,
-                        _ => SymbolKind::Label,
-                    },
+                    kind: SymbolKind::of_elf(kind),
                     global,
                     address_kind,
                     file: if global { None } else { file.clone() },
