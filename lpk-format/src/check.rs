@@ -3,9 +3,9 @@
 //! Comes in: a [`Bundle`]. Decided: whether every place lies where it must, every list is in order, and the parts
 //! agree with one another. Goes out: the bounds of the kernel image, or the first rule that is broken.
 //!
-//! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `tables`
-//! those of the tables about it, `functions` those of old code, `data`
-//! those of existing data that change, `objects` those of objects on the heap, `hooks` those of the author's functions that run at the switch.
+//! This file holds the rules of kernel, profile and manifest; `payload` those of new code and data, `tables` those of the
+//! tables about it, `functions` those of old code, `data` those of existing data that change, `objects` those of objects on
+//! the heap, `hooks` those of the author's functions that run at the switch.
 
 mod data;
 mod functions;
@@ -96,6 +96,25 @@ pub(crate) fn check(bundle: &Bundle) -> Result<Image<'_>, Problem> {
 
 fn limit(what: &'static str, found: usize, max: usize) -> Result<(), Problem> {
     if found <= max { Ok(()) } else { Err(Problem::TooMany { what, found, max }) }
+}
+
+/// Checks what is listed by address: each entry lies behind the one before, and is sound by itself.
+fn in_order<T>(
+    list: &[T],
+    place: impl Fn(&T) -> (u64, u64),
+    out_of_order: impl Fn(&T) -> Problem,
+    one: impl Fn(&T) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let mut follows = 0;
+    for entry in list {
+        let (address, size) = place(entry);
+        if address < follows {
+            return Err(out_of_order(entry));
+        }
+        one(entry)?;
+        follows = address + size;
+    }
+    Ok(())
 }
 
 /// Text of one line: not empty, not too long, without control characters.

@@ -1,4 +1,6 @@
 //! Byte strings as lower-case hexadecimal, for JSON and for people.
+//!
+//! Comes in: bytes or text. Decided: what is hexadecimal. Goes out: the other of the two.
 
 use serde::{Deserialize, Deserializer, Serializer, de::Error};
 

@@ -3,17 +3,20 @@
 //! Comes in: what was typed. Decided: what each phase decides; the first phase that cannot go on ends the build. Goes
 //! out: a [`Report`], and the bundle if there is one; or the failure of the tool or its environment.
 
+mod by_hand;
+mod work;
+mod write;
+
+pub use work::WorkError;
+pub use write::BundleError;
+
 use crate::args::{BuildArgs, PrelinkArgs};
-use crate::by_hand::{HandObject, Replacement};
 use crate::details::{Details, FileRow};
 use crate::faults::Faults;
 use crate::identity::Config;
 use crate::inputs::{Found, OF_BUILD};
-use crate::kbuild::by_hand::ByHandError;
-use crate::kbuild::command::CommandError;
+use crate::kbuild::BuildFolder;
 use crate::kbuild::given::Given;
-use crate::kbuild::{self, BuildFolder, KbuildError};
-use crate::modules::Modules;
 use crate::outputs::Outputs;
 use crate::overrides::{Overrides, OverridesError};
 use crate::plan::Plan;
@@ -21,14 +24,19 @@ use crate::progress::Progress;
 use crate::report::{Reason, Report, Verdict, millis};
 use crate::request::{self, Request, RequestError};
 use crate::scope::Scope;
+use by_hand::{Source, by_hand, compile};
 use diff_analyzer::source_diff::{self, DiffError, FileChange};
-use lpk_format::Bundle;
 use prelink::dwarf::DebugSections;
 use prelink::units::UnitIndex;
 use prelink::vmlinux::KernelImage;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use work::Work;
+use write::write;
+
+/// The tool or its environment failed.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Why a build ends without a bundle.
 #[derive(Debug)]
@@ -36,7 +44,7 @@ pub enum Stop {
     /// It must not be done: why.
     Refused(Vec<Reason>),
     /// The tool or its environment failed.
-    Failed(Box<dyn std::error::Error + Send + Sync>),
+    Failed(Failure),
 }
 
 impl Stop {
@@ -51,79 +59,38 @@ impl Stop {
     }
 }
 
-/// A folder for the work cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkError {
-    /// It has something in it.
-    #[error("{} is not empty; --keep-dir needs an empty or new folder", .0.display())]
-    NotEmpty(PathBuf),
-    /// It cannot be made.
-    #[error("cannot make the work folder {}", path.display())]
-    Io {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
-/// A bundle that cannot be written.
-#[derive(Debug, thiserror::Error)]
-pub enum BundleError {
-    /// The plan is not a sound bundle: a fault of this program.
-    #[error("internal error: the bundle is not sound")]
-    Write(#[source] lpk_format::WriteError),
-    /// The file does not read back: a fault of this program.
-    #[error("internal error: the bundle does not read back")]
-    ReadBack(#[source] lpk_format::ReadError),
-    /// The file reads back as something else: a fault of this program.
-    #[error("internal error: the bundle reads back as something else than was meant")]
-    Different,
-    /// The file system.
-    #[error("cannot write {}", path.display())]
-    Io {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
 /// Builds a bundle.
 ///
 /// # Errors
 /// The failure of the tool or its environment; a refusal is a report.
-pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
-    let started = Instant::now();
-    let outputs = Outputs::open(args)?;
-    let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
-    let done = match &args.update {
-        Some(file) => hand(args, &Source::C(file), progress, &mut report),
-        None => drive(args, progress, &mut report),
-    };
-    outputs.write(finish(args, done, report, started)?)
+pub fn run(args: &BuildArgs, progress: &Progress) -> Result<Report, Failure> {
+    reported(args, |report| match &args.update {
+        Some(file) => by_hand(args, &Source::C(file), progress, report),
+        None => drive(args, progress, report),
+    })
 }
 
 /// Makes a bundle from an object that the author compiled.
 ///
 /// # Errors
 /// The failure of the tool or its environment; a refusal is a report.
-pub fn prelink(args: &PrelinkArgs, progress: &Progress) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
-    let started = Instant::now();
+pub fn prelink(args: &PrelinkArgs, progress: &Progress) -> Result<Report, Failure> {
     let build = args.build();
-    let outputs = Outputs::open(&build)?;
+    let source = Source::Object(&args.object, &args.replace);
+    reported(&build, |report| by_hand(&build, &source, progress, report))
+}
+
+/// Builds something, and writes what is said of it in all forms that are wanted.
+fn reported(args: &BuildArgs, build: impl FnOnce(&mut Report) -> Result<(), Stop>) -> Result<Report, Failure> {
+    let started = Instant::now();
+    let outputs = Outputs::open(args)?;
     let mut report = Report { details: args.report.is_some().then(Details::default), ..Report::new() };
-    let done = hand(&build, &Source::Object(&args.object, &args.replace), progress, &mut report);
-    outputs.write(finish(&build, done, report, started)?)
+    let done = build(&mut report);
+    outputs.write(finish(args, done, report, started)?)
 }
 
 /// Puts the end of a build into the report.
-fn finish(
-    args: &BuildArgs,
-    done: Result<(), Stop>,
-    mut report: Report,
-    started: Instant,
-) -> Result<Report, Box<dyn std::error::Error + Send + Sync>> {
+fn finish(args: &BuildArgs, done: Result<(), Stop>, mut report: Report, started: Instant) -> Result<Report, Failure> {
     match done {
         Ok(()) => {}
         Err(Stop::Refused(reasons)) => {
@@ -155,108 +122,6 @@ fn keep_report(report: &Report, folder: &Path) -> Result<(), WorkError> {
     Ok(())
 }
 
-/// Where the object of an update written by hand comes from.
-enum Source<'a> {
-    /// A C file to compile.
-    C(&'a Path),
-    /// An object, and what was typed that it replaces.
-    Object(&'a Path, &'a [Replacement]),
-}
-
-/// The phases of an update written by hand: 1, 4, 9 and 10. There is nothing to compare; what it replaces, it says.
-fn hand(args: &BuildArgs, from: &Source<'_>, progress: &Progress, report: &mut Report) -> Result<(), Stop> {
-    let (Source::C(path) | Source::Object(path, _)) = *from;
-    // 1. Identify the kernel
-    let clock = Instant::now();
-    progress.phase("reading the kernel image");
-    report.diff = request::read_diff(path).map_err(Stop::failed)?;
-    report.inputs.update = Some(Found { path: path.to_owned(), how: "given".to_owned() });
-    let kernel = Opened::of(args, report)?;
-    let sections = kernel.debug_sections()?;
-    let units = UnitIndex::build(&sections).map_err(|error| Stop::failed(RequestError::Dwarf(error)))?;
-    let request = request::identify(args, kernel.build.clone(), &kernel.image, &units, report, progress)?;
-    report.timings_ms.identify = millis(clock.elapsed());
-    let clock = Instant::now();
-    let folder = BuildFolder::prepare(&request, progress).map_err(Stop::failed)?;
-    report.inputs.build_folder = Some(folder.path.clone());
-    report.notes.extend(folder.drift.iter().cloned());
-    let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
-    report.timings_ms.setup = millis(clock.elapsed());
-
-    // 4. Compile: kbuild/by_hand.rs
-    let clock = Instant::now();
-    let (object, replace): (_, &[Replacement]) = match *from {
-        Source::C(path) => (compile_hand(args, path, (&folder, &units), &request, work.path(), progress)?, &[]),
-        Source::Object(path, replace) => (HandObject::read(path, &file_name(path))?, replace),
-    };
-    report.timings_ms.compile = millis(clock.elapsed());
-
-    // 9. Pre-link: by_hand.rs, prelink/src/{declare,by_hand,link}.rs
-    let clock = Instant::now();
-    progress.phase("resolving symbols");
-    let (modules, changes, overrides) = (Modules::default(), Vec::new(), Overrides::default());
-    let plan = Plan {
-        args,
-        overrides: &overrides,
-        request: &request,
-        folder: &folder,
-        image: &kernel.image,
-        units: &units,
-        changes: &changes,
-        work: work.path(),
-    };
-    let judge = plan.judge(&modules, None);
-    let profile = judge.profile()?;
-    let pieces = object.cut(&profile.sizes)?;
-    let linked = judge.link_by_hand(&pieces, replace, &profile.sizes, report)?;
-    report.timings_ms.link = millis(clock.elapsed());
-    let bundle = judge.complete(vec![(None, linked)], profile, report, progress)?;
-    write(args, &bundle, report, progress)
-}
-
-/// Compiles what the author wrote in C.
-fn compile_hand(
-    args: &BuildArgs,
-    path: &Path,
-    (folder, units): (&BuildFolder, &UnitIndex<'_>),
-    request: &Request,
-    work: &Path,
-    progress: &Progress,
-) -> Result<HandObject, Stop> {
-    let name = file_name(path);
-    progress.phase(format!("compiling {name}"));
-    let like = args.like.as_deref().unwrap_or(Path::new(kbuild::by_hand::LIKE));
-    if args.like.is_some() && units.named(&like.display().to_string()).is_empty() {
-        let message = format!("{} is not compiled into this kernel", like.display());
-        let help = "--like names a .c file of the kernel image, relative to its source";
-        return Err(Stop::refused(Reason::new("not-built-in", message).help(help)));
-    }
-    match kbuild::by_hand::compile(folder, request, path, like, work) {
-        Ok(object) => HandObject::read(&object, &name),
-        Err(error @ ByHandError::Compile(_)) => {
-            let help = "it is kernel C, compiled with the kernel's headers and options; docs/hooks.md has examples";
-            let said = error.to_string();
-            // FILE:LINE:COLUMN: error: …
-            let first = said.lines().filter_map(|line| line.split_once(" error: ")).find_map(|(place, _)| {
-                let mut parts = place.trim_end_matches(':').rsplit(':');
-                let (_, line) = (parts.next()?, parts.next()?);
-                parts.next()?.ends_with(&name).then(|| line.parse::<usize>().ok())?
-            });
-            Err(Stop::refused(Reason::new("compile-error", said).at(name, first).help(help)))
-        }
-        Err(error @ ByHandError::Module(_)) => Err(Stop::refused(Reason::new("not-built-in", error.to_string()))),
-        Err(ByHandError::Kbuild(KbuildError::Command(error @ CommandError::NotCompiled { .. }))) => {
-            let help = "--like names a .c file that this kernel has compiled in, relative to its source";
-            Err(Stop::refused(Reason::new("not-built-in", error.to_string()).help(help)))
-        }
-        Err(error) => Err(Stop::failed(error)),
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
 /// The kernel image of a build.
 struct Opened {
     path: PathBuf,
@@ -279,6 +144,14 @@ impl Opened {
             Stop::refused(Reason::new("no-debug-information", error.to_string()).at(path, None))
         })
     }
+}
+
+/// The kernel's build folder, made ready for compiling.
+fn prepare(request: &Request, report: &mut Report, progress: &Progress) -> Result<BuildFolder, Stop> {
+    let folder = BuildFolder::prepare(request, progress).map_err(Stop::failed)?;
+    report.inputs.build_folder = Some(folder.path.clone());
+    report.notes.extend(folder.drift.iter().cloned());
+    Ok(folder)
 }
 
 /// All phases in order.
@@ -316,9 +189,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
         return faults.end(false, report);
     }
     let clock = Instant::now();
-    let folder = BuildFolder::prepare(&request, progress).map_err(Stop::failed)?;
-    report.inputs.build_folder = Some(folder.path.clone());
-    report.notes.extend(folder.drift.iter().cloned());
+    let folder = prepare(&request, report, progress)?;
     let work = Work::new(request.keep_dir.as_deref()).map_err(Stop::failed)?;
     let overrides = Overrides::find(args.overrides.as_deref(), diff).map_err(of_overrides)?;
     report.inputs.overrides = overrides.path().map(|path| Found {
@@ -347,7 +218,7 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
             let work = work.path().join("hooks");
             std::fs::create_dir_all(&work)
                 .map_err(|source| Stop::failed(WorkError::Io { path: work.clone(), source }))?;
-            Some(compile_hand(args, path, (&folder, &units), &request, &work, progress)?)
+            Some(compile(args, path, (&folder, &units), &request, &work, progress)?)
         }
         None => None,
     };
@@ -363,66 +234,6 @@ fn drive(args: &BuildArgs, progress: &Progress, report: &mut Report) -> Result<(
     faults.end(bundle.is_some(), report)?;
     let Some(bundle) = bundle else { return Ok(()) };
     write(args, &bundle, report, progress)
-}
-
-/// 10. Writes a bundle, and reads it back.
-fn write(args: &BuildArgs, bundle: &Bundle, report: &mut Report, progress: &Progress) -> Result<(), Stop> {
-    let clock = Instant::now();
-    progress.phase("writing the bundle");
-    let path = args.bundle_path();
-    write_bundle(bundle, &path).map_err(Stop::failed)?;
-    report.bundle = Some(path);
-    report.timings_ms.write = millis(clock.elapsed());
-    Ok(())
-}
-
-/// Writes a bundle beside its place, reads it back, and moves it there only when it is what was meant.
-fn write_bundle(bundle: &Bundle, path: &Path) -> Result<(), BundleError> {
-    let io = |source| BundleError::Io { path: path.to_owned(), source };
-    let bytes = lpk_format::write(bundle).map_err(BundleError::Write)?;
-    let read = lpk_format::read(&bytes).map_err(BundleError::ReadBack)?;
-    if read.bundle != *bundle {
-        return Err(BundleError::Different);
-    }
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".lucos-build-").tempfile_in(folder).map_err(io)?;
-    std::io::Write::write_all(&mut file, &bytes).map_err(io)?;
-    // Temporary files are private; a bundle is as readable as any other output.
-    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(open).map_err(io)?;
-    file.persist(path).map_err(|error| io(error.error))?;
-    Ok(())
-}
-
-/// Where overlays and objects go.
-enum Work {
-    Kept(PathBuf),
-    Temporary(tempfile::TempDir),
-}
-
-impl Work {
-    fn new(kept: Option<&Path>) -> Result<Self, WorkError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| WorkError::Io { path, source }
-        };
-        let Some(path) = kept else {
-            let folder = tempfile::Builder::new().prefix("lucos-build-").tempdir();
-            return folder.map(Self::Temporary).map_err(at(&std::env::temp_dir()));
-        };
-        std::fs::create_dir_all(path).map_err(at(path))?;
-        if std::fs::read_dir(path).map_err(at(path))?.next().is_some() {
-            return Err(WorkError::NotEmpty(path.to_owned()));
-        }
-        path.canonicalize().map(Self::Kept).map_err(at(path))
-    }
-
-    fn path(&self) -> &Path {
-        match self {
-            Self::Kept(path) => path,
-            Self::Temporary(folder) => folder.path(),
-        }
-    }
 }
 
 fn of_overrides(error: OverridesError) -> Stop {

@@ -12,7 +12,7 @@ use goblin::elf::Elf;
 use goblin::elf::header::{EM_X86_64, ET_REL};
 use goblin::elf::note::NT_GNU_BUILD_ID;
 use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHN_COMMON, SHN_LORESERVE, SHN_UNDEF, SHT_NOBITS, SHT_RELA};
-use goblin::elf::sym::{STB_LOCAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION, Sym};
+use goblin::elf::sym::{STB_LOCAL, STB_WEAK, STT_FILE, STT_SECTION, Sym};
 use lpk_format::{MODULE_SPACE, ModuleId, ModuleImport, ModuleSection, RelocKind};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -255,11 +255,7 @@ impl Names {
                         name: name.to_owned(),
                         address: entry.0,
                         size: symbol.st_size,
-                        kind: match kind {
-                            STT_FUNC => SymbolKind::Function,
-                            STT_OBJECT => SymbolKind::Object,
-                            _ => SymbolKind::Label,
-                        },
+                        kind: SymbolKind::of_elf(kind),
                         global,
                         address_kind: entry.1,
                         file: if global { None } else { file.clone() },

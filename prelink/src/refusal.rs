@@ -1,4 +1,6 @@
 //! A reason why something cannot be done, in a form that people and pipelines can act on.
+//!
+//! Comes in: nothing. Decided: nothing. Goes out: [`Refusal`].
 
 /// Why a function or datum cannot be part of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]

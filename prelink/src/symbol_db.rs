@@ -3,6 +3,7 @@
 //! Comes in: the symbol table of `vmlinux`, in file order. Decided: which source file a local symbol belongs to (an
 //! `STT_FILE` symbol heads the local symbols of its file, gABI chapter 4). Goes out: [`SymbolDb`].
 
+use goblin::elf::sym::{STT_FUNC, STT_OBJECT};
 use std::collections::HashMap;
 
 /// What a symbol names.
@@ -14,6 +15,17 @@ pub enum SymbolKind {
     Object,
     /// Anything else: labels of assembly code and of the linker script.
     Label,
+}
+
+impl SymbolKind {
+    /// What an ELF symbol of a type stands for.
+    pub(crate) fn of_elf(kind: u8) -> Self {
+        match kind {
+            STT_FUNC => Self::Function,
+            STT_OBJECT => Self::Object,
+            _ => Self::Label,
+        }
+    }
 }
 
 /// How its address moves when the kernel is loaded elsewhere.

@@ -4,52 +4,18 @@
 //! [`KernelImage`], which maps the file and parses only what is asked for. A loadable module, linked at addresses of its
 //! own against the kernel, has the same form ([`crate::module`]).
 
-use crate::symbol_db::{AddressKind, KernelSymbol, SymbolDb, SymbolKind};
-use diff_analyzer::pieces::is_pc_relative;
-use goblin::elf::header::{EM_X86_64, ET_EXEC};
-use goblin::elf::section_header::{SHF_ALLOC, SHN_ABS, SHT_NOBITS, SHT_RELA};
-use goblin::elf::sym::{STB_GLOBAL, STB_WEAK, STT_FILE, STT_FUNC, STT_OBJECT, STT_SECTION};
-use goblin::elf::{Elf, note::NT_GNU_BUILD_ID};
-use iced_x86::{Decoder, DecoderOptions};
+mod open;
+mod references;
+
+pub use open::ImageError;
+
+use crate::symbol_db::{AddressKind, SymbolDb};
 use lpk_format::ModuleId;
 use memmap2::Mmap;
-use rayon::prelude::*;
 use std::collections::HashMap;
-use std::ops::{Deref, Range};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-
-/// Bytes of an instruction at most (Intel SDM, volume 2, section 2.3.11).
-const MAX_INSTRUCTION: usize = 15;
-
-/// Why an image cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ImageError {
-    /// The file cannot be opened or mapped.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        source: std::io::Error,
-    },
-    /// Not an ELF file.
-    #[error("{path} is not an ELF file: {source}")]
-    Elf {
-        /// The file.
-        path: PathBuf,
-        /// Cause.
-        source: Box<goblin::error::Error>,
-    },
-    /// An ELF file, but not a linked x86-64 kernel image with symbols.
-    #[error("{path} is not a kernel image: {reason}")]
-    NotAKernel {
-        /// The file.
-        path: PathBuf,
-        /// What is missing.
-        reason: String,
-    },
-}
 
 /// A section of the image.
 #[derive(Debug, Clone)]
@@ -132,54 +98,6 @@ impl KernelImage {
         Self::from_map(path, map)
     }
 
-    fn from_map(path: &Path, map: Mmap) -> Result<Self, ImageError> {
-        let not = |reason: &str| ImageError::NotAKernel { path: path.to_owned(), reason: reason.to_owned() };
-        let elf_error = |source| ImageError::Elf { path: path.to_owned(), source: Box::new(source) };
-        let elf = Elf::parse(&map).map_err(elf_error)?;
-        if elf.header.e_machine != EM_X86_64 || !elf.is_64 {
-            return Err(not("it is not for x86-64"));
-        }
-        if elf.header.e_type != ET_EXEC {
-            return Err(not("it is not a linked executable; give the uncompressed `vmlinux`"));
-        }
-        let mut sections = Vec::with_capacity(elf.section_headers.len());
-        let mut rela = HashMap::new();
-        for header in &elf.section_headers {
-            let name = elf.shdr_strtab.get_at(header.sh_name).unwrap_or_default().to_owned();
-            let (offset, size) = (header.sh_offset as usize, header.sh_size as usize);
-            let has_contents = header.sh_type != SHT_NOBITS;
-            if has_contents && offset.checked_add(size).is_none_or(|end| end > map.len()) {
-                return Err(not(&format!("section {name} reaches beyond the end of the file")));
-            }
-            if header.sh_type == SHT_RELA {
-                rela.insert(header.sh_info as usize, (offset, size));
-            }
-            let allocated = header.sh_flags & u64::from(SHF_ALLOC) != 0;
-            let (address, size) = (header.sh_addr, header.sh_size);
-            sections.push(ImageSection { name, address, size, file_offset: offset, has_contents, allocated });
-        }
-        let per_cpu = sections.iter().enumerate().find(|(_, section)| section.name == ".data..percpu");
-        let (entries, symbols) = read_symbols(&elf, per_cpu);
-        if symbols.is_empty() {
-            return Err(not("it has no symbol table; a stripped image cannot be used"));
-        }
-        let mut image = Self {
-            path: path.to_owned(),
-            sections,
-            rela,
-            entries,
-            symbols: SymbolDb::new(symbols),
-            build_id: Vec::new(),
-            banner: String::new(),
-            relocs: OnceLock::new(),
-            module: None,
-            map: Contents::Mapped(map),
-        };
-        image.build_id = image.find_build_id().ok_or_else(|| not("it has no GNU build id"))?;
-        image.banner = image.find_banner().ok_or_else(|| not("it has no `linux_banner`"))?;
-        Ok(image)
-    }
-
     /// Where the image was found.
     pub fn path(&self) -> &Path {
         &self.path
@@ -260,93 +178,6 @@ impl KernelImage {
         &relocs[first..last]
     }
 
-    /// Fields of the image that hold an address or lead there, sorted; those of debug information left out. Where the linker
-    /// kept no relocations, all bytes that look like such a field count: rather one too many than one too few.
-    pub fn references(&self, address: u64) -> Vec<u64> {
-        let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
-        let leads = |reloc: &ImageReloc| {
-            let behind = is_pc_relative(reloc.kind) && reloc.target.wrapping_add(4) == address;
-            behind || reloc.target == address
-        };
-        let mut fields: Vec<u64> = if let Some(relocs) = self.module_relocs() {
-            relocs.filter(|reloc| leads(reloc)).map(|reloc| reloc.address).collect()
-        } else if self.rela.is_empty() {
-            sections.flat_map(|(_, section)| lookalikes(section.address, self.contents(section), address)).collect()
-        } else {
-            let raw = sections.filter_map(|(index, _)| self.rela.get(&index));
-            let relocs = raw.flat_map(|&raw| self.read_relocs(raw));
-            relocs.filter(|reloc| leads(reloc)).map(|reloc| reloc.address).collect()
-        };
-        fields.sort_unstable();
-        fields
-    }
-
-    /// Fields of the image that hold an address of a range or lead into it, as [`KernelImage::references`] finds them.
-    pub fn references_into(&self, range: &Range<u64>) -> Vec<u64> {
-        let sections = self.sections.iter().enumerate().filter(|(_, section)| section.allocated);
-        let mut fields: Vec<u64> = if let Some(relocs) = self.module_relocs() {
-            relocs.filter(|reloc| self.leads_into(reloc, range)).map(|reloc| reloc.address).collect()
-        } else if self.rela.is_empty() {
-            let all = sections.map(|(_, section)| (section.address, self.contents(section))).collect::<Vec<_>>();
-            all.par_iter().flat_map_iter(|(start, bytes)| lookalikes_into(*start, bytes, range)).collect()
-        } else {
-            let raw = sections.filter_map(|(index, _)| self.rela.get(&index)).collect::<Vec<_>>();
-            let relocs = raw.par_iter().flat_map_iter(|&&raw| self.read_relocs(raw));
-            relocs.filter(|reloc| self.leads_into(reloc, range)).map(|reloc| reloc.address).collect()
-        };
-        fields.sort_unstable();
-        fields
-    }
-
-    /// All relocations of a module that is loaded; those of the kernel's image are read when they are needed.
-    fn module_relocs(&self) -> Option<impl Iterator<Item = &ImageReloc>> {
-        self.module.as_ref()?;
-        let relocs = self.relocs.get()?.iter();
-        Some(relocs.filter(|(index, _)| self.sections[**index].allocated).flat_map(|(_, relocs)| relocs))
-    }
-
-    fn leads_into(&self, reloc: &ImageReloc, range: &Range<u64>) -> bool {
-        if !is_pc_relative(reloc.kind) {
-            return range.contains(&reloc.target);
-        }
-        // The processor counts from the end of the instruction, where an immediate of up to four bytes may follow the field.
-        let next = reloc.target.wrapping_add(4);
-        let farthest = next.wrapping_add(4);
-        if farthest < range.start || next >= range.end {
-            return false;
-        }
-        let is_clear = next >= range.start && farthest < range.end;
-        is_clear || range.contains(&next.wrapping_add(self.behind_field(reloc.address)))
-    }
-
-    /// Bytes of an instruction behind the field of a relocation in it.
-    fn behind_field(&self, field: u64) -> u64 {
-        let Some((_, offset)) = self.symbols.containing(field) else { return 0 };
-        let start = field - offset;
-        let len = offset as usize + MAX_INSTRUCTION;
-        let code = (offset as usize..=len).rev().find_map(|len| self.bytes(start, len));
-        let mut decoder = Decoder::with_ip(64, code.unwrap_or_default(), start, DecoderOptions::NONE);
-        while decoder.can_decode() {
-            let instruction = decoder.decode();
-            if instruction.next_ip() > field {
-                return instruction.next_ip().saturating_sub(field + 4);
-            }
-        }
-        0
-    }
-
-    /// Whether nothing lies in a range behind a datum: no symbol, no contents, nothing that leads there.
-    pub fn is_room(&self, range: &Range<u64>) -> bool {
-        let Some(section) = self.section_at(range.start.saturating_sub(1)) else { return false };
-        let inside = range.end <= section.address + section.size;
-        let empty = !section.has_contents
-            || self
-                .bytes(range.start, (range.end - range.start) as usize)
-                .is_some_and(|bytes| bytes.iter().all(|&byte| byte == 0));
-        let symbol = || self.symbols.iter().any(|symbol| range.contains(&symbol.address));
-        inside && empty && !symbol() && self.references_into(range).is_empty()
-    }
-
     /// Whether the image was linked with `--emit-relocs`.
     pub fn has_relocs(&self) -> bool {
         let text = self.sections.iter().position(|section| section.name == ".text");
@@ -399,94 +230,4 @@ impl KernelImage {
         relocs.sort_by_key(|reloc| reloc.address);
         relocs
     }
-
-    fn find_build_id(&self) -> Option<Vec<u8>> {
-        let elf = Elf::parse(&self.map).ok()?;
-        elf.iter_note_sections(&self.map, None)?
-            .filter_map(Result::ok)
-            .find(|note| note.n_type == NT_GNU_BUILD_ID && note.name == "GNU")
-            .map(|note| note.desc.to_vec())
-    }
-
-    fn find_banner(&self) -> Option<String> {
-        let text = self.c_string(self.symbols.address_of("linux_banner")?)?;
-        Some(String::from_utf8_lossy(text).trim_end().to_owned())
-    }
-}
-
-/// Places in the bytes at `start` whose next four hold the low half of an address, or the way to it from themselves or from
-/// behind themselves.
-fn lookalikes(start: u64, bytes: &[u8], address: u64) -> impl Iterator<Item = u64> {
-    let low = address as u32;
-    bytes.windows(4).enumerate().filter_map(move |(offset, field)| {
-        let at = start + offset as u64;
-        let value = u32::from_le_bytes(field.try_into().expect("four bytes"));
-        let here = low.wrapping_sub(at as u32);
-        // Zeros right before the place are the end of what fills the gap.
-        let behind = value == here.wrapping_sub(4) && value != 0;
-        (value == low || value == here || behind).then_some(at)
-    })
-}
-
-/// The same for a range; an immediate of up to four bytes may follow a field.
-fn lookalikes_into(start: u64, bytes: &[u8], range: &Range<u64>) -> impl Iterator<Item = u64> {
-    let inside = range.clone();
-    bytes.windows(4).enumerate().filter_map(move |(offset, field)| {
-        let at = start + offset as u64;
-        let value = u32::from_le_bytes(field.try_into().expect("four bytes"));
-        let leads = |base: u32| {
-            u64::from(base.wrapping_add(value).wrapping_sub(inside.start as u32)) < inside.end - inside.start
-        };
-        let behind = value != 0 && [4, 5, 6, 8].iter().any(|behind| leads((at as u32).wrapping_add(*behind)));
-        (leads(0) || leads(at as u32) || behind).then_some(at)
-    })
-}
-
-fn read_symbols(
-    elf: &Elf<'_>,
-    per_cpu: Option<(usize, &ImageSection)>,
-) -> (Vec<(u64, AddressKind)>, Vec<KernelSymbol>) {
-    let mut entries = Vec::with_capacity(elf.syms.len());
-    let mut symbols = Vec::with_capacity(elf.syms.len());
-    let mut file = None;
-    for symbol in &elf.syms {
-        let address_kind = match symbol.st_shndx {
-            section if section == SHN_ABS as usize => AddressKind::Absolute,
-            // The linker says of `__init_begin` and `__per_cpu_load` that they are in this section, but they are addresses
-            // behind it (`is_percpu_sym` of arch/x86/tools/relocs.c).
-            section
-                if per_cpu.is_some_and(|(index, area)| {
-                    section == index
-                        && (area.address..=area.address.saturating_add(area.size)).contains(&symbol.st_value)
-                }) =>
-            {
-                AddressKind::PerCpu
-            }
-            _ => AddressKind::Image,
-        };
-        entries.push((symbol.st_value, address_kind));
-        let name = elf.strtab.get_at(symbol.st_name).unwrap_or_default();
-        match symbol.st_type() {
-            STT_FILE => file = Some(name.to_owned()),
-            STT_SECTION => {}
-            _ if symbol.st_shndx == 0 || name.is_empty() => {}
-            kind => {
-                let global = matches!(symbol.st_bind(), STB_GLOBAL | STB_WEAK);
-                symbols.push(KernelSymbol {
-                    name: name.to_owned(),
-                    address: symbol.st_value,
-                    size: symbol.st_size,
-                    kind: match kind {
-                        STT_FUNC => SymbolKind::Function,
-                        STT_OBJECT => SymbolKind::Object,
-                        _ => SymbolKind::Label,
-                    },
-                    global,
-                    address_kind,
-                    file: if global { None } else { file.clone() },
-                });
-            }
-        }
-    }
-    (entries, symbols)
 }

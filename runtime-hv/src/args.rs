@@ -1,4 +1,6 @@
 //! What can be typed.
+//!
+//! Comes in: the command line. Decided: only its form; clap prints help and usage errors (status 2). Goes out: [`Args`].
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

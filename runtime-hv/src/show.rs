@@ -1,4 +1,7 @@
 //! Answers for people and programs.
+//!
+//! Comes in: an answer of the service, or a problem. Decided: nothing. Goes out: a table, lines or JSON, on standard output; problems for
+//! people on standard error.
 
 use comfy_table::{Table, presets::UTF8_BORDERS_ONLY};
 use runtime_hv::engine::kvm::Costs;

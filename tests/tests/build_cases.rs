@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::Failure;
 use lpk_format::{DataChange, DataPatch, ObjectPatch, hex};
 use lucos_tests::commands;
 use lucos_tests::kernels::Kernel;
@@ -96,8 +97,6 @@ struct Expect {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     warnings: BTreeSet<String>,
 }
-
-type Failure = Box<dyn std::error::Error>;
 
 #[test]
 fn every_case_ends_as_its_folder_says() {
@@ -210,21 +209,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel, newer: &Kernel) -> Result<u128, 
             .filter_map(|item| Some(format!("{} {}", item["rule"].as_str()?, item["subject"].as_str()?)))
             .collect(),
     };
-    let file = dir.join("expect.json");
-    if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {
-        std::fs::write(&file, serde_json::to_string_pretty(&found)? + "\n")?;
-    }
-    let expected: Expect = serde_json::from_slice(&std::fs::read(&file)?)?;
-    agrees_with_name(name, &expected)?;
-    if found == expected {
-        return Ok(outcome.wall_ms);
-    }
-    let diff = patches::unified(
-        "expect.json",
-        &serde_json::to_string_pretty(&expected)?,
-        &serde_json::to_string_pretty(&found)?,
-    );
-    Err(format!("{diff}\n{}", outcome.describe()).into())
+    common::as_expected(dir, &found, |expect| agrees_with_name(name, expect), &outcome)
 }
 
 /// The folder's name is the expectation: `type1-…`, `type2-…` and `no-effect-…` succeed, `refused-…` is refused with a rule,

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{applied, first_word, undo};
+use common::{Failure, applied, first_word, undo};
 use lpk_format::{HookSubject, UpdateType};
 use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
@@ -21,8 +21,6 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-type Failure = Box<dyn std::error::Error>;
 
 /// How the inputs of a case are made.
 #[derive(Debug, Deserialize)]
@@ -110,17 +108,7 @@ fn run(dir: &Path, name: &str, kernel: &Kernel) -> Result<u128, Failure> {
     args.extend(case.args.iter().map(OsString::from));
     let outcome = commands::lucos_build(&args)?;
     let found = found(&outcome, &bundle)?;
-    let file = dir.join("expect.json");
-    if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {
-        std::fs::write(&file, serde_json::to_string_pretty(&found)? + "\n")?;
-    }
-    let expected: Expect = serde_json::from_slice(&std::fs::read(&file)?)?;
-    agrees_with_name(name, &expected)?;
-    if found == expected {
-        return Ok(outcome.wall_ms);
-    }
-    let [old, new] = [&expected, &found].map(serde_json::to_string_pretty);
-    Err(format!("{}\n{}", patches::unified("expect.json", &old?, &new?), outcome.describe()).into())
+    common::as_expected(dir, &found, |expect| agrees_with_name(name, expect), &outcome)
 }
 
 /// What came out: the report, and the bundle as it reads back.

@@ -4,9 +4,10 @@ mod common;
 
 use lucos_tests::commands::{Hv, Outcome};
 use lucos_tests::guest::{Config, Guest};
-use lucos_tests::known_state::State;
+use lucos_tests::known_state::{KnownState, State};
 use lucos_tests::soak::{self, Until};
 use lucos_tests::{known_state, require};
+use std::path::{Path, PathBuf};
 
 /// Steps of each run here; `cargo xtask soak` takes as many as it is asked for.
 const STEPS: usize = 40;
@@ -19,6 +20,27 @@ const MOVE_ROUNDS: usize = 40;
 const NAP_LIMIT: std::time::Duration = std::time::Duration::from_secs(60);
 const NAPS: &str = "type2-widen-in-a-loop-that-never-ends";
 const WRITTEN: &str = "type2-move-what-is-written";
+
+/// Builds one of the updates of testdata.
+fn build(known: &KnownState, name: &str, work: &Path) -> PathBuf {
+    let updates = known_state::updates().expect("testdata");
+    let update = updates.iter().find(|update| update.name == name).expect("it is there");
+    update.build(known, work).expect("builds")
+}
+
+/// Boots a guest, and loads a module that is among its files.
+fn boot(config: &Config, module: &str) -> (Guest, Hv) {
+    let mut guest = Guest::under_lucos_hv(config).expect("boots");
+    let hv = Hv::new(guest.api());
+    guest.run_ok(&format!("insmod /files/{module}.ko")).expect("loads");
+    (guest, hv)
+}
+
+/// The kernel has complained of nothing and goes down by itself.
+fn ends_well(mut guest: Guest) {
+    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+}
 
 fn nothing_is_lost(cpus: u32) {
     let Some((kernel, known)) = require::known_state() else { return };
@@ -43,16 +65,9 @@ fn nothing_is_lost_on_four_processors() {
 fn objects_get_what_is_new_while_others_come_and_go() {
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let updates = known_state::updates().expect("testdata");
-    let build = |name: &str| {
-        let update = updates.iter().find(|update| update.name == name).expect("it is there");
-        update.build(&known, work.path()).expect("builds")
-    };
-    let bundles = OBJECTS.map(|name| (name, build(name)));
+    let bundles = OBJECTS.map(|name| (name, build(&known, name, work.path())));
     let config = Config { files: vec![known.module.clone()], ..Config::new("known-objects", &kernel.vmlinuz()) };
-    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let (mut guest, hv) = boot(&config, "lucos_state");
     let (mut busy, mut found) = (0, Vec::new());
     for round in 0..OBJECT_ROUNDS {
         for (name, bundle) in &bundles {
@@ -75,8 +90,7 @@ fn objects_get_what_is_new_while_others_come_and_go() {
     found.sort_unstable();
     eprintln!("{busy} times not the moment; live objects, µs in the phase, µs of the stop: {found:?}");
     guest.run_ok("rmmod lucos_state").expect("unloads");
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+    ends_well(guest);
 }
 
 /// Figure 2 of the paper: old code leaves a lock held, and threads are asleep inside. The thread that leaves with the lock has it
@@ -85,13 +99,9 @@ fn objects_get_what_is_new_while_others_come_and_go() {
 fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let updates = known_state::updates().expect("testdata");
-    let update = updates.iter().find(|update| update.name == GATE).expect("it is there");
-    let bundle = update.build(&known, work.path()).expect("builds");
+    let bundle = build(&known, GATE, work.path());
     let config = Config { files: vec![known.module.clone()], ..Config::new("gate", &kernel.vmlinuz()) };
-    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let (mut guest, hv) = boot(&config, "lucos_state");
     let shut =
         "rm -f /tmp/passed; (echo 2 > /proc/lucos_state; echo failed >> /tmp/passed) > /dev/null 2>&1 & sleep 0.5";
     let wait =
@@ -118,9 +128,7 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
     // As it is without the update.
     guest.run_ok(&format!("{shut}; {wait}; sleep 9")).expect("starts");
     assert_eq!(passed(&mut guest), ["failed"], "the others wait for ever");
-    let warnings = guest.kernel_warnings().expect("answers");
-    assert_eq!(warnings, Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+    ends_well(guest);
 }
 
 /// A thread is parked for ever inside the function. The kernel's own live patch of it waits for that thread; the update is in effect, and
@@ -129,14 +137,10 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
 fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let updates = known_state::updates().expect("testdata");
-    let update = updates.iter().find(|update| update.name == NAPS).expect("it is there");
-    let bundle = update.build(&known, work.path()).expect("builds");
+    let bundle = build(&known, NAPS, work.path());
     let files = vec![known.module.clone(), known.livepatch.clone()];
-    let mut guest =
-        Guest::under_lucos_hv(&Config { files, ..Config::new("livepatch", &kernel.vmlinuz()) }).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let config = Config { files, ..Config::new("livepatch", &kernel.vmlinuz()) };
+    let (mut guest, hv) = boot(&config, "lucos_state");
     let outcome = hv.apply_stay(&bundle).expect("lucos-hv runs");
     assert_eq!((outcome.status, outcome.text("/state")), (0, "open"), "{}", outcome.describe());
     assert!(outcome.text("/inside/0/why").contains("--stay"), "{}", outcome.describe());
@@ -160,8 +164,7 @@ fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
     common::undo(&hv, NAPS);
     assert_eq!(State::read(&mut guest).expect("answers").faults(), Vec::<String>::new());
     guest.run_ok("rmmod lucos_state").expect("unloads");
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+    ends_well(guest);
 }
 
 /// A thread that never leaves the function goes on in the new one, where it sleeps, and back again; each counts in its own copy, and
@@ -169,14 +172,10 @@ fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
 fn a_thread_that_never_leaves_goes_on_in_the_new_code(cpus: u32) {
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let updates = known_state::updates().expect("testdata");
-    let update = updates.iter().find(|update| update.name == NAPS).expect("it is there");
-    let bundle = update.build(&known, work.path()).expect("builds");
+    let bundle = build(&known, NAPS, work.path());
     let files = vec![known.module.clone(), known.livepatch.clone()];
     let config = Config { files, cpus, ..Config::new("moved", &kernel.vmlinuz()) };
-    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("insmod /files/lucos_state.ko").expect("loads");
+    let (mut guest, hv) = boot(&config, "lucos_state");
     let (mut busy, mut at_once, mut before) = (0, [0, 0], 0);
     let goes_on = |guest: &mut Guest, before: &mut i64, what: &str| {
         let start = std::time::Instant::now();
@@ -220,8 +219,7 @@ fn a_thread_that_never_leaves_goes_on_in_the_new_code(cpus: u32) {
     is_moved(&common::undo(&hv, NAPS), "at the end");
     goes_on(&mut guest, &mut before, "at the end");
     guest.run_ok("rmmod lucos_state").expect("unloads");
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+    ends_well(guest);
 }
 
 #[test]
@@ -240,13 +238,9 @@ fn a_thread_that_never_leaves_goes_on_in_the_new_code_on_four_processors() {
 fn writes_of_every_shape_reach_both_copies(cpus: u32) {
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
-    let updates = known_state::updates().expect("testdata");
-    let update = updates.iter().find(|update| update.name == WRITTEN).expect("it is there");
-    let bundle = update.build(&known, work.path()).expect("builds");
+    let bundle = build(&known, WRITTEN, work.path());
     let config = Config { files: vec![known.writes.clone()], cpus, ..Config::new("writes", &kernel.vmlinuz()) };
-    let mut guest = Guest::under_lucos_hv(&config).expect("boots");
-    let hv = Hv::new(guest.api());
-    guest.run_ok("insmod /files/lucos_writes.ko").expect("loads");
+    let (mut guest, hv) = boot(&config, "lucos_writes");
     let read = |guest: &mut Guest| State::of(guest, "/proc/lucos_writes").expect("answers");
     let until = |guest: &mut Guest, name: &str, wanted: i64| {
         let start = std::time::Instant::now();
@@ -284,8 +278,7 @@ fn writes_of_every_shape_reach_both_copies(cpus: u32) {
     common::undo(&hv, WRITTEN);
     assert_eq!(read(&mut guest).get("differing"), 0, "the old datum has it all");
     guest.run_ok("rmmod lucos_writes").expect("unloads");
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
-    assert_eq!(guest.power_off().expect("powers off"), Some(0));
+    ends_well(guest);
 }
 
 #[test]

@@ -2,21 +2,17 @@
 
 mod common;
 
-use common::visible_bundle;
+use common::outside::{self, END_LOAD, on_another_series, on_older_kernel};
 use lpk_format::ReadBundle;
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
-use lucos_tests::require;
 use runtime_hv::engine::Pause as _;
-use runtime_hv::engine::qemu::{Earlier, QemuEngine};
+use runtime_hv::engine::qemu::QemuEngine;
 use runtime_hv::guest::slab::{Cache, Census, Walk, pages, walk};
-use runtime_hv::guest::{self, identity, tasks};
+use runtime_hv::guest::{self, tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-
-/// Its own command line does not match.
-const END_LOAD: &str = "for p in /proc/[0-9]*; do grep -q '/tmp/load[.]sh' $p/cmdline && kill ${p#/proc/}; done";
 
 /// Variables of the kernel that point to caches. Some of these have objects freed late (by RCU), some slabs of several pages, one
 /// a constructor.
@@ -58,8 +54,7 @@ struct Outside {
 
 impl Outside {
     fn attach(guest: &Guest, kernel: &Kernel, bundle: &ReadBundle) -> Outside {
-        let mut engine = QemuEngine::attach(guest.qmp().expect("a QMP socket"), Earlier::Unknown).expect("attaches");
-        let located = identity::find(&mut engine, &bundle.bundle.kernel, &bundle.bundle.profile).expect("the kernel");
+        let (engine, located) = outside::attach(guest, bundle);
         let cache = |name: &&str| {
             let variable = kernel.symbol(name).expect("a variable");
             Cache::behind(&engine, &located, variable).expect("a cache")
@@ -149,31 +144,20 @@ fn compare_descriptions(guest: &mut Guest, caches: &[Cache]) {
 }
 
 fn boot(name: &str, kernel: &Kernel, append: &str) -> (Guest, ReadBundle) {
-    let work = tempfile::tempdir().expect("a folder");
-    let bundle = std::fs::read(visible_bundle(work.path(), kernel)).expect("a bundle");
-    let bundle = lpk_format::read(&bundle).expect("a good bundle");
     let mut config = Config::new(name, &kernel.vmlinuz());
     append.clone_into(&mut config.append);
-    (Guest::under_plain_qemu(&config).expect("boots"), bundle)
+    outside::boot(&config, kernel)
 }
 
 #[test]
 fn objects_are_as_many_as_the_guest_counts() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    as_counted("slab", &kernel);
+    on_older_kernel(|kernel| as_counted("slab", kernel));
 }
 
 #[test]
 #[ignore = "needs a kernel of another series: cargo xtask series"]
 fn objects_of_another_series_are_as_many_as_the_guest_counts() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::series_kernel() else { return };
-    as_counted("slab-series", &kernel);
+    on_another_series(|kernel| as_counted("slab-series", kernel));
 }
 
 /// Objects of a guest at rest, of what its processes hold, under load, and after it.
@@ -236,21 +220,13 @@ fn as_counted(name: &str, kernel: &Kernel) {
 
 #[test]
 fn caches_that_are_watched_over_are_told() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    watched("slab-watched", &kernel);
+    on_older_kernel(|kernel| watched("slab-watched", kernel));
 }
 
 #[test]
 #[ignore = "needs a kernel of another series: cargo xtask series"]
 fn caches_of_another_series_that_are_watched_over_are_told() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::series_kernel() else { return };
-    watched("slab-watched-series", &kernel);
+    on_another_series(|kernel| watched("slab-watched-series", kernel));
 }
 
 /// Each way of watching, on a cache of its own; the others stay as they are.

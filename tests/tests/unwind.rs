@@ -4,18 +4,17 @@
 
 mod common;
 
-use common::visible_bundle;
+use common::outside::{self, END_LOAD, on_another_series, on_older_kernel};
 use lpk_format::ReadBundle;
 use lucos_tests::guest::{Config, Guest};
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{VISIBLE_FILE, VISIBLE_WORDS};
-use lucos_tests::require;
-use runtime_hv::engine::qemu::{Earlier, QemuEngine};
+use runtime_hv::engine::qemu::QemuEngine;
 use runtime_hv::engine::{Pause as _, Vcpus as _};
+use runtime_hv::guest;
 use runtime_hv::guest::frames::{Context, State, Unwinder};
 use runtime_hv::guest::snapshot::Snapshot;
 use runtime_hv::guest::tasks::{self, Task};
-use runtime_hv::guest::{self, identity};
 use runtime_hv::unwind::{End, Frame, Stop, Walk};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,8 +24,6 @@ use std::time::{Duration, Instant};
 const MODULE: &str = "kernel/net/core/pktgen.ko";
 const MODULE_FUNCTION: &str = "pktgen_thread_worker";
 const TRACING: &str = "/sys/kernel/tracing";
-/// Its own command line does not match.
-const END_LOAD: &str = "for p in /proc/[0-9]*; do grep -q '/tmp/load[.]sh' $p/cmdline && kill ${p#/proc/}; done";
 /// Code of tracers that a return address is in the hands of (`arch/x86/kernel/ftrace_64.S`, `rethook.c`).
 const RETURNING: &[&str] = &["return_to_handler", "arch_rethook_trampoline"];
 /// Functions that put a tracer's address into a slot before the record of it is complete (`arch/x86/kernel/ftrace.c`,
@@ -128,8 +125,7 @@ struct Look {
 
 impl Outside {
     fn attach(guest: &Guest, bundle: &ReadBundle) -> Outside {
-        let mut engine = QemuEngine::attach(guest.qmp().expect("a QMP socket"), Earlier::Unknown).expect("attaches");
-        let kernel = identity::find(&mut engine, &bundle.bundle.kernel, &bundle.bundle.profile).expect("the kernel");
+        let (engine, kernel) = outside::attach(guest, bundle);
         let unwinder = Unwinder::read(&engine, &kernel).expect("tables");
         Outside { engine, kernel, unwinder }
     }
@@ -178,14 +174,11 @@ fn start_load(guest: &mut Guest) {
 }
 
 fn boot(name: &str, kernel: &Kernel, append: &str) -> (Guest, ReadBundle) {
-    let work = tempfile::tempdir().expect("a folder");
-    let bundle = std::fs::read(visible_bundle(work.path(), kernel)).expect("a bundle");
-    let bundle = lpk_format::read(&bundle).expect("a good bundle");
     let mut config = Config::new(name, &kernel.vmlinuz());
     append.clone_into(&mut config.append);
     let module = [kernel.module(MODULE), kernel.module(&format!("{MODULE}.xz"))].into_iter().find(|path| path.exists());
     config.files = module.into_iter().collect();
-    let mut guest = Guest::under_plain_qemu(&config).expect("boots");
+    let (mut guest, bundle) = outside::boot(&config, kernel);
     guest.run_ok("insmod /files/pktgen.ko* && (sleep 1000 & sleep 1001 | cat > /tmp/x &)").expect("loads");
     (guest, bundle)
 }
@@ -350,53 +343,35 @@ fn traced(name: &str, kernel: &Kernel) {
 
 #[test]
 fn with_return_addresses_taken_by_tracers() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    traced("unwind-traced", &kernel);
+    on_older_kernel(|kernel| traced("unwind-traced", kernel));
 }
 
 #[test]
 #[ignore = "needs a kernel of another series: cargo xtask series"]
 fn with_return_addresses_taken_by_tracers_of_another_series() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::series_kernel() else { return };
-    traced("unwind-traced-series", &kernel);
+    on_another_series(|kernel| traced("unwind-traced-series", kernel));
 }
 
 /// Page-table isolation gives each way into the kernel a stack of its own first.
 #[test]
 fn with_page_table_isolation() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    let (mut guest, bundle) = boot("unwind-pti", &kernel, "pti=on");
-    start_load(&mut guest);
-    let mut outside = Outside::attach(&guest, &bundle);
-    let symbols = Symbols::of(&kernel, &mut guest, outside.kernel.slide());
-    stops(&mut outside, &symbols, 200, |_, _| false);
-    assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    on_older_kernel(|kernel| {
+        let (mut guest, bundle) = boot("unwind-pti", kernel, "pti=on");
+        start_load(&mut guest);
+        let mut outside = Outside::attach(&guest, &bundle);
+        let symbols = Symbols::of(kernel, &mut guest, outside.kernel.slide());
+        stops(&mut outside, &symbols, 200, |_, _| false);
+        assert_eq!(guest.kernel_warnings().expect("answers"), Vec::<String>::new());
+    });
 }
 
 #[test]
 fn as_the_kernel_walks_them() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::older_kernel() else { return };
-    truth("unwind", &kernel);
+    on_older_kernel(|kernel| truth("unwind", kernel));
 }
 
 #[test]
 #[ignore = "needs a kernel of another series: cargo xtask series"]
 fn as_a_kernel_of_another_series_walks_them() {
-    if !require::qemu("it attaches to a QEMU") {
-        return;
-    }
-    let Some(kernel) = require::series_kernel() else { return };
-    truth("unwind-series", &kernel);
+    on_another_series(|kernel| truth("unwind-series", kernel));
 }

@@ -238,7 +238,7 @@ fn evaluate_all(evaluator: &Evaluator<'_>, files: &[(String, Place)], jobs: usiz
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(jobs)
         .build()
-        .map_err(|error| JobError::Corpus(format!("{jobs} threads: {error}")))?;
+        .map_err(|source| JobError::Threads { jobs, source })?;
     let done = AtomicUsize::new(0);
     let one = |(file, place): &(String, Place)| {
         let entry = evaluator.run(file, *place);

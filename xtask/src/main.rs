@@ -7,18 +7,19 @@ mod bench;
 mod cargo;
 mod corpus;
 mod demo;
+mod error;
 mod kvm;
 mod live;
 mod paper;
 mod soak;
 
 use clap::{Parser, Subcommand};
-use lucos_tests::boxed::{self, BoxError};
+use error::JobError;
+use lucos_tests::boxed;
 use lucos_tests::kernels::cache_dir;
 use lucos_tests::known_state;
 use lucos_tests::selfbuilt;
-use lucos_tests::setup::{self, SetupError};
-use lucos_tests::{commands::CommandError, guest::GuestError, official::OfficialError, patches::PatchError};
+use lucos_tests::setup;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -94,52 +95,6 @@ enum Job {
     },
     /// Rewrites the expected results in testdata; look at the difference before you keep it
     Bless,
-}
-
-/// Why a job was not done.
-#[derive(Debug, thiserror::Error)]
-enum JobError {
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    #[error(transparent)]
-    Patch(#[from] PatchError),
-    #[error(transparent)]
-    Initramfs(#[from] lucos_tests::initramfs::InitramfsError),
-    #[error(transparent)]
-    Official(#[from] OfficialError),
-    #[error(transparent)]
-    Kernel(#[from] lucos_tests::kernels::KernelError),
-    #[error(transparent)]
-    Box(#[from] BoxError),
-    #[error("`{command}` failed with {status}")]
-    Cargo { command: String, status: String },
-    #[error("{what}:\n{outcome}")]
-    Tool { what: String, status: i32, outcome: String },
-    #[error("{what}: expected {expected}, seen {seen}")]
-    NotSeen { what: String, expected: String, seen: String },
-    #[error(transparent)]
-    Soak(#[from] lucos_tests::soak::SoakError),
-    #[error("{0}")]
-    Corpus(String),
-    #[error("cargo-fuzz is not installed; `cargo install cargo-fuzz` and `rustup toolchain install nightly` bring it")]
-    NoFuzz,
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-}
-
-impl JobError {
-    /// Refused is 3, a lost box 75, everything else 1.
-    fn status(&self) -> u8 {
-        match self {
-            Self::Tool { status: 3, .. } => 3,
-            Self::Box(error) => error.status(),
-            _ => 1,
-        }
-    }
 }
 
 /// Root of the workspace.

@@ -39,7 +39,7 @@ pub(crate) fn run(args: &SoakArgs) -> Result<(), JobError> {
     let cache = cache_dir()?;
     known_state::prepare(&cache, &pair.older, &say)?;
     let known = known_state::find(&cache, &pair.older)?;
-    let known = known.ok_or_else(|| JobError::Corpus("the module of known state was not compiled".to_owned()))?;
+    let known = known.ok_or(JobError::NoKnownState)?;
     let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let until = args.steps.map_or(Until::Time(Duration::from_secs(args.minutes * 60)), Until::Steps);
     for &cpus in &args.cpus {

@@ -1,7 +1,7 @@
 //! What a declaration at file scope introduces, and whether it makes code or data by itself.
 //!
 //! Comes in: the nodes of a declaration. Decided: its names, tags and enumerators, and whether it is inert: nothing comes of it as
-//! long as nobody refers to its names. What is not understood is not inert.
+//! long as nobody refers to its names. What is not understood is not inert. Goes out: [`Found`].
 
 use super::items::is_own_item;
 use super::lex::{Token, TokenKind};

@@ -1,4 +1,7 @@
 //! A declaration seen from outside: words, and what stands in brackets.
+//!
+//! Comes in: the tokens of a declaration. Decided: which bracket closes which; one that nothing closes reaches to the end. Goes
+//! out: [`Node`]s.
 
 use super::lex::{Token, TokenKind};
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Words of C, and the kernel's own, that say how something is declared.
 //!
-//! Comes in: a word. Decided: whether it is a keyword, says how something is stored, or is an attribute. A name that is missing
-//! here makes a declaration one that is not understood, which is compiled once more than needed.
+//! Comes in: a word. Decided: whether it is a keyword, says how something is stored, or is an attribute. Goes out: yes or no. A name
+//! that is missing here makes a declaration one that is not understood, which is compiled once more than needed.
 
 use std::collections::HashSet;
 use std::sync::LazyLock;

@@ -1,4 +1,6 @@
 //! Numbers in bytes that may end too early.
+//!
+//! Comes in: bytes, and a place. Decided: nothing. Goes out: the number or text there, or that the bytes end before it does.
 
 use gimli::{EndianSlice, LittleEndian, Reader as _};
 

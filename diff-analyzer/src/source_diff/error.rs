@@ -1,4 +1,6 @@
 //! Why a diff cannot be used: each reason with its place, and what would help.
+//!
+//! Comes in: nothing. Decided: which rule each reason belongs to. Goes out: [`DiffError`].
 
 use std::path::PathBuf;
 

@@ -3,7 +3,7 @@
 //! Comes in: a [`Bundle`]. Decided: whether each changed datum lies in the kernel and has its new contents in the payload, and
 //! whether everything written or carried lies inside. Goes out: the first [`Problem`].
 
-use super::{Image, Problem, limit, line};
+use super::{Image, Problem, in_order, limit, line};
 use crate::{Bundle, DataChange, DataPatch, SectionKind, Step, StepKind, UpdateType, limits};
 use std::ops::Range;
 
@@ -13,15 +13,12 @@ pub(super) fn check(bundle: &Bundle, image: Image<'_>) -> Result<(), Problem> {
     if !data.is_empty() && bundle.manifest.update_type != UpdateType::Type2 {
         return Err(Problem::DataOfType1(data.len()));
     }
-    let mut follows = 0;
-    for datum in data {
-        if datum.old_address < follows {
-            return Err(Problem::DataOrder { name: datum.name.clone(), address: datum.old_address });
-        }
-        one(bundle, image, datum)?;
-        follows = datum.old_address + u64::from(datum.old_size);
-    }
-    Ok(())
+    in_order(
+        data,
+        |datum| (datum.old_address, datum.old_size.into()),
+        |datum| Problem::DataOrder { name: datum.name.clone(), address: datum.old_address },
+        |datum| one(bundle, image, datum),
+    )
 }
 
 fn one(bundle: &Bundle, image: Image<'_>, datum: &DataPatch) -> Result<(), Problem> {

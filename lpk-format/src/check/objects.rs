@@ -3,7 +3,7 @@
 //! Comes in: a [`Bundle`]. Decided: whether the variable that points to their cache lies in the kernel, whether what is new lies
 //! inside an object, and whether no cache is named twice. Goes out: the first [`Problem`].
 
-use super::{Image, Problem, limit, line};
+use super::{Image, Problem, in_order, limit, line};
 use crate::{Bundle, ObjectPatch, UpdateType, limits};
 use std::collections::BTreeSet;
 
@@ -16,15 +16,12 @@ pub(super) fn check(bundle: &Bundle, image: Image<'_>) -> Result<(), Problem> {
     if !objects.is_empty() && bundle.manifest.update_type != UpdateType::Type2 {
         return Err(Problem::ObjectsOfType1(objects.len()));
     }
-    let mut follows = 0;
-    for one in objects {
-        if one.cache_address < follows {
-            return Err(Problem::ObjectsOrder { cache: one.cache.clone(), address: one.cache_address });
-        }
-        check_one(image, one)?;
-        follows = one.cache_address + POINTER;
-    }
-    Ok(())
+    in_order(
+        objects,
+        |one| (one.cache_address, POINTER),
+        |one| Problem::ObjectsOrder { cache: one.cache.clone(), address: one.cache_address },
+        |one| check_one(image, one),
+    )
 }
 
 /// No two parts name the same cache of the kernel image; a module's own have addresses that mean nothing elsewhere.

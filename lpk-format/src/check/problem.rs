@@ -1,4 +1,6 @@
 //! The rules of a sound bundle, as the errors of breaking them.
+//!
+//! Comes in: nothing. Decided: nothing; the modules beside this one do. Goes out: [`Problem`], with what was found and what is allowed.
 
 use crate::{HookKind, RelocKind, SectionKind, TableKind, limits};
 

@@ -7,10 +7,11 @@ use object::LittleEndian as LE;
 use object::elf;
 use object::read::elf::FileHeader;
 
-use super::ReadError;
+use super::{ReadError, in_section};
 use crate::check::{Image, Problem};
 use crate::digest::SealError;
 use crate::layout::{SECTIONS, align_up, index, limits};
+use crate::records::RecordError;
 use crate::write::file_header;
 
 /// The sections of a file, in the order of [`SECTIONS`].
@@ -69,6 +70,15 @@ impl<'data> Sections<'data> {
             return Err(ReadError::FileSize { found: bytes.len() as u64, expected });
         }
         Ok(sections)
+    }
+
+    /// Decodes the records that a section holds.
+    pub(super) fn decode<T>(
+        &self,
+        at: usize,
+        decode: impl FnOnce(&'data [u8]) -> Result<T, RecordError>,
+    ) -> Result<T, ReadError> {
+        decode(self.get(at)).map_err(in_section(at))
     }
 
     /// Contents of a section; empty for one without bytes in the file.

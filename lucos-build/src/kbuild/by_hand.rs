@@ -4,19 +4,18 @@
 //! (`--like`), with another source, so that it gets the same options and the same tools behind the compiler. Goes out: the object, or
 //! what the compiler says.
 
-use super::command::UnitCommands;
+use super::command::{self, CommandError, UnitCommands};
 use super::{BuildFolder, KbuildError, io};
 use crate::identity::Config;
 use crate::request::Request;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// The header that the project ships.
 pub const HEADER: &str = include_str!("../../../support/lucos.h");
 /// Its name in an `#include`.
 pub const HEADER_NAME: &str = "lucos.h";
-/// The unit whose command compiles the file if no other is named: built into every kernel with `CONFIG_IRQ_WORK`, which x86 selects.
+/// The unit whose command compiles what is no unit of the kernel, if no other is named: built into every kernel with `CONFIG_IRQ_WORK`, which x86 selects.
 pub const LIKE: &str = "kernel/irq_work.c";
 
 /// Why there is no object.
@@ -55,7 +54,7 @@ pub fn compile(
     let commands = folder.commands(request, &[like.to_owned()])?;
     let (_, commands) = commands.into_iter().next().ok_or_else(|| {
         let object = like.with_extension("o").display().to_string();
-        KbuildError::Command(super::command::CommandError::NotCompiled { object })
+        KbuildError::Command(CommandError::NotCompiled { object })
     })?;
     if commands.is_module() {
         return Err(ByHandError::Module(like.display().to_string()));
@@ -71,14 +70,9 @@ pub fn compile(
         // Two functions with the same code stay two: each may replace another one.
         commands.compile.push("-fno-ipa-icf".to_owned());
     }
-    for words in std::iter::once(&commands.compile).chain(&commands.after) {
-        let (program, arguments) = words.split_first().expect("a command has at least its program");
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(&folder.path)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output()
+    for words in commands.in_order() {
+        let program = &words[0];
+        let output = command::call(words, &folder.path)
             .map_err(|source| ByHandError::Start { program: program.clone(), source })?;
         if !output.status.success() {
             let said = if output.stderr.is_empty() { output.stdout } else { output.stderr };
@@ -99,25 +93,14 @@ fn commands_for(
     include: &Path,
     tree: &Path,
 ) -> UnitCommands {
-    let theirs = like.with_extension("o").display().to_string();
-    let (like_name, ours) = (like.display().to_string(), object.display().to_string());
     let name = identifier(&source.file_stem().unwrap_or_default().to_string_lossy());
-    let mut commands = commands.map(|word| {
-        if word == theirs {
-            ours.clone()
-        } else if word == like_name || word.ends_with(&format!("/{like_name}")) {
-            source.display().to_string()
-        } else if word.starts_with("-Wp,-M") {
-            format!("-Wp,-MMD,{ours}.d")
-        } else {
-            // What messages and pr_debug call the unit (`scripts/Makefile.lib`, `name_flags`).
-            let quoted = ["-DKBUILD_MODFILE=", "-DKBUILD_BASENAME=", "-DKBUILD_MODNAME="];
-            let option = quoted.iter().find(|option| word.starts_with(*option));
-            match option {
-                Some(option) => format!("{option}\"{name}\""),
-                None if word.starts_with("-D__KBUILD_MODNAME=") => format!("-D__KBUILD_MODNAME=kmod_{name}"),
-                None => word.to_owned(),
-            }
+    let mut commands = commands.with_source(like, source, object).map(|word| {
+        // What messages and pr_debug call the unit (`scripts/Makefile.lib`, `name_flags`).
+        let quoted = ["-DKBUILD_MODFILE=", "-DKBUILD_BASENAME=", "-DKBUILD_MODNAME="];
+        match quoted.iter().find(|option| word.starts_with(*option)) {
+            Some(option) => format!("{option}\"{name}\""),
+            None if word.starts_with("-D__KBUILD_MODNAME=") => format!("-D__KBUILD_MODNAME=kmod_{name}"),
+            None => word.to_owned(),
         }
     });
     let beside = like.parent().map(|folder| tree.join(folder)).unwrap_or_default();

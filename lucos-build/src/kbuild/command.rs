@@ -7,6 +7,9 @@
 
 use super::objtool;
 use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 /// Commands that make an object, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +77,29 @@ const WITHOUT_EFFECT: &[&str] = &[
 ];
 
 impl UnitCommands {
+    /// All commands, in the order in which they are called.
+    pub fn in_order(&self) -> impl Iterator<Item = &Vec<String>> {
+        std::iter::once(&self.compile).chain(&self.after)
+    }
+
+    /// The commands of the unit `like`, for another source and object.
+    #[must_use]
+    pub fn with_source(&self, like: &Path, source: &Path, object: &Path) -> Self {
+        let theirs = like.with_extension("o").display().to_string();
+        let (like, object) = (like.display().to_string(), object.display().to_string());
+        self.map(|word| {
+            if word == theirs {
+                object.clone()
+            } else if word == like || word.ends_with(&format!("/{like}")) {
+                source.display().to_string()
+            } else if word.starts_with("-Wp,-M") {
+                format!("-Wp,-MMD,{object}.d")
+            } else {
+                word.to_owned()
+            }
+        })
+    }
+
     /// Finds the commands of one object in what make printed.
     ///
     /// # Errors
@@ -168,6 +194,15 @@ pub(super) fn steps(line: &str) -> Vec<&str> {
     }
     steps.push(&line[start..]);
     steps
+}
+
+/// Calls a command in a folder. What programs say is not translated: some of it is read.
+///
+/// # Errors
+/// When the program cannot be started.
+pub fn call(words: &[String], folder: &Path) -> io::Result<Output> {
+    let (program, arguments) = words.split_first().expect("a command has at least its program");
+    Command::new(program).args(arguments).current_dir(folder).env("LC_ALL", "C").stdin(Stdio::null()).output()
 }
 
 #[cfg(test)]

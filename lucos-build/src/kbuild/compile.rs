@@ -4,17 +4,21 @@
 //! the commands are the same, with the source folder and the object replaced by names of equal length. Goes out: two
 //! objects per unit; or the compiler's words about the patched source.
 
+mod call;
+mod error;
+mod prepare;
+
+pub use error::CompileError;
+
 use super::command::UnitCommands;
 use super::kept::Kept;
 use super::lines;
-use super::overlay::{self, Files, OverlayError};
 use diff_analyzer::source_diff::{ChangeKind, FileChange};
 use nix::sys::resource::{UsageWho, getrusage};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// A unit to compile.
@@ -39,62 +43,6 @@ pub struct CompiledUnit {
     pub original: Option<PathBuf>,
     /// Object of the patched source.
     pub patched: PathBuf,
-}
-
-/// Why a unit was not compiled.
-#[derive(Debug, thiserror::Error)]
-pub enum CompileError {
-    /// The overlay could not be made.
-    #[error(transparent)]
-    Overlay(#[from] OverlayError),
-    /// A file or folder for the objects could not be made.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A list of files that the compiler wrote cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A program could not be started.
-    #[error("cannot start `{program}`")]
-    Start {
-        /// The program.
-        program: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The original source does not compile: the environment is at fault.
-    #[error("{}: the original source does not compile with the kernel's own command:\n{output}", unit.display())]
-    Original {
-        /// The unit.
-        unit: PathBuf,
-        /// What the compiler said.
-        output: String,
-    },
-    /// The patched source does not compile: the diff is at fault.
-    #[error("{}: the patched source does not compile:\n{output}", unit.display())]
-    Patched {
-        /// The unit.
-        unit: PathBuf,
-        /// What the compiler said.
-        output: String,
-    },
-    /// No threads.
-    #[error("cannot start {jobs} threads: {message}")]
-    Threads {
-        /// How many.
-        jobs: usize,
-        /// Why.
-        message: String,
-    },
 }
 
 /// Compiles units.
@@ -137,73 +85,6 @@ impl Side {
 type Sides = (Option<PathBuf>, Option<PathBuf>, Option<CompileError>);
 
 impl Compile<'_> {
-    /// Makes both trees, with the folders of all units that will be asked for.
-    ///
-    /// # Errors
-    /// [`CompileError`] when a folder cannot be made.
-    pub fn prepare(&self, units: &[Unit]) -> Result<(), CompileError> {
-        let (mut before, mut after) = (Files::new(), Files::new());
-        for change in self.changes {
-            let old = match &change.kind {
-                ChangeKind::New => None,
-                ChangeKind::Renamed { from } => {
-                    before.insert(from.clone(), Some(change.old.clone()));
-                    after.entry(from.clone()).or_insert(None);
-                    None
-                }
-                ChangeKind::Modified | ChangeKind::Deleted => Some(change.old.clone()),
-            };
-            let new = match &change.kind {
-                ChangeKind::Deleted => None,
-                _ => Some(lines::keep_numbers(change).unwrap_or_else(|| change.new.clone())),
-            };
-            before.insert(change.path.clone(), old);
-            after.insert(change.path.clone(), new);
-        }
-        // The folders of all units are real ones, so that `../` in their includes stays in the overlay.
-        for unit in units {
-            let named =
-                |files: &Files, path: &Path| files.contains_key(path) || files.contains_key(&overlay::clean(path));
-            if named(&after, &unit.source) || named(&before, &unit.name) {
-                continue;
-            }
-            // `arch/x86/kvm/../../../virt/kvm/vfio.c` is below `virt`.
-            let name = overlay::clean(&unit.name);
-            // A generated source is in the build folder.
-            let Ok(text) = fs::read(self.source.join(&name)) else { continue };
-            before.insert(name.clone(), Some(text.clone()));
-            after.insert(name, Some(text));
-        }
-        // A build folder in the tree is a real folder of the overlay, so that `../` leads there.
-        if let Some(makefile) =
-            self.below.filter(|below| !below.as_os_str().is_empty()).map(|below| below.join("Makefile"))
-        {
-            let path = self.source.join(&makefile);
-            let text = fs::read(&path).map_err(|source| OverlayError { path, source })?;
-            before.insert(makefile.clone(), Some(text.clone()));
-            after.insert(makefile, Some(text));
-        }
-        for side in [Side::Original, Side::Patched] {
-            let path = self.overlay(side);
-            match fs::remove_dir_all(&path) {
-                Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(OverlayError { path, source }.into());
-                }
-                _ => {}
-            }
-        }
-        overlay::make(self.source, &self.overlay(Side::Original), &before)?;
-        overlay::make(self.source, &self.overlay(Side::Patched), &after)?;
-        for unit in units {
-            for side in [Side::Original, Side::Patched] {
-                let object = self.object(unit, side);
-                let folder = object.parent().unwrap_or(self.work);
-                fs::create_dir_all(folder).map_err(|source| CompileError::Write { path: folder.to_owned(), source })?;
-            }
-        }
-        Ok(())
-    }
-
     /// Runs something for many units at a time.
     ///
     /// # Errors
@@ -265,21 +146,6 @@ impl Compile<'_> {
         self.parallel(|| units.par_iter().zip(objects).map(finish).collect())
     }
 
-    /// What the preprocessor makes of a unit, after [`Compile::prepare`].
-    ///
-    /// # Errors
-    /// [`CompileError`] when it fails.
-    pub fn preprocess(&self, unit: &Unit, side: Side) -> Result<Vec<u8>, CompileError> {
-        let mut words = self.commands(unit, side).compile;
-        words.retain(|word| !word.starts_with("-Wp,-M") && word != "-c");
-        if let Some(at) = words.iter().position(|word| word == "-o") {
-            words.drain(at..(at + 2).min(words.len()));
-        }
-        words.extend(["-E".to_owned(), "-P".to_owned()]);
-        let output = self.call(&words, side)?;
-        if output.status.success() { Ok(output.stdout) } else { Err(self.failure(unit, side, &words[0], output)) }
-    }
-
     /// Changed files that the compiler read for none of the patched objects: their change would be left out without a word.
     ///
     /// # Errors
@@ -321,7 +187,7 @@ impl Compile<'_> {
             return Ok(object);
         }
         let commands = self.commands(unit, side);
-        for words in std::iter::once(&commands.compile).chain(&commands.after) {
+        for words in commands.in_order() {
             let output = self.call(words, side)?;
             if !output.status.success() {
                 return Err(self.failure(unit, side, &words[0], output));
@@ -331,85 +197,6 @@ impl Compile<'_> {
             kept.store(unit, &object, &self.overlay(side), self.source);
         }
         Ok(object)
-    }
-
-    fn call(&self, words: &[String], side: Side) -> Result<Output, CompileError> {
-        let (program, arguments) = words.split_first().expect("a command has at least its program");
-        Command::new(program)
-            .args(arguments)
-            .current_dir(self.folder(side))
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|source| CompileError::Start { program: program.clone(), source })
-    }
-
-    fn failure(&self, unit: &Unit, side: Side, program: &str, output: Output) -> CompileError {
-        let said = if output.stderr.is_empty() { output.stdout } else { output.stderr };
-        let overlay = format!("{}/", self.overlay(side).display());
-        let mut said = String::from_utf8_lossy(&said).replace(&overlay, "");
-        if said.trim().is_empty() {
-            said = format!("{program}: {}", output.status);
-        }
-        match side {
-            Side::Original => CompileError::Original { unit: unit.name.clone(), output: said },
-            Side::Patched => CompileError::Patched { unit: unit.source.clone(), output: said },
-        }
-    }
-
-    /// The kernel's commands with the overlay for the tree and our object for theirs.
-    pub fn commands(&self, unit: &Unit, side: Side) -> UnitCommands {
-        let tree = self.source.display().to_string();
-        let (tree_slash, overlay) = (format!("{tree}/"), self.overlay(side).display().to_string());
-        let theirs = unit.name.with_extension("o").display().to_string();
-        let ours = self.object(unit, side).display().to_string();
-        let dependencies = depend_file(&theirs);
-        let our_dependencies = format!("{ours}.d");
-        let moved = side == Side::Patched && unit.source != unit.name;
-        let (from, to) = (unit.name.display().to_string(), unit.source.display().to_string());
-        let mut commands = unit.commands.map(|word| {
-            if word == theirs {
-                ours.clone()
-            } else if word == tree {
-                overlay.clone()
-            } else if moved && word == format!("{tree_slash}{from}") {
-                format!("{overlay}/{to}")
-            } else if word.starts_with("-Wp,-M") {
-                word.replace(&dependencies, &our_dependencies)
-            } else if let Some(option) = word.strip_suffix(&tree).filter(|option| option.starts_with('-')) {
-                format!("{option}{overlay}")
-            } else {
-                word.replace(&tree_slash, &format!("{overlay}/"))
-            }
-        });
-        if moved {
-            // `__FILE__` keeps the name it has in the image: a move alone changes nothing.
-            commands.compile.push(format!("-fmacro-prefix-map={overlay}/{to}={from}"));
-        }
-        commands
-    }
-
-    /// Where the commands run.
-    fn folder(&self, side: Side) -> PathBuf {
-        self.below.map_or_else(|| self.build.to_owned(), |below| self.overlay(side).join(below))
-    }
-
-    /// The tree of a side.
-    pub fn overlay(&self, side: Side) -> PathBuf {
-        self.work.join(side.letter())
-    }
-
-    /// Where the object of a side goes.
-    pub fn object(&self, unit: &Unit, side: Side) -> PathBuf {
-        self.work.join(format!("o{}", side.letter())).join(overlay::clean(&unit.name).with_extension("o"))
-    }
-}
-
-/// `dir/unit.o` → `dir/.unit.o.d` (scripts/Kbuild.include, `depfile`).
-fn depend_file(object: &str) -> String {
-    match object.rsplit_once('/') {
-        Some((folder, name)) => format!("{folder}/.{name}.d"),
-        None => format!(".{object}.d"),
     }
 }
 
@@ -427,117 +214,4 @@ pub fn children_time() -> Duration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A tree of two files and the commands for one unit, with the system's compiler.
-    fn compile(new: &str) -> Result<Done, CompileError> {
-        compile_with("d/u.c", new)
-    }
-
-    #[derive(Debug)]
-    struct Done {
-        original: String,
-        patched: String,
-        unused: bool,
-    }
-
-    fn compile_with(touched: &str, new: &str) -> Result<Done, CompileError> {
-        compile_at(touched, new, None)
-    }
-
-    /// `below`: the build folder, in the source tree, and what its commands call that.
-    fn compile_at(touched: &str, new: &str, below: Option<(&str, &str)>) -> Result<Done, CompileError> {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        let root = root.path().canonicalize().expect("there");
-        let (source, work) = (root.join("src"), root.join("work"));
-        let build = below.map_or_else(|| root.join("build"), |(below, _)| source.join(below));
-        for folder in [source.join("d"), source.join("e"), build.clone(), work.clone()] {
-            fs::create_dir_all(folder).expect("made");
-        }
-        let old = "#include \"h.h\"\nint a = 1;\n\nint b = __LINE__ + H;\nconst char *f = __FILE__;\n";
-        fs::write(source.join("d/u.c"), old).expect("written");
-        fs::write(source.join("d/h.h"), "#define H 0\n#include \"../e/part.c\"\n").expect("written");
-        fs::write(source.join("e/part.c"), "int part = 1;\n").expect("written");
-        fs::write(source.join("e/other.c"), "int other = 1;\n").expect("written");
-        if below.is_some() {
-            fs::write(build.join("Makefile"), "").expect("written");
-        }
-        let listing = |folder: &Path| fs::read_dir(folder).expect("there").count();
-        let before = listing(&build);
-        let named = below.map_or_else(|| format!("{}/", source.display()), |(_, named)| named.to_owned());
-        let old = fs::read_to_string(source.join(touched)).expect("there");
-        let diff = similar::TextDiff::from_lines(old.as_str(), new)
-            .unified_diff()
-            .header(&format!("a/{touched}"), &format!("b/{touched}"))
-            .to_string();
-        let changes = diff_analyzer::source_diff::read(diff.as_bytes(), &source).expect("applies");
-        let line =
-            format!("cc -Wp,-MMD,d/.u.o.d -fmacro-prefix-map={named}= -I{named}d -S -c -o d/u.o {named}d/u.c ; true");
-        let commands = UnitCommands::parse(&line, "d/u.o").expect("a command");
-        let compile = Compile {
-            source: &source,
-            build: &build,
-            below: below.map(|(below, _)| Path::new(below)),
-            work: &work,
-            jobs: 2,
-            changes: &changes,
-            kept: None,
-        };
-        let name = PathBuf::from("d/u.c");
-        let unit = Unit { name: name.clone(), source: name, new: false, commands };
-        compile.prepare(std::slice::from_ref(&unit))?;
-        let mut done = compile.run(&[unit], &|| {})?;
-        let done = done.pop().expect("one unit")?;
-        assert_eq!(listing(&build), before, "nothing is written to the build folder");
-        let touched = BTreeSet::from([PathBuf::from(touched)]);
-        let unused = !compile.unused(std::slice::from_ref(&done), &touched)?.is_empty();
-        let read = |path: &Path| fs::read_to_string(path).expect("compiled");
-        Ok(Done { original: read(&done.original.expect("not new")), patched: read(&done.patched), unused })
-    }
-
-    #[test]
-    fn lines_and_file_names_are_those_of_the_tree() {
-        let new = "#include \"h.h\"\nint a = 7;\nint added;\n\nint b = __LINE__ + H;\nconst char *f = __FILE__;\n";
-        let Done { original, patched, .. } = compile(new).expect("both compile");
-        for text in [&original, &patched] {
-            assert!(text.contains(".long\t4\n"), "b is at line 4 in both\n{text}");
-            assert!(text.contains("\"d/u.c\""), "{text}");
-        }
-        assert!(patched.contains(".long\t7\n") && !original.contains(".long\t7\n"));
-    }
-
-    #[test]
-    fn builds_in_the_tree_are_compiled_in_the_overlay() {
-        for below in [("", ""), ("out", "../")] {
-            let new = "#include \"h.h\"\nint a = 7;\nint added;\n\nint b = __LINE__ + H;\nconst char *f = __FILE__;\n";
-            let Done { original, patched, unused } = compile_at("d/u.c", new, Some(below)).expect("both compile");
-            assert!(patched.contains(".long\t7\n") && !original.contains(".long\t7\n") && !unused, "{below:?}");
-            assert!(patched.contains("\"d/u.c\"") && original.contains("\"d/u.c\""), "{below:?}\n{patched}");
-            let done = compile_at("e/part.c", "int part = 77;\n", Some(below)).expect("both compile");
-            assert!(done.patched.contains(".long\t77\n") && !done.original.contains(".long\t77\n"), "{below:?}");
-            assert!(!done.unused, "{below:?}");
-        }
-    }
-
-    #[test]
-    fn a_file_of_another_folder_is_taken_from_the_overlay() {
-        let Done { original, patched, .. } = compile_with("e/part.c", "int part = 77;\n").expect("both compile");
-        assert!(patched.contains(".long\t77\n") && !original.contains(".long\t77\n"), "{patched}");
-    }
-
-    #[test]
-    fn a_change_that_no_unit_takes_in_is_found() {
-        assert!(compile_with("e/other.c", "int other = 77;\n").expect("both compile").unused);
-        assert!(!compile_with("e/part.c", "int part = 77;\n").expect("both compile").unused);
-    }
-
-    #[test]
-    fn an_error_names_the_line_that_is_there() {
-        let new = "#include \"h.h\"\nint a = 7;\n\n\nint b = __LINE__ + NOTHING;\nconst char *f = __FILE__;\n";
-        match compile(new) {
-            Err(CompileError::Patched { output, .. }) => assert!(output.contains("d/u.c:5:"), "{output}"),
-            other => panic!("expected an error of the patched source, found {other:?}"),
-        }
-    }
-}
+mod tests;

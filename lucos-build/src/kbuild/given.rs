@@ -135,7 +135,7 @@ impl Given {
         while commands.compile.first().is_some_and(|program| is_wrapper(program)) {
             commands.compile.remove(0);
         }
-        commands.compile.extend(super::SECTION_FLAGS.iter().map(|flag| (*flag).to_owned()));
+        commands.compile.extend(super::make::SECTION_FLAGS.iter().map(|flag| (*flag).to_owned()));
         let set = |option: &str| config.get(option) == Some("y");
         if commands.after.is_empty() && objtool::is_delayed(config) {
             let (_, line) = recorded(&self.folder, Path::new("vmlinux.o"))?;

@@ -4,22 +4,20 @@
 //! that every x86-64 kernel has, with another source. Goes out: the object, kept in the build folder under the digest of
 //! all that it depends on; or what the compiler says.
 
-use super::command::UnitCommands;
+use super::by_hand::LIKE;
+use super::command::{self, UnitCommands};
 use super::{BuildFolder, KbuildError, io};
 use crate::identity::Config;
 use crate::request::Request;
 use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// The sources, by name.
 const SOURCES: [(&str, &str); 2] = [
     ("support.c", include_str!("../../../support/support.c")),
     ("request.h", include_str!("../../../support/request.h")),
 ];
-/// The unit whose command compiles it: built into every kernel with `CONFIG_IRQ_WORK`, which x86 selects.
-const LIKE: &str = "kernel/irq_work.c";
 /// Changes when the same sources are to be compiled otherwise.
 const RECIPE: &str = "1";
 
@@ -82,7 +80,7 @@ pub fn object(folder: &BuildFolder, request: &Request) -> Result<PathBuf, Suppor
 /// Digest of what the object depends on besides the build folder.
 fn key(commands: &UnitCommands) -> String {
     let mut hash = Sha256::new();
-    let words = std::iter::once(&commands.compile).chain(&commands.after).flatten().map(String::as_str);
+    let words = commands.in_order().flatten().map(String::as_str);
     let sources = SOURCES.iter().flat_map(|(name, text)| [*name, *text]);
     for part in std::iter::once(RECIPE).chain(sources).chain(words) {
         hash.update((part.len() as u64).to_le_bytes());
@@ -92,32 +90,13 @@ fn key(commands: &UnitCommands) -> String {
 }
 
 fn compile(build: &Path, folder: &Path, commands: &UnitCommands) -> Result<(), SupportError> {
-    let theirs = Path::new(LIKE).with_extension("o").display().to_string();
-    let ours = folder.join("support.o").display().to_string();
-    let source = folder.join("support.c").display().to_string();
-    let mut commands = commands.map(|word| {
-        if word == theirs {
-            ours.clone()
-        } else if word == LIKE || word.ends_with(&format!("/{LIKE}")) {
-            source.clone()
-        } else if word.starts_with("-Wp,-M") {
-            format!("-Wp,-MMD,{ours}.d")
-        } else {
-            word.to_owned()
-        }
-    });
+    let mut commands = commands.with_source(Path::new(LIKE), &folder.join("support.c"), &folder.join("support.o"));
     // The folder must not show in the object, nor is its debug information needed.
     commands.compile.push(format!("-fmacro-prefix-map={}/=support/", folder.display()));
     commands.compile.push("-g0".to_owned());
-    for words in std::iter::once(&commands.compile).chain(&commands.after) {
-        let (program, arguments) = words.split_first().expect("a command has at least its program");
-        let output = Command::new(program)
-            .args(arguments)
-            .current_dir(build)
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|source| SupportError::Start { program: program.clone(), source })?;
+    for words in commands.in_order() {
+        let output =
+            command::call(words, build).map_err(|source| SupportError::Start { program: words[0].clone(), source })?;
         if !output.status.success() {
             let said = [output.stderr, output.stdout].concat();
             let said = String::from_utf8_lossy(&said).replace(&format!("{}/", folder.display()), "support/");

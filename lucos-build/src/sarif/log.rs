@@ -1,4 +1,6 @@
 //! The parts of a SARIF 2.1.0 log that are used, under their names in the standard (chapter 3).
+//!
+//! Comes in: rules, results and their places. Decided: nothing. Goes out: the JSON of the standard.
 
 use serde::ser::{SerializeMap as _, SerializeStruct as _};
 use serde::{Serialize, Serializer};

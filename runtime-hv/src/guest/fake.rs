@@ -47,21 +47,25 @@ pub(crate) fn live(offset: u64) -> u64 {
     TEXT + SLIDE + offset
 }
 
-/// Variables by name and offset.
+/// Variables that the profile names.
+const NAMED: [&str; 8] = [
+    "vmemmap_base",
+    "real_mode_header",
+    "x86_return_thunk",
+    "__per_cpu_offset",
+    "nr_cpu_ids",
+    "text_mutex",
+    "kprobe_table",
+    "__cpu_online_mask",
+];
+
+/// Variables that only addresses lead to.
+const UNNAMED: [&str; 2] = ["pv_slot", "static_key"];
+
+/// Offset of a variable.
 pub(crate) fn variable(name: &str) -> u64 {
-    let names = [
-        "vmemmap_base",
-        "real_mode_header",
-        "x86_return_thunk",
-        "__per_cpu_offset",
-        "nr_cpu_ids",
-        "text_mutex",
-        "kprobe_table",
-        "pv_slot",
-        "static_key",
-        "__cpu_online_mask",
-    ];
-    VARIABLES + names.iter().position(|known| *known == name).expect("a variable of the fake") as u64 * 16
+    let mut names = NAMED.iter().chain(&UNNAMED);
+    VARIABLES + names.position(|known| *known == name).expect("a variable of the fake") as u64 * 16
 }
 
 /// The kernel's identity.
@@ -90,16 +94,7 @@ pub(crate) fn profile() -> GuestProfile {
     ]
     .map(|(name, offset)| (name.to_owned(), TEXT + offset))
     .into();
-    for name in [
-        "vmemmap_base",
-        "real_mode_header",
-        "x86_return_thunk",
-        "__per_cpu_offset",
-        "nr_cpu_ids",
-        "text_mutex",
-        "kprobe_table",
-        "__cpu_online_mask",
-    ] {
+    for name in NAMED {
         symbols.insert(name.to_owned(), TEXT + variable(name));
     }
     for (name, offset) in [
@@ -182,12 +177,12 @@ pub(crate) fn image(old: &[u8]) -> Image {
     image.word(LEVEL3 + 510 * 8, (IMAGE + LEVEL2) | 0x63);
     image.word(DIRECT3, 0xe3);
     image.word(LEVEL2 + (TEXT + SLIDE - 0xffff_ffff_8000_0000) / (2 << 20) * 8, IMAGE | 0xe3);
-    // Gate 0.
-    let gate = live(DIVIDE).to_le_bytes();
-    image.put(IDT, &[gate[0], gate[1], 0x10, 0, 0, 0x8e, gate[2], gate[3], gate[4], gate[5], gate[6], gate[7]]);
-    let gate = live(IRQ_WORK).to_le_bytes();
-    let at = IDT + u64::from(VECTOR) * 16;
-    image.put(at, &[gate[0], gate[1], 0x10, 0, 0, 0x8e, gate[2], gate[3], gate[4], gate[5], gate[6], gate[7]]);
+    for (vector, entry) in [(0, DIVIDE), (u64::from(VECTOR), IRQ_WORK)] {
+        let [a, b, c, d, rest @ ..] = live(entry).to_le_bytes();
+        let mut gate = vec![a, b, 0x10, 0, 0, 0x8e, c, d];
+        gate.extend(rest);
+        image.put(IDT + vector * 16, &gate);
+    }
     for page in 0..0xa0 {
         image.word(PAGES + page * 8, 1 << 12);
     }

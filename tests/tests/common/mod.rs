@@ -2,13 +2,20 @@
 
 #![allow(dead_code)] // every test is a program of its own and uses a part of this
 
+pub(crate) mod outside;
+
 use lucos_tests::commands::{self, Hv, Outcome};
 use lucos_tests::guest::Guest;
 use lucos_tests::kernels::Kernel;
 use lucos_tests::patches::{self, Edit, VISIBLE_FILE};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// Why a case is not as it should be.
+pub(crate) type Failure = Box<dyn std::error::Error>;
 
 /// Name of the visible bundle.
 pub(crate) const NAME: &str = "proc-version";
@@ -173,4 +180,24 @@ pub(crate) fn applied(hv: &Hv) -> Vec<String> {
     assert_eq!(outcome.status, 0, "{}", outcome.describe());
     let items = outcome.items("").iter().filter(|item| item["state"] == "applied");
     items.filter_map(|item| Some(item["name"].as_str()?.to_owned())).collect()
+}
+
+/// Holds what a case gave against its `expect.json`, which `LUCOS_BLESS=1` rewrites; gives how long the command took.
+pub(crate) fn as_expected<E: PartialEq + Serialize + DeserializeOwned>(
+    case: &Path,
+    found: &E,
+    agrees_with_name: impl FnOnce(&E) -> Result<(), Failure>,
+    outcome: &Outcome,
+) -> Result<u128, Failure> {
+    let file = case.join("expect.json");
+    if std::env::var_os("LUCOS_BLESS").is_some_and(|value| value == "1") {
+        std::fs::write(&file, serde_json::to_string_pretty(found)? + "\n")?;
+    }
+    let expected: E = serde_json::from_slice(&std::fs::read(&file)?)?;
+    agrees_with_name(&expected)?;
+    if *found == expected {
+        return Ok(outcome.wall_ms);
+    }
+    let [old, new] = [&expected, found].map(serde_json::to_string_pretty);
+    Err(format!("{}\n{}", patches::unified("expect.json", &old?, &new?), outcome.describe()).into())
 }

@@ -8,7 +8,7 @@ use super::plan::{Plan, Trees};
 use crate::JobError;
 use lucos_build::args::BuildArgs;
 use lucos_build::kbuild::command::UnitCommands;
-use lucos_build::kbuild::{BuildFolder, KbuildError, overlay};
+use lucos_build::kbuild::{BuildFolder, overlay};
 use lucos_build::pipeline::Stop;
 use lucos_build::progress::Progress;
 use lucos_build::report::Report;
@@ -38,11 +38,7 @@ fn stopped(stop: Stop) -> JobError {
         }
         Stop::Failed(error) => error.to_string(),
     };
-    JobError::Corpus(format!("the kernel cannot be used: {text}"))
-}
-
-fn failed(what: &str) -> impl FnOnce(std::io::Error) -> JobError + use<'_> {
-    move |error| JobError::Corpus(format!("{what}: {error}"))
+    JobError::KernelUnusable(text)
 }
 
 impl Checker {
@@ -50,25 +46,24 @@ impl Checker {
     pub(crate) fn open(kernel: &Kernel) -> Result<Self, JobError> {
         let vmlinux = kernel.vmlinux();
         let words = ["lucos-build".into(), "-".into(), "--vmlinux".into(), vmlinux.clone().into_os_string()];
-        let args = <lucos_build::args::Args as clap::Parser>::try_parse_from(words)
-            .map_err(|error| JobError::Corpus(error.to_string()))?;
-        let args: BuildArgs = args.build.ok_or_else(|| JobError::Corpus("no build".to_owned()))?;
+        let args = <lucos_build::args::Args as clap::Parser>::try_parse_from(words)?;
+        let args: BuildArgs = args.build.expect("the words name a diff to build");
         let progress = Progress::new(false);
         let image = request::open_image(&vmlinux).map_err(stopped)?;
-        let debug = |error: prelink::dwarf::DwarfError| JobError::Corpus(format!("{}: {error}", vmlinux.display()));
+        let debug = |source| JobError::Dwarf { image: vmlinux.clone(), source };
         let sections = DebugSections::load(|name| image.section_data(name)).map_err(debug)?;
         let units = UnitIndex::build(&sections).map_err(debug)?;
         let request = request::identify(&args, None, &image, &units, &mut Report::new(), &progress).map_err(stopped)?;
-        let folder = BuildFolder::prepare(&request, &progress).map_err(of_kbuild)?;
+        let folder = BuildFolder::prepare(&request, &progress)?;
         Ok(Self { request, folder, make: Mutex::default() })
     }
 
     /// The kernel's commands for a unit.
     pub(crate) fn commands(&self, unit: &str) -> Result<UnitCommands, JobError> {
         let _make = self.make.lock();
-        let found = self.folder.commands(&self.request, &[PathBuf::from(unit)]).map_err(of_kbuild)?;
+        let found = self.folder.commands(&self.request, &[PathBuf::from(unit)])?;
         let commands = found.into_iter().next().map(|(_, commands)| commands);
-        commands.ok_or_else(|| JobError::Corpus(format!("{unit}: no commands")))
+        commands.ok_or_else(|| JobError::NoCommand { unit: unit.to_owned(), what: "commands" })
     }
 
     /// Asks for the commands of many units at once, which are then known; a unit that make does not know spoils nothing.
@@ -101,7 +96,7 @@ impl Checker {
         // A file that neither tree has is one that the kernel's build generates.
         {
             let _make = self.make.lock();
-            self.folder.generate(&self.request, &[PathBuf::from(unit)]).map_err(of_kbuild)?;
+            self.folder.generate(&self.request, &[PathBuf::from(unit)])?;
         }
         Ok(complaints::read(&self.check(unit, plan, trees)?))
     }
@@ -115,7 +110,7 @@ impl Checker {
             files.insert(PathBuf::from(file), new.map(String::into_bytes));
         }
         let root = work.path().join("s");
-        overlay::make(&self.request.source, &root, &files).map_err(|error| JobError::Corpus(error.to_string()))?;
+        overlay::make(&self.request.source, &root, &files)?;
         let output = self.compiler(unit, &root, &["-fsyntax-only"])?;
         let text = String::from_utf8_lossy(&output.stderr).replace(&format!("{}/", root.display()), "");
         if output.status.success() { Ok(String::new()) } else { Ok(text) }
@@ -138,7 +133,7 @@ impl Checker {
         let (from, to) = (self.request.source.display().to_string(), tree.display().to_string());
         let commands = self.commands(unit)?.map(|word| word.replace(&from, &to));
         let mut words = commands.compile.into_iter();
-        let program = words.next().ok_or_else(|| JobError::Corpus(format!("{unit}: no compiler")))?;
+        let program = words.next().ok_or_else(|| JobError::NoCommand { unit: unit.to_owned(), what: "compiler" })?;
         let mut kept = Vec::new();
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -155,10 +150,6 @@ impl Checker {
             .env("LC_ALL", "C")
             .stdin(Stdio::null())
             .output()
-            .map_err(failed(&program))
+            .map_err(|source| JobError::Start { program, source })
     }
-}
-
-fn of_kbuild(error: KbuildError) -> JobError {
-    JobError::Corpus(error.to_string())
 }
