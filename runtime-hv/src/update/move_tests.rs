@@ -406,16 +406,69 @@ fn a_service_that_takes_an_update_over_moves_threads_as_well() {
     }
 }
 
-#[test]
-fn a_thread_inside_the_new_code_holds_undo_up_until_it_waits_at_a_counterpart() {
-    // The guest has tables of the new code.
+/// An update that is applied, with the second task inside of the new code, at an offset. The guest has tables of that code.
+fn inside_new(offset: u64) -> Setup {
     let mut image = walked::image();
     walked::add_module_at(&mut image, live(NEW));
     let mut engine = guest_of(image, 0x20);
     engine.set_watching();
     let mut setup = setup(engine);
     setup.updater.apply(&bytes(&paired()), false).expect("applied");
-    sleep(&mut setup.updater.engine, live(NEW + 8));
+    sleep(&mut setup.updater.engine, live(NEW + offset));
+    setup
+}
+
+#[test]
+fn a_service_that_takes_an_undo_over_moves_threads_as_well() {
+    for died in [false, true] {
+        let mut first = inside_new(8);
+        first.updater.undo("fix").expect("it will be over");
+        if died {
+            // Its watchdog does this.
+            put(&mut first.updater.engine, RETURN, live(CALLER));
+        } else {
+            first.updater.leave_open().expect("nobody is leaving");
+        }
+        let Setup { updater, journal, _folder } = first;
+        let mut updater = Updater::open(updater.into_engine(), journal, PATIENCE).expect("a journal");
+        assert_eq!(word(&updater.engine, RETURN), live(CALLER), "it returns as ever");
+        // Nobody attends to it yet, and its memory is in use.
+        updater.close_open(false);
+        assert_eq!(updater.show("fix").expect("known").state, BundleState::Undoing);
+        updater.close_open(true);
+        let info = updater.show("fix").expect("known");
+        assert_eq!((info.state, info.inside.len(), moved(&info)), (BundleState::Undoing, 1, vec![]));
+        let why = info.inside[0].why.as_deref().expect("a reason");
+        assert_eq!(why, "it waits at +0x8, which has no counterpart in the old code");
+        assert_ne!(word(&updater.engine, RETURN), live(CALLER));
+        sleep(&mut updater.engine, live(NEW + 9));
+        updater.close_open(true);
+        let info = updater.show("fix").expect("known");
+        assert_eq!((info.state, info.kept_pages, moved(&info)), (BundleState::Removed, 0, vec![(42, "old")]));
+        assert_eq!((word(&updater.engine, SLOT), word(&updater.engine, RETURN)), (live(OLD + 7), live(CALLER)));
+        assert!(updater.document.opens.is_empty());
+    }
+}
+
+/// It has left while nobody attended.
+#[test]
+fn an_undo_that_nobody_is_inside_of_any_more_ends_when_it_is_taken_over() {
+    let mut first = inside_new(8);
+    first.updater.undo("fix").expect("it will be over");
+    first.updater.leave_open().expect("nobody is leaving");
+    let Setup { updater, journal, _folder } = first;
+    let mut engine = updater.into_engine();
+    sleep(&mut engine, live(OLD + 0x20));
+    let mut updater = Updater::open(engine, journal, PATIENCE).expect("a journal");
+    updater.close_open(true);
+    let info = updater.show("fix").expect("known");
+    assert_eq!((info.state, info.kept_pages, moved(&info)), (BundleState::Removed, 0, vec![]));
+    assert!(updater.document.opens.is_empty());
+}
+
+#[test]
+fn a_thread_inside_the_new_code_holds_undo_up_until_it_waits_at_a_counterpart() {
+    let mut setup = inside_new(8);
     let info = setup.updater.undo("fix").expect("it will be over");
     assert_eq!((info.state, moved(&info)), (BundleState::Undoing, vec![]));
     let why = info.inside[0].why.as_deref().expect("a reason");

@@ -236,7 +236,8 @@ impl<E: Engine> Updater<E> {
                 let _ = self.close(&id);
             }
         }
-        let is_open = |id: &str| self.opens.lock().iter().any(|open| parts::bundle_of(&open.id) == id);
+        // What is not attended to again yet is open all the same.
+        let is_open = |id: &str| self.document.opens.iter().any(|open| parts::bundle_of(&open.id) == id);
         let left = self.document.bundles.iter().map(|record| &record.info);
         let left = left.filter(|info| info.state == BundleState::Undoing && !is_open(&info.id));
         for id in left.map(|info| info.id.clone()).collect::<Vec<_>>() {
