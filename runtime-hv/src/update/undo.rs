@@ -322,7 +322,8 @@ impl<E: Engine> Updater<E> {
             }
             if !planned.writes.is_empty() {
                 journal.committing()?;
-                times.measure(phase, || write_all(engine, &planned.writes))?;
+                let written = times.measure(phase, || write_all(engine, &planned.writes));
+                written.map_err(|error| errors::not_written(journal, error))?;
             }
             let mut run = || {
                 back.hooks(|hooks, kernel| hooks.about_data(engine, kernel, HookKind::SyncToOld))?;
@@ -332,13 +333,13 @@ impl<E: Engine> Updater<E> {
                 Ok(())
             };
             if let Err(error) = times.measure("hooks", &mut run) {
-                return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                return Err(errors::taken_back(journal, error, transaction::take_back(engine, &planned.writes)));
             }
             moves = frames.moves;
             if back.leads_back {
                 let open = (count != 0).then(|| Open::new(&action.id, true, back.parts(direct_map), frames.inside));
                 if let Err(error) = times.measure("protect", || opens.replace(engine, &action.id, open)) {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                    return Err(errors::taken_back(journal, error, transaction::take_back(engine, &planned.writes)));
                 }
             }
             if count != 0 {

@@ -159,7 +159,7 @@ impl<E: Engine> Updater<E> {
             }
             journal.begin(&action(&writes, &after), before)?;
             journal.committing()?;
-            transaction::write_all(engine, &writes)?;
+            transaction::write_all(engine, &writes).map_err(|error| errors::not_written(journal, error))?;
             let mut open = Open { threads, ..open };
             open.counts.frames = open.threads.len() as u64;
             if !lost.is_empty() {
@@ -170,7 +170,7 @@ impl<E: Engine> Updater<E> {
                 ));
             }
             let begun = opens.begin(engine, open);
-            begun.map_err(|error| errors::with_undo(error, transaction::take_back(engine, &writes)))
+            begun.map_err(|error| errors::taken_back(journal, error, transaction::take_back(engine, &writes)))
         })?;
         self.unwinder = unwinder.or(self.unwinder.take());
         self.unsettled = done.as_ref().is_err_and(UpdateError::is_stuck);
