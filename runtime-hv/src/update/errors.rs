@@ -407,14 +407,19 @@ pub(crate) fn read_bundle(bytes: &[u8]) -> Result<(Bundle, String), UpdateError>
 
 /// The error of a failed step, after what had been done was taken back in the same stop: the journal is told.
 pub(crate) fn taken_back(journal: &Journal, error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
+    let error = with_undo(error, undone);
+    if !error.is_stuck() {
+        // Should this fail, forgetting the action fails as well, and that is said.
+        let _ = journal.taken_back();
+    }
+    error
+}
+
+/// The same of something that the journal need not know.
+pub(crate) fn with_undo(error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
     match undone {
-        _ if error.is_stuck() => error,
-        Err(then) => TransactionError::Stuck { first: error.to_string(), then }.into(),
-        Ok(()) => {
-            // Should this fail, forgetting the action fails as well, and that is said.
-            let _ = journal.taken_back();
-            error
-        }
+        Err(then) if !error.is_stuck() => TransactionError::Stuck { first: error.to_string(), then }.into(),
+        _ => error,
     }
 }
 

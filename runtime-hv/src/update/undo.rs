@@ -167,14 +167,20 @@ impl<E: Engine> Updater<E> {
                 Err(error) => info.reason = Some(format!("kept-{}", error.problem().reason)),
             }
         });
-        // A guest left half changed is an error even though the jumps are gone; pages that stay are not.
+        // A guest left half changed is an error even though the jumps are gone, and the journal keeps what is to be taken back; pages
+        // that stay are not.
         match kept {
-            Err(error) if error.is_stuck() => Err(error),
+            Err(error) if error.is_stuck() || self.is_half_done() => Err(error),
             _ => {
                 self.journal.finish(&self.document)?;
                 self.show(&action.id)
             }
         }
+    }
+
+    /// Whether the guest may hold what an action has written that did not come to its end.
+    fn is_half_done(&self) -> bool {
+        self.unsettled && !matches!(self.journal.half_done(), Ok(None))
     }
 
     /// The area of a bundle, registered in the guest.

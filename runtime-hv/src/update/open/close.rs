@@ -250,7 +250,12 @@ impl<E: Engine> Updater<E> {
     fn close(&mut self, id: &str) -> Result<bool, UpdateError> {
         let (opens, resets) = (self.opens.clone(), self.resets);
         let kernel = self.kernel_of_movable(id);
-        let mut unwinder = kernel.as_ref().map_or(Ok(None), |kernel| self.unwinder(kernel))?;
+        let mut unwinder = kernel.as_ref().map_or(Ok(None), |kernel| self.unwinder(kernel)).unwrap_or_else(|error| {
+            // Who has died is seen all the same.
+            let mut opens = self.opens.lock();
+            opens.iter_mut().filter(|open| open.id == id).for_each(|open| open.trouble = Some(error.to_string()));
+            None
+        });
         let outcome = transaction::paused(&mut self.engine, |engine| {
             if engine.resets() != resets {
                 return Err(UpdateError::OtherBoot);

@@ -8,8 +8,8 @@
 //! copy of the data. What the copies held at the end is in the journal: the one that was written since counts when the update is taken
 //! over; if both were, that of the version which new calls run, and that is said.
 
-use super::{Code, Frames, Inside, Move, Open, OpenPart, Survey, Way, survey};
-use crate::engine::{Engine, Trapped, Va};
+use super::{Code, Frames, Inside, Move, Open, OpenPart, Shared, Survey, Way, survey};
+use crate::engine::{Engine, EngineError, Trapped, Va};
 use crate::guest::arena::Write;
 use crate::journal::{Action, OpenRecord};
 use crate::protocol::OpenInfo;
@@ -43,18 +43,16 @@ impl<E: Engine> Updater<E> {
                     let Some(returns) = opens.returns(engine, bundle)? else { return Ok(false) };
                     writes.extend(returns);
                 }
-                transaction::write_all(engine, &writes)?;
                 let copies: Vec<Trapped> = opens.lock().iter().flat_map(Open::traps).collect();
                 for copy in copies {
                     let mut bytes = vec![0; copy.length];
                     engine.read(copy.at, &mut bytes)?;
                     held.push((copy.at, bytes));
                 }
-                for id in &ids {
-                    opens.end(engine, id)?;
-                }
-                if let Some(watch) = engine.watch() {
-                    watch.attend(None, &[])?;
+                let before = opens.lock().clone();
+                let left = opens.leave(engine, &ids).and_then(|()| Ok(transaction::write_all(engine, &writes)?));
+                if let Err(error) = left {
+                    return Err(errors::with_undo(error, opens.restore(engine, before)));
                 }
                 Ok(true)
             })?;
@@ -230,6 +228,27 @@ impl<E: Engine> Updater<E> {
             });
         }
         Ok(Open::new(&record.id, record.undo, known, Vec::new()))
+    }
+}
+
+impl Shared {
+    /// Attends to nothing any more; the guest is stopped.
+    fn leave<E: Engine>(&self, engine: &mut E, ids: &[String]) -> Result<(), UpdateError> {
+        for id in ids {
+            self.end(engine, id)?;
+        }
+        Ok(engine.watch().map_or(Ok(()), |watch| watch.attend(None, &[]))?)
+    }
+
+    /// Attends to what was attended to before; the guest is stopped.
+    fn restore<E: Engine>(&self, engine: &mut E, before: Vec<Open>) -> Result<(), EngineError> {
+        let traps: Vec<Trapped> = before.iter().flat_map(Open::traps).collect();
+        *self.lock() = before;
+        let reports = self.reports();
+        self.set_told(reports.clone());
+        let Some(watch) = engine.watch() else { return Ok(()) };
+        watch.attend(Some(self.attendant()), &reports)?;
+        traps.iter().try_for_each(|trap| watch.trap(trap))
     }
 }
 
