@@ -9,7 +9,7 @@
 //! | `SOCKET.d/ID.lpk` | the bundles themselves |
 //! | `SOCKET.action` | [`Action`] that is planned; nothing has been written |
 //! | `SOCKET.copies` | what copies of data held when a service ended that kept them in line |
-//! | `SOCKET.committing` | the same file, renamed while the guest is stopped: from here on writes may have been done |
+//! | `SOCKET.committing` | the same file, renamed while the guest is stopped: from here on writes may have been done. It is renamed back when all are taken back and the guest still stands |
 //!
 //! A file is replaced by renaming, so it is always whole. Nothing is synced to disk: a crash of the host ends the guest too.
 
@@ -271,6 +271,19 @@ impl Journal {
         fs::rename(&from, &to).map_err(file_error(&from))
     }
 
+    /// What was written has been taken back while the guest stands: the action is only planned again. Said before the guest runs,
+    /// for afterwards its memory does not tell in every case whether it has run with what was written.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn taken_back(&self) -> Result<(), JournalError> {
+        let (from, to) = (self.path(".committing"), self.path(".action"));
+        match fs::rename(&from, &to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file_error(&from)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// The action is done: the document counts.
     ///
     /// # Errors
@@ -459,6 +472,14 @@ mod tests {
         assert_eq!(journal.planned().expect("read"), Some(action.clone()));
         journal.committing().expect("renamed");
         assert_eq!(journal.half_done().expect("read"), Some(action.clone()));
+        // Taken back while the guest stands, it is only planned again.
+        journal.taken_back().expect("renamed");
+        journal.taken_back().expect("twice is no error");
+        assert_eq!(
+            (journal.half_done().expect("read"), journal.planned().expect("read")),
+            (None, Some(action.clone()))
+        );
+        journal.committing().expect("renamed");
         let document = Document { sequence: 1, ..Document::default() };
         journal.finish(&document).expect("finished");
         assert_eq!(journal.load().expect("whole, without what was reserved"), document);

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// Starts a guest and serves it until it ends.
 pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
@@ -234,6 +235,9 @@ pub(crate) fn attach(qmp: &Path, api: &Path) -> Result<ExitCode, Problem> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// How long a service that cannot serve any more waits before it tries again to let threads go.
+const LET_GO_AGAIN: Duration = Duration::from_secs(1);
+
 /// Serves a VM that goes on without us. While data have two copies that have to be kept in line, the first signal to end only says so.
 fn serve_until_left(
     updater: &mut Updater<QemuEngine>,
@@ -260,11 +264,17 @@ fn serve_until_left(
             Ok(()) => eprintln!("lucos-hv: threads are still inside old code; the next `attach` takes the update over"),
             Err(error) => {
                 let left = error.problem().message;
-                eprintln!("lucos-hv: threads inside old code could not be let go: {left}; send the signal again");
+                // Without us they would never get out of the code that they return to.
                 if ended.is_ok() {
+                    eprintln!("lucos-hv: threads inside old code could not be let go: {left}; send the signal again");
                     stop.read_signal()?;
-                    continue;
+                } else if updater.engine.is_gone() {
+                    return ended;
+                } else {
+                    eprintln!("lucos-hv: threads inside old code could not be let go: {left}; it is tried again");
+                    std::thread::sleep(LET_GO_AGAIN);
                 }
+                continue;
             }
         }
         return ended;

@@ -88,11 +88,14 @@ pub fn bring_back(qmp: &Path, journal: &Journal) -> Result<(), Problem> {
     let document = journal.load().map_err(|error| failed(error.to_string()))?;
     let actions = half_done.iter().chain(&planned).map(|action| &action.after);
     let mut left = left(actions.chain([&document]));
-    let rescued = rescue(qmp, &writes, &mut left, owner_paused).map_err(|error| failed(error.to_string()))?;
-    if !left.held.is_empty() {
-        journal.save_copies(&left.held).map_err(|error| failed(error.to_string()))?;
-    }
-    match rescued {
+    // While the guest still stands: afterwards it need not tell whether it has run with what was written.
+    let mut settled = |rescued: Rescued, left: &Attended| {
+        let copies = if left.held.is_empty() { Ok(()) } else { journal.save_copies(&left.held) };
+        let taken_back = if rescued == Rescued::WasRunning { Ok(()) } else { journal.taken_back() };
+        copies.and(taken_back).map_err(|error| error.to_string())
+    };
+    let rescued = rescue(qmp, &writes, &mut left, owner_paused, &mut settled);
+    match rescued.map_err(|error| failed(error.to_string()))? {
         Rescued::Restored { .. } => journal.forget_action().map_err(|error| failed(error.to_string())),
         // It died after it had let go of the guest: the next start takes the action back, from the journal.
         Rescued::WasRunning => Ok(()),

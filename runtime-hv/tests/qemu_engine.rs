@@ -9,7 +9,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use runtime_hv::engine::qemu::{
-    Acceleration, Attended, Earlier, LaunchConfig, LaunchError, QemuEngine, Rescued, Serial, launch, rescue,
+    Acceleration, Attended, Diverted, Earlier, LaunchConfig, LaunchError, QemuEngine, RescueError, Rescued, Serial,
+    launch, rescue,
 };
 use runtime_hv::engine::{
     Attend, Call, CallError, Calls as _, Engine as _, EngineError, Pa, Pause, ReadMemory, Registers, Stopped, Trapped,
@@ -153,6 +154,7 @@ fn a_stock_kernel_is_read_written_and_left_running() {
     a_drop_while_stopped_continues(&guest);
     a_second_client_is_told_why(&guest);
     a_dead_tool_is_cleared_up_after(&guest);
+    a_second_rescue_goes_on(&guest);
     strangers_stub_is_refused(&guest);
     assert_running_and_clean(&guest);
     a_reset_ends_a_call(&mut guest);
@@ -431,6 +433,10 @@ fn kill_a_tool(guest: &Guest) {
     monitor(&guest.qmp(), &format!("gdbserver unix:{}/gdb.sock,server=on,wait=off", socket.display()));
 }
 
+fn bring_back(guest: &Guest, old: &[(Pa, Vec<u8>)], owner_paused: bool) -> Result<Rescued, RescueError> {
+    rescue(&guest.qmp(), old, &mut Attended::default(), owner_paused, &mut |_, _| Ok(()))
+}
+
 fn a_dead_tool_is_cleared_up_after(guest: &Guest) {
     kill_a_tool(guest);
     let error = QemuEngine::attach(&guest.qmp(), Earlier::Unknown).err().expect("it may be half written").to_string();
@@ -441,33 +447,70 @@ fn a_dead_tool_is_cleared_up_after(guest: &Guest) {
 
     kill_a_tool(guest);
     let old = [(SCRATCH, vec![1, 1, 1, 1, 1]), (Pa(SCRATCH.0 + 2), vec![2, 2])];
-    assert_eq!(
-        rescue(&guest.qmp(), &old, &mut Attended::default(), true).expect("rescued"),
-        Rescued::Restored { undone: 2 }
-    );
+    assert_eq!(bring_back(guest, &old, true).expect("rescued"), Rescued::Restored { undone: 2 });
     assert!(monitor(&guest.qmp(), "info status").contains("paused"), "its owner had stopped it");
-    assert_eq!(
-        rescue(&guest.qmp(), &old, &mut Attended::default(), false).expect("rescued"),
-        Rescued::Restored { undone: 2 }
-    );
+    assert_eq!(bring_back(guest, &old, false).expect("rescued"), Rescued::Restored { undone: 2 });
     assert_running_and_clean(guest);
     let mut bytes = [0; 5];
     attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
     assert_eq!(bytes, [1; 5], "the last write is undone first");
-    assert_eq!(
-        rescue(&guest.qmp(), &[(SCRATCH, vec![7])], &mut Attended::default(), false).expect("looked at"),
-        Rescued::WasRunning
-    );
+    assert_eq!(bring_back(guest, &[(SCRATCH, vec![7])], false).expect("looked at"), Rescued::WasRunning);
     attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
     assert_eq!(bytes, [1; 5], "a running guest is not written to");
 
+    // A rescue that fails half-way leaves the guest stopped, and says so to whoever comes next.
     monitor(&guest.qmp(), "stop");
-    let error = rescue(&guest.qmp(), &[(Pa(0x8000_0000), vec![7])], &mut Attended::default(), false)
-        .expect_err("a hole")
-        .to_string();
-    assert!(error.contains("left stopped"), "{error}");
+    let error = bring_back(guest, &[(Pa(0x8000_0000), vec![7]), (SCRATCH, vec![3])], false).expect_err("a hole");
+    assert!(matches!(error, RescueError::Undo { undone: 1, total: 2, .. }), "{error}");
+    assert!(error.to_string().contains("left stopped"), "{error}");
     assert!(monitor(&guest.qmp(), "info status").contains("paused"));
-    monitor(&guest.qmp(), "cont");
+    let error = QemuEngine::attach(&guest.qmp(), Earlier::Unknown).err().expect("it is half written").to_string();
+    assert!(error.contains("died"), "{error}");
+    let rescued = bring_back(guest, &[(SCRATCH, vec![4])], false).expect("rescued");
+    assert_eq!(rescued, Rescued::Restored { undone: 1 });
+    assert_running_and_clean(guest);
+    attach(guest).read(SCRATCH, &mut bytes).expect("low memory");
+    assert_eq!(bytes, [4, 1, 1, 1, 1]);
+}
+
+/// A tool that died while it attended to a guest, and a rescue that cannot give a thread its way back at first: the second one knows
+/// as well that the guest had run with what was written, and that nobody else had stopped it.
+fn a_second_rescue_goes_on(guest: &Guest) {
+    for driving in [true, false] {
+        for owner_paused in [false, true] {
+            kill_a_tool(guest);
+            if driving {
+                monitor(&guest.qmp(), "cont");
+            }
+            let mark = format!(r#"{{"placed":[],"owner_paused":{owner_paused},"driving":{driving}}}"#);
+            std::fs::write(guest.folder.path().join("lucos-qemu-dead/watching"), mark).expect("written");
+            let hole = Diverted { slot: 0x1000, slot_pa: Pa(0x8000_0000), diverted: 1, original: 2 };
+            let old = [(SCRATCH, vec![5])];
+            let mut told = 0;
+            let mut rescued = |diverted: Vec<Diverted>| {
+                let mut left = Attended { diverted, copies: vec![(SCRATCH, 1)], ..Attended::default() };
+                let count = |_, left: &Attended| {
+                    told += 1;
+                    assert_eq!(left.held, [(SCRATCH, vec![if driving { 9 } else { 5 }])]);
+                    Ok(())
+                };
+                // What the caller thinks of the owner counts less than what is written down.
+                rescue(&guest.qmp(), &old, &mut left, !owner_paused, &mut { count })
+            };
+            for _ in 0..2 {
+                rescued(vec![hole]).expect_err("a hole");
+                assert!(monitor(&guest.qmp(), "info status").contains("paused"));
+            }
+            let expected = if driving { Rescued::WasRunning } else { Rescued::Restored { undone: 1 } };
+            assert_eq!(rescued(Vec::new()).expect("rescued"), expected);
+            assert_eq!(told, 1);
+            assert_eq!(monitor(&guest.qmp(), "info status").contains("paused"), owner_paused);
+            if owner_paused {
+                monitor(&guest.qmp(), "cont");
+            }
+            assert_running_and_clean(guest);
+        }
+    }
 }
 
 fn strangers_stub_is_refused(guest: &Guest) {

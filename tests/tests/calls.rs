@@ -363,7 +363,7 @@ fn a_tool_that_dies_in_a_call_leaves_what_a_rescue_needs() {
         // Half of the time by the watchdog, else by the next to attach. What the watchdog believes of the owner does not count.
         if cpu == 0 {
             assert_eq!(
-                rescue(&qmp, &[], &mut Attended::default(), !owner_paused).expect("rescued"),
+                rescue(&qmp, &[], &mut Attended::default(), !owner_paused, &mut |_, _| Ok(())).expect("rescued"),
                 Rescued::Restored { undone: 0 }
             );
         } else {

@@ -72,6 +72,8 @@ pub struct QemuEngine {
     trouble: Option<String>,
     /// The guest was had back, and whether it stands is not known yet.
     unsure: bool,
+    /// It was let run by a driver, and what it may have written at the end was not looked for yet: resets when it began.
+    driven_since: Option<u64>,
     last_pause: Duration,
     /// The stub could not be closed after the last pause.
     stub_left_open: bool,
@@ -106,6 +108,7 @@ impl QemuEngine {
             driver: None,
             trouble: None,
             unsure: false,
+            driven_since: None,
             last_pause: Duration::ZERO,
             stub_left_open: false,
         })
@@ -144,6 +147,7 @@ impl QemuEngine {
 
     /// Has the guest let run while something is attended to.
     fn drive(&mut self) -> Result<(), EngineError> {
+        self.tell_missed()?;
         let Some(hold) = self.hold.take() else { return Ok(()) };
         let since = hold.since;
         self.unsure = false;
@@ -168,10 +172,11 @@ impl QemuEngine {
     /// Has the guest back from whoever lets it run. Says whether that was somebody.
     fn take_back(&mut self, since: Instant) -> bool {
         let Some(driver) = self.driver.take() else { return false };
-        let Driven { hold, watching, trouble } = driver.end();
+        let Driven { hold, watching, trouble, resets } = driver.end();
         self.hold = Some(Hold { since, ..hold });
         self.watching = watching;
         self.trouble = trouble.or(self.trouble.take());
+        self.driven_since = resets;
         true
     }
 }
@@ -246,7 +251,7 @@ impl Pause for QemuEngine {
             self.unsure = false;
         }
         if self.hold.is_some() {
-            return Ok(());
+            return self.tell_missed();
         }
         let mut monitor = self.vm.monitor();
         monitor.is_running_or_stopped()?;

@@ -455,10 +455,10 @@ impl<E: Engine> Updater<E> {
                 return Ok(Some(busy));
             }
             journal.committing()?;
-            write_all(engine, &action.writes)?;
+            write_all(engine, &action.writes).map_err(|error| errors::not_written(journal, error))?;
             if let Err(error) = last(engine) {
                 let undone = transaction::take_back(engine, &action.writes);
-                return Err(errors::with_undo(error.into(), undone));
+                return Err(errors::taken_back(journal, error.into(), undone));
             }
             Ok::<_, UpdateError>(None)
         });

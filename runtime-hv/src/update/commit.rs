@@ -93,11 +93,12 @@ impl<E: Engine> Updater<E> {
             journal.committing()?;
             let store = |action: &Action| journal.begin(action, before).and_then(|()| journal.committing());
             let switched = moment.switch(engine, frames, after, opens, &store, times);
-            switched.map(|()| Check::Ready).or_else(|error| match errors::with_undo(error, moment.take_back(engine)) {
+            let Err(error) = switched else { return Ok(Check::Ready) };
+            match errors::taken_back(journal, error, moment.take_back(engine)) {
                 error @ UpdateError::NoProcessor { .. } => Ok(Check::Busy(error.to_string())),
                 UpdateError::Busy { who, .. } => Ok(Check::Busy(who)),
                 error => Err(error),
-            })
+            }
         });
         self.unwinder = unwinder.or(self.unwinder.take());
         let result = match outcome {

@@ -283,12 +283,12 @@ pub fn to_old(memory: &dyn ReadMemory, data: &[Datum], edits: &[Edit]) -> Result
 pub struct CaughtUp {
     /// Writes that bring them in line.
     pub writes: Vec<Write>,
-    /// Names of data of which both copies were written, so that what the old one was given is lost.
+    /// Names of data of which both copies were written, so that what one was given is lost, or did not fit into the other.
     pub lost: Vec<String>,
 }
 
-/// Brings copies in line that held `held` when they were last in line. Where that is not known, or both have been written, the new
-/// one counts.
+/// Brings copies in line that held `held` when they were last in line. Where that is not known, or both have been written, the copy
+/// of the version that new calls run counts: the new one, or at `undo` the old one.
 ///
 /// # Errors
 /// [`UpdateError::DoesNotFit`], and of the engine.
@@ -296,6 +296,7 @@ pub fn catch_up(
     memory: &dyn ReadMemory,
     data: &[Datum],
     held: &BTreeMap<Pa, Vec<u8>>,
+    undo: bool,
 ) -> Result<CaughtUp, UpdateError> {
     let mut caught_up = CaughtUp::default();
     for datum in data {
@@ -311,11 +312,12 @@ pub fn catch_up(
         }
         let [old_written, new_written] = [true, false].map(|old| datum.is_written(memory, old, held));
         let lost = match (old_written?, new_written?) {
-            (true, false) if carried.is_ok() => {
-                caught_up.writes.extend(writes(memory, &datum.new, &made)?);
-                false
+            (true, new_written) if undo || !new_written => {
+                if carried.is_ok() {
+                    caught_up.writes.extend(writes(memory, &datum.new, &made)?);
+                }
+                new_written || carried.is_err()
             }
-            (true, false) => true,
             (is_lost, _) => match to_old(memory, std::slice::from_ref(datum), &[]) {
                 Ok(changes) => {
                     caught_up.writes.extend(changes.copies);

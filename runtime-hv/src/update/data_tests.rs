@@ -1,7 +1,7 @@
 //! Updates that change existing data, against the fake guest.
 
 use super::Updater;
-use super::prepared_tests::{interesting, rescue};
+use super::prepared_tests::{die_in_undo, interesting, rescue};
 use super::tests::{LIVE, PATIENCE, Setup, bundle, bytes, guest, setup};
 use crate::engine::mock::MockEngine;
 use crate::engine::{Pa, ReadMemory, Va};
@@ -203,6 +203,29 @@ fn nobody_may_be_inside_old_or_new_code() {
         assert_eq!(datum(&setup.updater.engine)[0], 9, "the update is in effect as before");
         setup.updater.engine.poke(slot, &[0; 8]);
         setup.updater.undo("fix").expect("undone");
+    }
+}
+
+#[test]
+fn a_tool_that_dies_in_an_undo_gives_all_data_back_or_none() {
+    for bundle in [in_place(), moved()] {
+        let make = || {
+            let mut setup = setup(guest_with_datum());
+            setup.updater.apply(&bytes(&bundle), false).expect("applied");
+            setup
+        };
+        let (old, made) = (datum(&guest_with_datum()), make());
+        let (new, after) = (datum(&made.updater.engine), made.updater.engine.memory());
+        die_in_undo(make, |mut updater, at| {
+            updater.settle();
+            let is_removed = updater.list()[0].state == BundleState::Removed;
+            assert_eq!(datum(&updater.engine), if is_removed { old } else { new }, "{at}");
+            if !is_removed {
+                assert!(updater.engine.memory() == after, "{at}");
+                updater.undo("fix").expect("undone");
+            }
+            assert_eq!(datum(&updater.engine), old, "{at}");
+        });
     }
 }
 

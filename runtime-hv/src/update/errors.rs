@@ -10,7 +10,7 @@ use crate::guest::arena::ArenaError;
 use crate::guest::frames::UnwindError;
 use crate::guest::slab::SlabError;
 use crate::guest::support::{Operation, SupportError};
-use crate::journal::JournalError;
+use crate::journal::{Journal, JournalError};
 use crate::protocol::Problem;
 use lpk_format::Bundle;
 use std::time::Duration;
@@ -405,10 +405,25 @@ pub(crate) fn read_bundle(bytes: &[u8]) -> Result<(Bundle, String), UpdateError>
     Ok((read.bundle, read.id.to_string()))
 }
 
-/// The error of a failed step, after what had been done was taken back.
+/// The error of a failed step, after what had been done was taken back in the same stop: the journal is told.
+pub(crate) fn taken_back(journal: &Journal, error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
+    let error = with_undo(error, undone);
+    if !error.is_stuck() {
+        // Should this fail, forgetting the action fails as well, and that is said.
+        let _ = journal.taken_back();
+    }
+    error
+}
+
+/// The same of something that the journal need not know.
 pub(crate) fn with_undo(error: UpdateError, undone: Result<(), EngineError>) -> UpdateError {
     match undone {
         Err(then) if !error.is_stuck() => TransactionError::Stuck { first: error.to_string(), then }.into(),
         _ => error,
     }
+}
+
+/// The same for writes that take themselves back.
+pub(crate) fn not_written(journal: &Journal, error: TransactionError) -> UpdateError {
+    taken_back(journal, error.into(), Ok(()))
 }

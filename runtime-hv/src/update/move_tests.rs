@@ -2,13 +2,14 @@
 
 use super::area::REPORT_ROOM;
 use super::open::{Inside, Open, OpenPart, Way, code};
-use super::prepared_tests::{interesting, rescue};
+use super::prepared_tests::{Watched, die_in_undo, interesting, rescue};
 use super::tests::{LIVE, PATIENCE, Setup, bundle, bytes, setup};
 use super::{Updater, Wishes, admit};
-use crate::engine::mock::MockEngine;
+use crate::engine::mock::{Call, MockEngine};
 use crate::engine::{Pa, Pause as _, Va};
 use crate::guest::fake::{self, IMAGE, Image, OLD, SECOND_STACK, SECOND_TASK, TEXT, live, worker};
 use crate::guest::frames::tests as walked;
+use crate::journal::Journal;
 use crate::protocol::{BundleInfo, BundleState};
 use lpk_format::{Bundle, Hook, HookKind, HookSubject, Place, ReturnPair, SectionKind, Symbol, UpdateType};
 
@@ -406,16 +407,74 @@ fn a_service_that_takes_an_update_over_moves_threads_as_well() {
     }
 }
 
-#[test]
-fn a_thread_inside_the_new_code_holds_undo_up_until_it_waits_at_a_counterpart() {
-    // The guest has tables of the new code.
+/// A guest that has tables of the new code; its second task sleeps at an offset of the old function.
+fn with_tables(offset: u64) -> MockEngine {
     let mut image = walked::image();
     walked::add_module_at(&mut image, live(NEW));
-    let mut engine = guest_of(image, 0x20);
+    let mut engine = guest_of(image, offset);
     engine.set_watching();
-    let mut setup = setup(engine);
+    engine
+}
+
+/// An update that is applied, with the second task inside of the new code, at an offset.
+fn inside_new(offset: u64) -> Setup {
+    let mut setup = setup(with_tables(0x20));
     setup.updater.apply(&bytes(&paired()), false).expect("applied");
-    sleep(&mut setup.updater.engine, live(NEW + 8));
+    sleep(&mut setup.updater.engine, live(NEW + offset));
+    setup
+}
+
+#[test]
+fn a_service_that_takes_an_undo_over_moves_threads_as_well() {
+    for died in [false, true] {
+        let mut first = inside_new(8);
+        first.updater.undo("fix").expect("it will be over");
+        if died {
+            // Its watchdog does this.
+            put(&mut first.updater.engine, RETURN, live(CALLER));
+        } else {
+            first.updater.leave_open().expect("nobody is leaving");
+        }
+        let Setup { updater, journal, _folder } = first;
+        let mut updater = Updater::open(updater.into_engine(), journal, PATIENCE).expect("a journal");
+        assert_eq!(word(&updater.engine, RETURN), live(CALLER), "it returns as ever");
+        // Nobody attends to it yet, and its memory is in use.
+        updater.close_open(false);
+        assert_eq!(updater.show("fix").expect("known").state, BundleState::Undoing);
+        updater.close_open(true);
+        let info = updater.show("fix").expect("known");
+        assert_eq!((info.state, info.inside.len(), moved(&info)), (BundleState::Undoing, 1, vec![]));
+        let why = info.inside[0].why.as_deref().expect("a reason");
+        assert_eq!(why, "it waits at +0x8, which has no counterpart in the old code");
+        assert_ne!(word(&updater.engine, RETURN), live(CALLER));
+        sleep(&mut updater.engine, live(NEW + 9));
+        updater.close_open(true);
+        let info = updater.show("fix").expect("known");
+        assert_eq!((info.state, info.kept_pages, moved(&info)), (BundleState::Removed, 0, vec![(42, "old")]));
+        assert_eq!((word(&updater.engine, SLOT), word(&updater.engine, RETURN)), (live(OLD + 7), live(CALLER)));
+        assert!(updater.document.opens.is_empty());
+    }
+}
+
+/// It has left while nobody attended.
+#[test]
+fn an_undo_that_nobody_is_inside_of_any_more_ends_when_it_is_taken_over() {
+    let mut first = inside_new(8);
+    first.updater.undo("fix").expect("it will be over");
+    first.updater.leave_open().expect("nobody is leaving");
+    let Setup { updater, journal, _folder } = first;
+    let mut engine = updater.into_engine();
+    sleep(&mut engine, live(OLD + 0x20));
+    let mut updater = Updater::open(engine, journal, PATIENCE).expect("a journal");
+    updater.close_open(true);
+    let info = updater.show("fix").expect("known");
+    assert_eq!((info.state, info.kept_pages, moved(&info)), (BundleState::Removed, 0, vec![]));
+    assert!(updater.document.opens.is_empty());
+}
+
+#[test]
+fn a_thread_inside_the_new_code_holds_undo_up_until_it_waits_at_a_counterpart() {
+    let mut setup = inside_new(8);
     let info = setup.updater.undo("fix").expect("it will be over");
     assert_eq!((info.state, moved(&info)), (BundleState::Undoing, vec![]));
     let why = info.inside[0].why.as_deref().expect("a reason");
@@ -427,4 +486,191 @@ fn a_thread_inside_the_new_code_holds_undo_up_until_it_waits_at_a_counterpart() 
     let info = setup.updater.show("fix").expect("known");
     assert_eq!((info.state, info.kept_pages, moved(&info)), (BundleState::Removed, 0, vec![(42, "old")]));
     assert_eq!((word(&setup.updater.engine, SLOT), word(&setup.updater.engine, RETURN)), (live(OLD + 7), live(CALLER)));
+}
+
+/// As the watchdog does (`watchdog::bring_back`): threads return as if nobody had waited for them.
+fn let_go(engine: &mut MockEngine, journal: &Journal) {
+    let documents = [Some(journal.load().expect("readable")), journal.half_done().expect("readable").map(|a| a.after)];
+    for open in documents.into_iter().flatten().flat_map(|document| document.opens) {
+        for thread in &open.threads {
+            let (mut live, diverted) = ([0; 8], open.parts[thread.part].1);
+            engine.peek(Pa(thread.slot_pa), &mut live);
+            if u64::from_le_bytes(live) == diverted {
+                engine.poke(Pa(thread.slot_pa), &thread.original.to_le_bytes());
+            }
+        }
+    }
+}
+
+/// Somebody is inside of the new code, so the undo opens.
+#[test]
+fn a_tool_that_dies_in_an_undo_that_opens_is_followed_by_one_that_ends_it() {
+    let made = inside_new(8);
+    let after = made.updater.engine.memory();
+    let before = with_tables(7).memory();
+    let seen = std::cell::Cell::new([0, 0]);
+    die_in_undo(
+        || inside_new(8),
+        |mut updater, at| {
+            let state = updater.show("fix").expect("known").state;
+            let is_open = state == BundleState::Undoing;
+            let mut count = seen.get();
+            count[usize::from(is_open)] += 1;
+            seen.set(count);
+            if is_open {
+                // It died after it had let the guest run: its watchdog had let the thread go by now.
+                let_go(&mut updater.engine, &updater.journal);
+                assert_eq!(updater.document.opens[0].threads.len(), 1, "{at}");
+            } else {
+                assert_eq!(state, BundleState::Applied, "{at}");
+                assert!(updater.engine.memory() == after, "{at}");
+                assert!(updater.document.opens.is_empty(), "{at}");
+                assert_eq!(updater.undo("fix").expect("it opens").state, BundleState::Undoing, "{at}");
+            }
+            updater.close_open(true);
+            sleep(&mut updater.engine, live(NEW + 9));
+            updater.close_open(true);
+            let info = updater.show("fix").expect("known");
+            let expected = (BundleState::Removed, 0, vec![(42, "old")]);
+            assert_eq!((info.state, info.kept_pages, moved(&info)), expected, "{at}");
+            assert!(updater.engine.memory() == before, "{at}, open: {is_open}");
+        },
+    );
+    assert!(seen.get()[0] > 0, "{:?}", seen.get());
+}
+
+/// Somebody is inside of the old code, and returns there as ever.
+#[test]
+fn a_tool_that_dies_in_the_undo_of_an_open_update_is_followed_by_one_that_ends_it() {
+    let made = || {
+        let mut setup = setup(watching(8));
+        setup.updater.apply(&bytes(&paired()), false).expect("open");
+        setup
+    };
+    let (before, after) = (guest(8).memory(), made().updater.engine.memory());
+    die_in_undo(made, |mut updater, at| {
+        if updater.show("fix").expect("known").state == BundleState::Open {
+            assert!(updater.engine.memory() == after, "{at}");
+            let_go(&mut updater.engine, &updater.journal);
+            updater.close_open(true);
+            assert!(updater.engine.memory() == after, "{at}");
+            updater.undo("fix").expect("it is in old code");
+        }
+        updater.settle();
+        assert_eq!(updater.show("fix").expect("known").state, BundleState::Removed, "{at}");
+        assert_eq!(word(&updater.engine, RETURN), live(CALLER), "{at}");
+        if updater.show("fix").expect("known").kept_pages > 0 {
+            // It was not looked again whether somebody is inside. The next undo does.
+            sleep(&mut updater.engine, live(OLD + 0x20));
+            updater.apply(&bytes(&paired()), false).expect("applied");
+            updater.undo("fix").expect("undone");
+            sleep(&mut updater.engine, live(OLD + 8));
+        }
+        assert!(updater.engine.memory() == before, "{at}");
+    });
+}
+
+/// The same tool on a guest that keeps what a crash would leave.
+fn watched(setup: Setup) -> (Updater<Watched>, Journal, tempfile::TempDir) {
+    let Setup { updater, journal, _folder } = setup;
+    let Updater { engine, journal: own, document, bundles, patience, resets, unsettled, seen, looks, unwinder, opens } =
+        updater;
+    let engine = Watched::new(engine, _folder.path());
+    let updater =
+        Updater { engine, journal: own, document, bundles, patience, resets, unsettled, seen, looks, unwinder, opens };
+    (updater, journal, _folder)
+}
+
+/// Looks later with a write that fails, or none; then with a tool that dies at it and another one that takes it back. Of each moment at
+/// which the guest runs, what a service says that begins then is what the guest shows.
+#[test]
+fn who_was_moved_is_told_as_it_is_whenever_a_tool_dies() {
+    let mut reference = opened(7, false);
+    reference.updater.engine.clear_calls();
+    reference.updater.close_open(true);
+    let calls = reference.updater.engine.calls();
+    let is_write = |n: &usize| matches!(calls[n - 1], Call::Write { .. });
+    let writes: Vec<usize> = (1..=calls.len()).filter(is_write).collect();
+    assert!(writes.len() >= 2);
+    let mut seen = [0, 0];
+    let mut check = |updater: Updater<Watched>, what: &str| {
+        for (number, (folder, memory)) in updater.engine.moments.into_iter().enumerate() {
+            let mut engine = guest(7);
+            memory.iter().for_each(|(pa, page)| engine.poke(*pa, page));
+            let journal = Journal::beside(&folder.path().join("api"));
+            let updater = Updater::open(engine, journal, PATIENCE).expect("taken on");
+            let is_moved = word(&updater.engine, SLOT) == live(NEW + 9);
+            let inside = updater.document.opens.iter().map(|open| open.threads.len()).sum::<usize>();
+            let info = updater.show("fix").expect("known");
+            assert_eq!((inside == 0, moved(&info).len() == 1), (is_moved, is_moved), "{what}, moment {number}");
+            seen[usize::from(is_moved)] += 1;
+        }
+    };
+    for n in [0].into_iter().chain(writes) {
+        let mut setup = opened(7, false);
+        if n != 0 {
+            setup.updater.engine.fail_at(n);
+        }
+        let (mut updater, _journal, _folder) = watched(setup);
+        updater.close_open(true);
+        check(updater, &format!("call {n} fails"));
+        if n == 0 {
+            continue;
+        }
+        let Setup { mut updater, journal, _folder } = opened(7, false);
+        updater.engine.fail_from(n);
+        updater.close_open(true);
+        let mut engine = updater.into_engine();
+        engine.fail_never();
+        let engine = Watched::new(engine, _folder.path());
+        check(Updater::open(engine, journal, PATIENCE).expect("recovered"), &format!("died at call {n}"));
+    }
+    assert!(seen.iter().all(|&count| count > 2), "{seen:?}");
+}
+
+#[test]
+fn the_guest_is_stopped_once_a_look_as_long_as_nobody_can_be_moved() {
+    let mut setup = setup(watching(8));
+    setup.updater.apply(&bytes(&paired()), false).expect("open");
+    let stops = |setup: &mut Setup| {
+        setup.updater.engine.clear_calls();
+        setup.updater.close_open(true);
+        setup.updater.engine.calls().iter().filter(|call| matches!(call, Call::Pause)).count()
+    };
+    assert_eq!((stops(&mut setup), stops(&mut setup)), (1, 1));
+    assert!(setup.updater.show("fix").expect("known").inside[0].why.is_some(), "it was looked all the same");
+    sleep(&mut setup.updater.engine, live(OLD + 7));
+    assert_eq!(stops(&mut setup), 3, "to look, to move it, and to end the update");
+    assert_eq!(setup.updater.show("fix").expect("known").state, BundleState::Applied);
+    assert_eq!(stops(&mut setup), 0);
+}
+
+#[test]
+fn a_failure_at_any_call_of_leaving_lets_nobody_go_or_everybody() {
+    let open = || {
+        let mut setup = setup(watching(8));
+        setup.updater.apply(&bytes(&paired()), false).expect("open");
+        setup
+    };
+    let mut reference = open();
+    let trampoline = word(&reference.updater.engine, RETURN);
+    reference.updater.engine.clear_calls();
+    reference.updater.leave_open().expect("nobody is leaving");
+    let mut failed = 0;
+    for n in interesting(&reference.updater.engine) {
+        let mut setup = open();
+        setup.updater.engine.fail_at(n);
+        let left = setup.updater.leave_open();
+        let at = word(&setup.updater.engine, RETURN);
+        assert_eq!(at, if left.is_ok() { live(CALLER) } else { trampoline }, "call {n}: {left:?}");
+        assert_eq!(setup.updater.has_open(), left.is_err(), "call {n}");
+        assert!(setup.updater.engine.is_running(), "call {n}");
+        if left.is_err() {
+            failed += 1;
+            setup.updater.settle();
+            setup.updater.leave_open().expect("the next attempt succeeds");
+            assert_eq!(word(&setup.updater.engine, RETURN), live(CALLER), "call {n}");
+        }
+    }
+    assert!(failed > 2, "{failed}");
 }

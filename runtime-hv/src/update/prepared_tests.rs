@@ -5,7 +5,7 @@ use super::{UpdateError, Updater};
 use crate::engine::mock::MockEngine;
 use crate::engine::{
     Arena, ArenaSource, Call, CallError, Calls, Engine, EngineError, Interrupt, Pa, Pause, ReadMemory, Registers, Va,
-    Vcpu, Vcpus, WriteMemory,
+    Vcpu, Vcpus, Watch, WriteMemory,
 };
 use crate::guest::fake::{self, OLD, SECOND_STACK, TEXT, live, worker};
 use crate::journal::Journal;
@@ -254,13 +254,18 @@ fn a_failure_at_any_call_leaves_nothing_behind() {
 }
 
 /// A mock that keeps what a crash of the tool would leave: journal and memory, each time the guest runs again.
-struct Watched {
-    inner: MockEngine,
+pub(super) struct Watched {
+    pub(super) inner: MockEngine,
     journal: PathBuf,
-    moments: Vec<(tempfile::TempDir, Memory)>,
+    pub(super) moments: Vec<(tempfile::TempDir, Memory)>,
 }
 
 impl Watched {
+    /// A guest whose journal is in a folder.
+    pub(super) fn new(inner: MockEngine, journal: &Path) -> Watched {
+        Watched { inner, journal: journal.to_owned(), moments: Vec::new() }
+    }
+
     fn keep(&mut self) {
         let folder = tempfile::tempdir().expect("a folder");
         copy(&self.journal, folder.path());
@@ -352,13 +357,17 @@ impl Engine for Watched {
     fn name(&self) -> &'static str {
         "watched"
     }
+
+    fn watch(&mut self) -> Option<&mut dyn Watch> {
+        self.inner.watch()
+    }
 }
 
 #[test]
 fn a_tool_that_dies_while_the_guest_runs_leaves_nothing_half_done() {
     let folder = tempfile::tempdir().expect("a folder");
     let journal = Journal::beside(&folder.path().join("api"));
-    let watched = Watched { inner: guest(), journal: folder.path().to_owned(), moments: Vec::new() };
+    let watched = Watched::new(guest(), folder.path());
     let mut updater = Updater::open(watched, journal, PATIENCE).expect("an empty journal");
     updater.apply(&bytes(&prepared()), false).expect("applied");
     updater.undo("fix").expect("undone");
@@ -404,6 +413,60 @@ fn a_tool_that_dies_while_the_guest_stands_leaves_it_as_it_was() {
         updater.settle();
         assert!(updater.engine.memory() == before && updater.list().is_empty(), "call {n}");
         assert!(updater.engine.is_running() && !updater.is_waiting(), "call {n}");
+    }
+}
+
+/// Undoes a bundle with a tool that dies at each call, and checks what the next service finds.
+pub(super) fn die_in_undo(make: impl Fn() -> Setup, check: impl Fn(Updater<MockEngine>, &str)) {
+    let mut reference = make();
+    reference.updater.engine.clear_calls();
+    reference.updater.undo("fix").expect("undone");
+    for n in interesting(&reference.updater.engine) {
+        let Setup { mut updater, journal, _folder } = make();
+        updater.engine.fail_from(n);
+        let result = updater.undo("fix").map(drop);
+        let mut engine = updater.into_engine();
+        engine.fail_never();
+        rescue(&mut engine, &journal);
+        let updater = Updater::open(engine, journal, PATIENCE).expect("recovered");
+        assert!(updater.engine.is_running(), "call {n}");
+        check(updater, &format!("call {n}, {result:?}"));
+    }
+}
+
+#[test]
+fn a_tool_that_dies_in_an_undo_has_taken_back_all_or_nothing() {
+    let mut plain = prepared();
+    plain.payload = bundle().payload;
+    for (bundle, in_arena) in [(prepared(), false), (plain, true)] {
+        let make = || {
+            let mut setup = setup(guest());
+            setup.updater.apply(&bytes(&bundle), in_arena).expect("applied");
+            setup
+        };
+        let (before, after) = (guest().memory(), make().updater.engine.memory());
+        let seen = std::cell::Cell::new([0, 0]);
+        die_in_undo(make, |mut updater, at| {
+            updater.settle();
+            let info = &updater.list()[0];
+            let is_removed = info.state == BundleState::Removed;
+            let mut count = seen.get();
+            count[usize::from(is_removed)] += 1;
+            seen.set(count);
+            assert!(!updater.is_waiting(), "{at}");
+            if !is_removed {
+                assert_eq!(info.state, BundleState::Applied, "{at}");
+                assert!(updater.engine.memory() == after, "{at}");
+                updater.undo("fix").expect("undone");
+            }
+            // Pages of the arena that a dead tool had not given back are used again and given back then.
+            if updater.list()[0].kept_pages > 0 {
+                updater.apply(&bytes(&bundle), in_arena).expect("applied");
+                updater.undo("fix").expect("undone");
+            }
+            assert!(updater.engine.memory() == before, "{at}: removed: {is_removed}");
+        });
+        assert!(seen.get()[0] > 0 && (in_arena || seen.get()[1] > 0), "{:?}", seen.get());
     }
 }
 

@@ -44,9 +44,11 @@ impl<E: Engine> Updater<E> {
                 self.opens.keep_named(&self.document.opens);
                 self.journal.finish(&self.document)?;
             } else {
-                let held = self.engine.is_held()?;
-                let (result, _) =
-                    transaction::paused(&mut self.engine, |engine| take_back(engine, &action, &kernel, held))?;
+                let (held, journal) = (self.engine.is_held()?, &self.journal);
+                let (result, _) = transaction::paused(&mut self.engine, |engine| {
+                    take_back(engine, &action, &kernel, held)?;
+                    Ok::<_, UpdateError>(journal.taken_back()?)
+                })?;
                 result?;
             }
         }
@@ -161,7 +163,8 @@ impl<E: Engine> Updater<E> {
         Ok(true)
     }
 
-    /// Whether the guest has all that the action writes. Writes are all done or all taken back before a guest runs.
+    /// Whether the guest has all that the action writes. Writes are all done or all taken back before a guest runs, and of those that
+    /// are taken back the journal knows by then: what the guest has changed itself need not tell.
     fn is_done(&self, action: &Action) -> Result<bool, UpdateError> {
         Ok(has_all(&self.engine, stable(action))?)
     }

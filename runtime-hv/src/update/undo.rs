@@ -167,14 +167,20 @@ impl<E: Engine> Updater<E> {
                 Err(error) => info.reason = Some(format!("kept-{}", error.problem().reason)),
             }
         });
-        // A guest left half changed is an error even though the jumps are gone; pages that stay are not.
+        // A guest left half changed is an error even though the jumps are gone, and the journal keeps what is to be taken back; pages
+        // that stay are not.
         match kept {
-            Err(error) if error.is_stuck() => Err(error),
+            Err(error) if error.is_stuck() || self.is_half_done() => Err(error),
             _ => {
                 self.journal.finish(&self.document)?;
                 self.show(&action.id)
             }
         }
+    }
+
+    /// Whether the guest may hold what an action has written that did not come to its end.
+    fn is_half_done(&self) -> bool {
+        self.unsettled && !matches!(self.journal.half_done(), Ok(None))
     }
 
     /// The area of a bundle, registered in the guest.
@@ -322,7 +328,8 @@ impl<E: Engine> Updater<E> {
             }
             if !planned.writes.is_empty() {
                 journal.committing()?;
-                times.measure(phase, || write_all(engine, &planned.writes))?;
+                let written = times.measure(phase, || write_all(engine, &planned.writes));
+                written.map_err(|error| errors::not_written(journal, error))?;
             }
             let mut run = || {
                 back.hooks(|hooks, kernel| hooks.about_data(engine, kernel, HookKind::SyncToOld))?;
@@ -332,13 +339,13 @@ impl<E: Engine> Updater<E> {
                 Ok(())
             };
             if let Err(error) = times.measure("hooks", &mut run) {
-                return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                return Err(errors::taken_back(journal, error, transaction::take_back(engine, &planned.writes)));
             }
             moves = frames.moves;
             if back.leads_back {
                 let open = (count != 0).then(|| Open::new(&action.id, true, back.parts(direct_map), frames.inside));
                 if let Err(error) = times.measure("protect", || opens.replace(engine, &action.id, open)) {
-                    return Err(errors::with_undo(error, transaction::take_back(engine, &planned.writes)));
+                    return Err(errors::taken_back(journal, error, transaction::take_back(engine, &planned.writes)));
                 }
             }
             if count != 0 {

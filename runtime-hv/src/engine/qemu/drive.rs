@@ -57,6 +57,8 @@ pub(super) struct Driven {
     pub(super) hold: Hold,
     pub(super) watching: Watching,
     pub(super) trouble: Option<String>,
+    /// Resets of the guest when it began, unless that is lost.
+    pub(super) resets: Option<u64>,
 }
 
 /// What the driver works with.
@@ -106,7 +108,7 @@ impl Driver {
         let prepared = prepare(&vm, &mut hold, &mut watching);
         let (asked, wake, resets) = match prepared {
             Ok(prepared) => prepared,
-            Err(error) => return Err((Box::new(Driven { hold, watching, trouble: None }), error)),
+            Err(error) => return Err((Box::new(Driven { hold, watching, trouble: None, resets: None }), error)),
         };
         let owner_paused = Arc::new(AtomicBool::new(hold.owner_paused));
         let work = Work {
@@ -162,8 +164,10 @@ impl Driver {
 impl Driven {
     fn of(work: Option<Work>, vm: &Vm) -> Driven {
         match work {
-            Some(Work { hold, watching, trouble, .. }) => Driven { hold, watching, trouble },
-            None => Driven { hold: Hold::lost(vm), watching: Watching::default(), trouble: None },
+            Some(Work { hold, watching, trouble, resets, .. }) => {
+                Driven { hold, watching, trouble, resets: Some(resets) }
+            }
+            None => Driven { hold: Hold::lost(vm), watching: Watching::default(), trouble: None, resets: None },
         }
     }
 }
@@ -308,7 +312,7 @@ impl Work {
 
     /// Looks what a stop was about; `asleep`: the processor's thread had not been running. `false`: the guest was reset.
     fn look_after(&mut self, vcpu: Option<Vcpu>, stop: &Stop, asleep: bool) -> Result<bool, EngineError> {
-        let mut changes = self.watching.arms.changes(&self.vm)?;
+        let mut changes = self.watching.arms.changes(&*self.vm)?;
         if !changes.is_empty() && !stop.watch {
             // A processor that stood without being halted had met a watched range, and we came before QEMU had told.
             let met = asleep && vcpu.is_some_and(|vcpu| self.vm.state(vcpu).is_ok_and(|state| !state.halted));
@@ -325,6 +329,7 @@ impl Work {
         if !changes.is_empty() {
             let mut guest = Standing { vm: &self.vm, hold: &mut self.hold, arms };
             attendant.written(&mut guest, vcpu.unwrap_or(Vcpu(0)), &changes);
+            arms.refresh(&*self.vm)?;
         }
         if may_report {
             for (index, registers) in self.vm.registers()?.iter().enumerate() {
@@ -339,8 +344,9 @@ impl Work {
                 }
             }
         }
-        if may_report || !changes.is_empty() {
-            arms.refresh(&self.vm)?;
+        if may_report {
+            // A hook may have written.
+            arms.refresh(&*self.vm)?;
         }
         Ok(true)
     }

@@ -2,13 +2,15 @@
 //!
 //! Comes in: the QMP socket, registers that the tool wrote down before it changed them, the writes that were not finished with their old bytes, and whether the owner had stopped the
 //! VM; what it had set at the stub, and threads that it had return elsewhere. Decided: whether the VM was still held. Goes out: a VM
-//! with its old bytes, whose threads return where they would have, running if it ran before.
+//! with its old bytes, whose threads return where they would have, running if it ran before; or one that stands, with all that a
+//! second attempt has to know written down beside its stub.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::monitor::Monitor;
 use super::processor::{KERNEL_CS, Processor};
-use super::record::Mark;
+use super::record::{Mark, Record};
 use super::stub::{self, Found, Stub};
 use super::watch::Arms;
 use super::{Hold, QemuEngine, call};
@@ -45,6 +47,9 @@ pub enum RescueError {
         /// What failed.
         source: EngineError,
     },
+    /// The guest is what it was, but the caller could not make use of it.
+    #[error("the guest is brought back, but {0}")]
+    Told(String),
     /// The old bytes are back, but the guest does not continue.
     #[error("all writes are undone, but the guest could not be continued: {0}")]
     Continue(#[source] EngineError),
@@ -78,9 +83,11 @@ pub struct Attended {
 /// `owner_paused`. Registers that a call had taken are put back first; the tool then wrote down itself whose the stop was.
 /// `writes_to_undo` names each place with its old bytes in the order in which they were written; they are
 /// put back last first. Then threads of `left` get their return addresses back, also where the VM was not held but attended to.
+/// `settled` is called when all of that is done and the VM still stands; what it says counts after the VM was continued.
 ///
 /// # Consistency on error
-/// [`RescueError::Undo`] leaves the VM stopped: half written it would run into nonsense. The call can be repeated.
+/// The VM may be left stopped: half written it would run into nonsense. The call can be repeated: beside the stub's socket it is
+/// written down whose the stop was, and whether the VM had run with what was written, until the VM is let go of.
 ///
 /// # Errors
 /// See [`RescueError`].
@@ -89,52 +96,114 @@ pub fn rescue(
     writes_to_undo: &[(Pa, Vec<u8>)],
     left: &mut Attended,
     owner_paused: bool,
+    settled: &mut dyn FnMut(Rescued, &Attended) -> Result<(), String>,
 ) -> Result<Rescued, RescueError> {
     let mut monitor = Monitor::connect(qmp).map_err(RescueError::Look)?;
-    let mut running = monitor.is_running().map_err(RescueError::Look)?;
-    let mut owner_paused = owner_paused;
-    let mut attended = false;
-    match Found::ask(&mut monitor).map_err(RescueError::Look)? {
+    let running = monitor.is_running().map_err(RescueError::Look)?;
+    let found = Found::ask(&mut monitor).map_err(RescueError::Look)?;
+    let (mut ours, mut mark) = (None, None);
+    match found {
         // In use or not: whoever held it is dead, or we would not have been called.
         Found::Ours { socket, .. } => {
-            let taken = call::put_back_after_death(&mut monitor, &socket).map_err(RescueError::Registers)?;
-            if let Some(record) = taken {
-                (running, owner_paused) = (false, record.owner_paused);
-            }
-            if let Some(mark) = stop_watching(&mut monitor, &socket).map_err(RescueError::Look)? {
-                (running, owner_paused, attended) = (false, mark.owner_paused, mark.driving);
-            }
-            stub::clear(&mut monitor, &socket).map_err(RescueError::Look)?;
+            mark = stand(&mut monitor, &socket)?;
+            ours = Some(socket);
         }
         Found::Owners(address) if !running => return Err(RescueError::Look(stub::owned(&address))),
         Found::Owners(_) | Found::Closed => {}
     }
-    if running {
+    if running && mark.is_none() {
+        ours.map_or(Ok(()), |socket| stub::clear(&mut monitor, &socket)).map_err(RescueError::Look)?;
         return Ok(Rescued::WasRunning);
     }
+    let mark = mark.unwrap_or(Mark { placed: Vec::new(), owner_paused, driving: false });
     let mut engine = QemuEngine::with(monitor).map_err(RescueError::Look)?;
-    engine.pause().map_err(RescueError::Look)?;
+    let done = take(&mut engine, ours.as_deref(), &mark)
+        .map_err(RescueError::Look)
+        .and_then(|()| bring_back(&mut engine, writes_to_undo, left, mark, settled));
+    match done {
+        Ok(done) => {
+            engine.detach().map_err(RescueError::Continue)?;
+            done
+        }
+        Err(error) => {
+            engine.leave_standing();
+            Err(error)
+        }
+    }
+}
+
+/// Has a guest that stands: what was written down of it is beside our own stub now.
+fn take(engine: &mut QemuEngine, earlier: Option<&Path>, mark: &Mark) -> Result<(), EngineError> {
+    mark.store(engine.vm.folder())?;
+    if let Some(socket) = earlier {
+        stub::clear(&mut engine.vm.monitor(), socket)?;
+    }
+    engine.pause()
+}
+
+/// Puts everything right in a guest that we hold, and lets it go on.
+fn bring_back(
+    engine: &mut QemuEngine,
+    writes_to_undo: &[(Pa, Vec<u8>)],
+    left: &mut Attended,
+    mark: Mark,
+    settled: &mut dyn FnMut(Rescued, &Attended) -> Result<(), String>,
+) -> Result<Result<Rescued, RescueError>, RescueError> {
     // A guest that was attended to ran with what was written.
-    let writes_to_undo = if attended { &[] } else { writes_to_undo };
+    let writes_to_undo = if mark.driving { &[] } else { writes_to_undo };
     for (undone, (to, old)) in writes_to_undo.iter().rev().enumerate() {
         // Until all is done, letting go of the engine must not let the guest run: it counts as stopped by its owner.
         engine.write(*to, old).map_err(|source| RescueError::Undo { undone, total: writes_to_undo.len(), source })?;
     }
-    give_back(&mut engine, &left.diverted).map_err(RescueError::Look)?;
+    give_back(engine, &left.diverted).map_err(RescueError::Look)?;
+    left.held.clear();
     for &(at, length) in &left.copies {
         let mut bytes = vec![0; length];
         engine.read(at, &mut bytes).map_err(RescueError::Look)?;
         left.held.push((at, bytes));
     }
+    let rescued = if mark.driving { Rescued::WasRunning } else { Rescued::Restored { undone: writes_to_undo.len() } };
+    let told = settled(rescued, left).map_err(RescueError::Told);
+    // Nothing is to be undone any more, whoever comes next.
+    let owner_paused = mark.owner_paused;
+    Mark { driving: true, ..mark }.store(engine.vm.folder()).map_err(RescueError::Continue)?;
     if let Some(Hold { owner_paused: stays, .. }) = &mut engine.hold {
         *stays = owner_paused;
     }
-    engine.detach().map_err(RescueError::Continue)?;
-    Ok(if attended { Rescued::WasRunning } else { Rescued::Restored { undone: writes_to_undo.len() } })
+    engine.resume().map_err(RescueError::Continue)?;
+    Ok(told.map(|()| rescued))
+}
+
+impl QemuEngine {
+    /// Leaves a guest that stands to whoever comes next: the stub stays open, and what is written down beside it.
+    fn leave_standing(mut self) {
+        match self.hold.take() {
+            Some(mut hold) => hold.stub.disconnect(),
+            None => drop(Stub::open(&mut self.vm.monitor(), self.vm.folder())),
+        }
+        self.stub_left_open = false;
+        if let Some(vm) = Arc::get_mut(&mut self.vm) {
+            vm.keep_folder();
+        }
+    }
+}
+
+/// Takes back what a dead tool had changed at processors and set at the stub; `socket` is that of its stub. Gives what it had
+/// written down of the guest, which then stands, and that stays written down.
+fn stand(monitor: &mut Monitor, socket: &Path) -> Result<Option<Mark>, RescueError> {
+    let Some(folder) = stub::folder_of_ours(socket) else { return Ok(None) };
+    let record = Record::load(folder).map_err(RescueError::Registers)?;
+    if let (Some(record), None) = (record, Mark::load(folder).map_err(RescueError::Look)?) {
+        // Once they are put back registers are forgotten; whose the stop was is not.
+        let mark = Mark { placed: Vec::new(), owner_paused: record.owner_paused, driving: false };
+        mark.store(folder).map_err(RescueError::Registers)?;
+    }
+    call::put_back_after_death(monitor, socket).map_err(RescueError::Registers)?;
+    stop_watching(monitor, socket).map_err(RescueError::Look)
 }
 
 /// Removes what a dead tool had set at the stub of a guest that it attended to; `socket` is that of its stub. Gives what it had
-/// written down; the guest then stands.
+/// written down, where nothing is set any more; the guest then stands.
 ///
 /// # Consistency on error
 /// What was written down stays, and so does a stub of ours by which it can be found.
@@ -143,11 +212,15 @@ pub(super) fn stop_watching(monitor: &mut Monitor, socket: &Path) -> Result<Opti
     let Some(mark) = Mark::load(folder)? else { return Ok(None) };
     // Perhaps only one processor runs.
     monitor.stop()?;
+    if mark.placed.is_empty() {
+        return Ok(Some(mark));
+    }
     monitor.human("gdbserver none")?;
     let mut stub = Stub::open(monitor, folder)?;
     Arms::of_mark(&mark).clear(&mut stub)?;
     stub.disconnect();
-    Mark::forget(folder)?;
+    let mark = Mark { placed: Vec::new(), ..mark };
+    mark.store(folder)?;
     Ok(Some(mark))
 }
 

@@ -67,6 +67,7 @@ pub(super) fn clear(monitor: &mut Monitor, socket: &Path) -> Result<(), EngineEr
     monitor.human("gdbserver none")?;
     let _ = std::fs::remove_file(socket);
     if let Some(folder) = folder_of_ours(socket) {
+        let _ = Mark::forget(folder);
         let _ = std::fs::remove_dir(folder);
     }
     Ok(())
@@ -147,6 +148,21 @@ impl Stub {
         done.inspect(|_| self.client = Some(client))
     }
 
+    /// Does something that can be done twice: once more, on a new connection, if the first breaks.
+    ///
+    /// # Consistency on error
+    /// As [`Stub::with`].
+    pub(super) fn surely<T>(
+        &mut self,
+        what: &'static str,
+        mut operation: impl FnMut(&mut Client<Timed>) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        match self.with(what, &mut operation) {
+            Err(EngineError::Connection { .. }) => self.with(what, operation),
+            done => done,
+        }
+    }
+
     fn connect(&mut self) -> Result<Client<Timed>, EngineError> {
         let stream = Timed::connect(&self.socket, PATIENCE).map_err(|error| EngineError::Connection {
             peer: "GDB stub of QEMU",
@@ -185,7 +201,39 @@ pub(super) fn owned(address: &str) -> EngineError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::packet::encode;
     use super::*;
+    use std::io::{Read as _, Write as _};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn what_can_be_done_twice_survives_a_broken_connection() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let listener = UnixListener::bind(folder.path().join(SOCKET_NAME)).expect("a socket");
+        let server = std::thread::spawn(move || {
+            // The first connection breaks when the write comes, the second does it; after that each one breaks.
+            for does_it in [false, true, false, false] {
+                let (mut client, _) = listener.accept().expect("a client");
+                let mut expect = |expected: &[u8], answer: &[u8]| {
+                    let mut got = vec![0; expected.len()];
+                    client.read_exact(&mut got).expect("bytes of the client");
+                    assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(expected));
+                    client.write_all(answer).expect("answer");
+                };
+                expect(&encode(b"Qqemu.PhyMemMode:1"), b"+$OK#9a");
+                let write = [b"+", &encode(b"M1000,1:07")[..]].concat();
+                expect(&write, if does_it { b"+$OK#9a" } else { b"" });
+                if does_it {
+                    expect(b"+", b"");
+                }
+            }
+        });
+        let mut stub = Stub::known(folder.path());
+        stub.surely("a test", |client| client.write(Pa(0x1000), &[7])).expect("written at the second attempt");
+        stub.drop_connection();
+        assert!(stub.surely("a test", |client| client.write(Pa(0x1000), &[7])).is_err(), "it breaks twice");
+        server.join().expect("the stub saw what it expected");
+    }
 
     #[test]
     fn whose_stub_it_is_shows_in_its_address() {

@@ -105,20 +105,20 @@ impl Arms {
         Ok(())
     }
 
-    /// The memory holds what it is to hold.
-    pub(super) fn refresh(&mut self, vm: &Vm) -> Result<(), EngineError> {
-        self.traps.iter_mut().try_for_each(|(trap, held)| vm.read(trap.at, held))
+    /// The memory holds what it is to hold: all that has changed was told.
+    pub(super) fn refresh(&mut self, memory: &dyn ReadMemory) -> Result<(), EngineError> {
+        self.traps.iter_mut().try_for_each(|(trap, held)| memory.read(trap.at, held))
     }
 
-    /// What has changed since it was told last.
-    pub(super) fn changes(&mut self, vm: &Vm) -> Result<Vec<Written>, EngineError> {
+    /// What has changed since it was told last. Until the next [`Arms::refresh`] it is found again, so that an error in between
+    /// loses nothing.
+    pub(super) fn changes(&self, memory: &dyn ReadMemory) -> Result<Vec<Written>, EngineError> {
         let mut changes = Vec::new();
-        for (trap, held) in &mut self.traps {
-            let mut after = vec![0; held.len()];
-            vm.read(trap.at, &mut after)?;
-            if after != *held {
-                let before = std::mem::replace(held, after.clone());
-                changes.push(Written { at: trap.at, before, after, late: false });
+        for (trap, before) in &self.traps {
+            let mut after = vec![0; before.len()];
+            memory.read(trap.at, &mut after)?;
+            if after != *before {
+                changes.push(Written { at: trap.at, before: before.clone(), after, late: false });
             }
         }
         Ok(changes)
@@ -126,6 +126,24 @@ impl Arms {
 }
 
 impl QemuEngine {
+    /// Tells what the guest, which stands, has written since it was told last. A driver that has ended well leaves nothing; one that lost
+    /// its connection just before it was asked to end does.
+    pub(super) fn tell_missed(&mut self) -> Result<(), EngineError> {
+        let (Some(resets), Some(hold)) = (self.driven_since, &mut self.hold) else { return Ok(()) };
+        if let Watching { attendant: Some(attendant), arms, .. } = &mut self.watching
+            && self.vm.resets_now()? == resets
+        {
+            let mut missed = arms.changes(&*self.vm)?;
+            if !missed.is_empty() {
+                missed.iter_mut().for_each(|write| write.late = true);
+                attendant.written(&mut Standing { vm: &self.vm, hold, arms }, Vcpu(0), &missed);
+                arms.refresh(&*self.vm)?;
+            }
+        }
+        self.driven_since = None;
+        Ok(())
+    }
+
     fn needs_hold(&self, what: &'static str) -> Result<(), EngineError> {
         if self.hold.is_some() { Ok(()) } else { Err(EngineError::Running(what)) }
     }
@@ -174,7 +192,7 @@ impl ReadMemory for Standing<'_> {
 impl WriteMemory for Standing<'_> {
     fn write(&mut self, to: Pa, bytes: &[u8]) -> Result<(), EngineError> {
         self.vm.pieces(to, bytes.len(), true)?;
-        self.hold.stub.write(to, bytes)
+        self.hold.stub.surely(WATCHING, |client| client.write(to, bytes))
     }
 }
 
@@ -184,7 +202,7 @@ impl Stopped for Standing<'_> {
     }
 
     fn redirect(&mut self, vcpu: Vcpu, rip: u64) -> Result<(), EngineError> {
-        self.hold.stub.with(WATCHING, |client| super::processor::Processor::choose(client, vcpu)?.go_to(rip))
+        self.hold.stub.surely(WATCHING, |client| super::processor::Processor::choose(client, vcpu)?.go_to(rip))
     }
 
     /// Nothing is watched meanwhile: the function may write what it likes, and where it returns there may be a report.
@@ -193,5 +211,46 @@ impl Stopped for Standing<'_> {
         let value = call::run(self.vm, self.hold, vcpu, call);
         self.arms.set(&mut self.hold.stub)?;
         value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    /// Memory that holds one byte everywhere, and of which a place cannot be read.
+    struct Memory {
+        byte: u8,
+        hole: Cell<Option<Pa>>,
+    }
+
+    impl ReadMemory for Memory {
+        fn read(&self, from: Pa, into: &mut [u8]) -> Result<(), EngineError> {
+            if self.hole.get() == Some(from) {
+                return Err(EngineError::Connection { peer: "a test", reason: "gone".into() });
+            }
+            into.fill(self.byte);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_change_is_found_until_it_was_told() {
+        let mut arms = Arms::default();
+        for at in [0x1000, 0x2000] {
+            arms.traps.insert(Trapped::page(Pa(at), 4), vec![0; 4]);
+        }
+        let memory = Memory { byte: 7, hole: Cell::new(Some(Pa(0x2000))) };
+        assert!(arms.changes(&memory).is_err());
+        memory.hole.set(None);
+        for _ in 0..2 {
+            let changes = arms.changes(&memory).expect("memory");
+            let places: Vec<Pa> = changes.iter().map(|change| change.at).collect();
+            assert_eq!(places, [Pa(0x1000), Pa(0x2000)]);
+            assert!(changes.iter().all(|change| change.before == [0; 4] && change.after == [7; 4]));
+        }
+        arms.refresh(&memory).expect("memory");
+        assert_eq!(arms.changes(&memory).expect("memory"), []);
     }
 }

@@ -266,7 +266,7 @@ impl Attend for Attendant {
                 open.parts.get(thread.part).is_some_and(|part| is_from(&registers, part.trampoline, thread))
             };
             let Some(index) = open.threads.iter().position(leaves) else { continue };
-            let thread = open.threads.remove(index);
+            let thread = open.threads[index].clone();
             let part = &open.parts[thread.part];
             let kind = if open.undo { HookKind::UndoTransition } else { HookKind::Transition };
             if let Some(hooks) = &part.hooks
@@ -275,9 +275,13 @@ impl Attend for Attendant {
                 open.counts.lost += 1;
                 open.trouble = Some(error);
             }
-            open.counts.left += 1;
-            if let Err(error) = guest.redirect(vcpu, thread.original) {
-                open.trouble = Some(error.to_string());
+            match guest.redirect(vcpu, thread.original) {
+                Ok(()) => {
+                    open.threads.remove(index);
+                    open.counts.left += 1;
+                }
+                // It goes round in the trampoline, and reports again; its hook is then called again as well.
+                Err(error) => open.trouble = Some(error.to_string()),
             }
             return;
         }
@@ -286,8 +290,10 @@ impl Attend for Attendant {
         else {
             return;
         };
-        // A processor that cannot be sent on is no worse off than without this.
-        let _ = guest.redirect(vcpu, gone.remove(index).1.original);
+        // One that cannot be sent on reports again.
+        if guest.redirect(vcpu, gone[index].1.original).is_ok() {
+            gone.remove(index);
+        }
     }
 }
 
@@ -322,6 +328,8 @@ mod tests {
         memory: BTreeMap<u64, u8>,
         registers: Registers,
         calls: usize,
+        /// Processors cannot be sent anywhere.
+        is_stuck: bool,
     }
 
     impl ReadMemory for Standing {
@@ -343,6 +351,9 @@ mod tests {
             Ok(self.registers)
         }
         fn redirect(&mut self, _: Vcpu, rip: u64) -> Result<(), EngineError> {
+            if self.is_stuck {
+                return Err(EngineError::Connection { peer: "a test", reason: "gone".into() });
+            }
             self.registers.rip = rip;
             Ok(())
         }
@@ -436,6 +447,20 @@ mod tests {
         };
         let (shared, mut attendant) = open(vec![thread(0), thread(1)]);
         let mut guest = Standing::default();
+        // One that cannot be sent on is not forgotten: it reports again.
+        for gone in [false, true] {
+            if gone {
+                shared.forget([(Va(TRAMPOLINE), thread(3))]);
+            }
+            let slot = if gone { SLOT + 24 } else { SLOT };
+            guest.registers = Registers { rip: TRAMPOLINE + 2, rsp: slot + 8, ..Registers::default() };
+            guest.is_stuck = true;
+            attendant.reported(&mut guest, Vcpu(0), 0);
+            assert_eq!((guest.registers.rip, shared.lock()[0].threads.len()), (TRAMPOLINE + 2, 2));
+        }
+        guest.is_stuck = false;
+        attendant.reported(&mut guest, Vcpu(0), 0);
+        assert_eq!(guest.registers.rip, 0xffff_ffff_8100_1003);
         let mut leave = |slot: u64, rip: u64| {
             guest.registers = Registers { rip, rsp: slot + 8, ..Registers::default() };
             attendant.reported(&mut guest, Vcpu(0), 0);

@@ -210,33 +210,19 @@ impl<E: Engine> Updater<E> {
                 self.opens.set_told(reports);
             }
         }
-        if look {
-            let movable = |opens: &[Open]| {
-                let with_movable = opens.iter().filter(|open| open.has_movable());
-                with_movable.map(|open| open.id.clone()).collect::<Vec<_>>()
-            };
-            let ids = movable(&self.opens.lock());
-            for id in ids {
-                // What cannot be done now is tried again.
-                if let Err(error) = self.move_later(&id)
-                    && let Some(open) = self.opens.lock().iter_mut().find(|open| open.id == id)
-                {
-                    open.trouble = Some(error.to_string());
-                }
-                if self.unsettled {
-                    return;
-                }
-            }
-        }
         let due: Vec<(String, bool)> =
             self.opens.lock().iter().map(|open| (open.id.clone(), open.threads.is_empty())).collect();
-        for (id, is_empty) in due {
-            if is_empty || look {
-                // What cannot be done now is tried again.
-                let _ = self.close(&id);
+        for (id, _) in due.into_iter().filter(|(_, is_empty)| look || *is_empty) {
+            // What cannot be done now is tried again.
+            if matches!(self.close(&id), Ok(true)) {
+                self.move_and_close(&id);
+            }
+            if self.unsettled {
+                return;
             }
         }
-        let is_open = |id: &str| self.opens.lock().iter().any(|open| parts::bundle_of(&open.id) == id);
+        // What is not attended to again yet is open all the same.
+        let is_open = |id: &str| self.document.opens.iter().any(|open| parts::bundle_of(&open.id) == id);
         let left = self.document.bundles.iter().map(|record| &record.info);
         let left = left.filter(|info| info.state == BundleState::Undoing && !is_open(&info.id));
         for id in left.map(|info| info.id.clone()).collect::<Vec<_>>() {
@@ -244,14 +230,40 @@ impl<E: Engine> Updater<E> {
         }
     }
 
-    /// Looks at an open update with the guest stopped, and ends it if nobody is inside.
-    fn close(&mut self, id: &str) -> Result<(), UpdateError> {
+    /// Moves who waits at a counterpart, and ends the open update if nobody else is inside.
+    fn move_and_close(&mut self, id: &str) {
+        let moved = self.move_later(id);
+        let is_empty = {
+            let mut opens = self.opens.lock();
+            let Some(open) = opens.iter_mut().find(|open| open.id == id) else { return };
+            if let Err(error) = moved {
+                open.trouble = Some(error.to_string());
+            }
+            open.threads.is_empty()
+        };
+        if is_empty && !self.unsettled {
+            let _ = self.close(id);
+        }
+    }
+
+    /// Looks at an open update with the guest stopped, and ends it if nobody is inside. Says whether somebody can be moved right now.
+    fn close(&mut self, id: &str) -> Result<bool, UpdateError> {
         let (opens, resets) = (self.opens.clone(), self.resets);
-        let (ended, _) = transaction::paused(&mut self.engine, |engine| {
+        let kernel = self.kernel_of_movable(id);
+        let mut unwinder = kernel.as_ref().map_or(Ok(None), |kernel| self.unwinder(kernel)).unwrap_or_else(|error| {
+            // Who has died is seen all the same.
+            let mut opens = self.opens.lock();
+            opens.iter_mut().filter(|open| open.id == id).for_each(|open| open.trouble = Some(error.to_string()));
+            None
+        });
+        let outcome = transaction::paused(&mut self.engine, |engine| {
             if engine.resets() != resets {
                 return Err(UpdateError::OtherBoot);
             }
-            let Some((parts, undo)) = opens.look(engine, id)? else { return Ok(None) };
+            let Some((parts, undo)) = opens.look(engine, id)? else {
+                let can_walk = kernel.as_ref().zip(unwinder.as_mut());
+                return Ok((None, can_walk.is_some_and(|(kernel, walk)| opens.has_waiting(engine, kernel, walk, id))));
+            };
             let kind = if undo { HookKind::UndoPost } else { HookKind::Post };
             for (hooks, kernel) in parts.iter().filter_map(|part| Some((part.hooks.as_ref()?, &part.kernel))) {
                 // The update has ended whatever it says; that it failed is shown.
@@ -261,9 +273,11 @@ impl<E: Engine> Updater<E> {
                     Ok(()) => {}
                 }
             }
-            opens.end(engine, id)
-        })?;
-        if let Some(open) = ended? {
+            Ok((opens.end(engine, id)?, false))
+        });
+        self.unwinder = unwinder.or(self.unwinder.take());
+        let (ended, can_move) = outcome?.0?;
+        if let Some(open) = ended {
             let bundle = parts::bundle_of(id);
             let is_open = opens.lock().iter().any(|open| parts::bundle_of(&open.id) == bundle);
             self.update_record(bundle, |info| {
@@ -276,7 +290,7 @@ impl<E: Engine> Updater<E> {
             self.document.sequence += 1;
             self.journal.finish(&self.document)?;
         }
-        Ok(())
+        Ok(can_move)
     }
 }
 

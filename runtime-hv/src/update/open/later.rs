@@ -3,6 +3,9 @@
 //! Comes in: an open update, once a second. Decided, with the guest stopped: which of those that may be moved wait where the other
 //! version can go on. Goes out: these threads in the other version, with their own way back on the stack again, and the record
 //! without them; for the others, where they are and why they stay.
+//!
+//! The stop in which an open update is looked at anyway ([`close`](super::close)) tells whether there is somebody to be moved. Only
+//! then the guest is stopped once more: to look again, and to move them.
 
 use super::survey::see_through;
 use super::{Inside, Move, Open, OpenPart, Shared};
@@ -13,7 +16,7 @@ use crate::guest::snapshot::Snapshot;
 use crate::guest::tasks::{self, Task};
 use crate::guest::{GuestError, Kernel};
 use crate::journal::{Action, Document, OpenRecord};
-use crate::update::{UpdateError, Updater, parts, transaction};
+use crate::update::{UpdateError, Updater, errors, parts, transaction};
 use std::collections::BTreeSet;
 
 /// What a look has found.
@@ -34,12 +37,16 @@ impl Open {
         self.threads.iter().any(|thread| thread.may_move)
     }
 
-    /// Forgets threads that have gone on in the other version, and renews what is known of the others.
-    fn renew(&mut self, later: &Later) {
+    /// Forgets threads that have gone on in the other version.
+    fn without_moved(&mut self, later: &Later) {
         let before = self.threads.len();
         let is_one = |thread: &Inside| later.moves.iter().any(|(moved, _)| moved.is_frame_of(thread));
         self.threads.retain(|thread| !is_one(thread));
         self.counts.left += (before - self.threads.len()) as u64;
+    }
+
+    /// Renews what is known of threads that stay.
+    fn renew(&mut self, later: &Later) {
         for thread in &mut self.threads {
             if let Some(now) = later.stay.iter().find(|now| now.is_frame_of(thread)) {
                 thread.clone_from(now);
@@ -49,6 +56,13 @@ impl Open {
 }
 
 impl<E: Engine> Updater<E> {
+    /// The kernel, if somebody inside of an open update may be moved.
+    pub(in crate::update) fn kernel_of_movable(&self, id: &str) -> Option<Kernel> {
+        let opens = self.opens.lock();
+        let open = opens.iter().find(|open| open.id == id && open.has_movable())?;
+        open.parts.first().map(|part| part.kernel.clone())
+    }
+
     /// Moves threads of the kernel's own that are still inside of an open update and wait at a place with a counterpart.
     ///
     /// # Errors
@@ -58,12 +72,9 @@ impl<E: Engine> Updater<E> {
             // What is half done comes first.
             return Ok(());
         }
-        let kernel = {
-            let opens = self.opens.lock();
-            let open = opens.iter().find(|open| open.id == id && open.has_movable());
-            open.and_then(|open| open.parts.first()).map(|part| part.kernel.clone())
+        let (Some(kernel), Some(boot)) = (self.kernel_of_movable(id), self.document.boot.clone()) else {
+            return Ok(());
         };
-        let (Some(kernel), Some(boot)) = (kernel, self.document.boot.clone()) else { return Ok(()) };
         let owner_paused = self.engine.is_paused()?;
         let Some(mut unwinder) = self.unwinder(&kernel)? else { return Ok(()) };
         let (journal, before, opens, resets) = (&self.journal, &self.document, &self.opens, self.resets);
@@ -91,7 +102,7 @@ impl<E: Engine> Updater<E> {
                 before,
             )?;
             journal.committing()?;
-            transaction::write_all(engine, &later.writes)?;
+            transaction::write_all(engine, &later.writes).map_err(|error| errors::not_written(journal, error))?;
             Ok((later, Some(after)))
         });
         self.unwinder = Some(unwinder);
@@ -108,6 +119,7 @@ impl<E: Engine> Updater<E> {
             }
         };
         if let Some(open) = self.opens.lock().iter_mut().find(|open| open.id == id) {
+            open.without_moved(&later);
             open.renew(&later);
         }
         if let Some(after) = after {
@@ -138,6 +150,31 @@ impl Shared {
         for open in self.lock().iter_mut() {
             if let Some(record) = named.iter().find(|record| record.id == open.id && record.undo == open.undo) {
                 open.threads.retain(|thread| record.threads.iter().any(|known| known.is_frame_of(thread)));
+            }
+        }
+    }
+
+    /// Whether somebody inside of an update waits at a counterpart right now; of the others it is renewed what is known. The guest is
+    /// stopped.
+    pub(super) fn has_waiting<E: Engine>(
+        &self,
+        engine: &mut E,
+        kernel: &Kernel,
+        unwinder: &mut Unwinder,
+        id: &str,
+    ) -> bool {
+        let found = self.look_later(engine, kernel, unwinder, id);
+        let mut opens = self.lock();
+        let Some(open) = opens.iter_mut().find(|open| open.id == id) else { return false };
+        match found {
+            Ok(later) => {
+                open.renew(&later);
+                !later.moves.is_empty()
+            }
+            Err(error) => {
+                // It is looked again.
+                open.trouble = Some(error.to_string());
+                false
             }
         }
     }

@@ -6,10 +6,10 @@
 //!
 //! Meanwhile new calls run the new code, threads inside go on in the old code and leave it by themselves, and each uses its own
 //! copy of the data. What the copies held at the end is in the journal: the one that was written since counts when the update is taken
-//! over; if both were, the new one, and that is said.
+//! over; if both were, that of the version which new calls run, and that is said.
 
-use super::{Code, Frames, Inside, Move, Open, OpenPart, Survey, Way, survey};
-use crate::engine::{Engine, Trapped, Va};
+use super::{Code, Frames, Inside, Move, Open, OpenPart, Shared, Survey, Way, survey};
+use crate::engine::{Engine, EngineError, Trapped, Va};
 use crate::guest::arena::Write;
 use crate::journal::{Action, OpenRecord};
 use crate::protocol::OpenInfo;
@@ -18,12 +18,6 @@ use crate::update::data::{self, Datum};
 use crate::update::hooks::Hooks;
 use crate::update::{Times, UpdateError, Updater, admit, errors, parts, transaction};
 use std::collections::BTreeSet;
-
-/// What an update that is taken over consists of.
-struct Left {
-    open: Open,
-    code: Vec<Code>,
-}
 
 impl<E: Engine> Updater<E> {
     /// Whether there are copies of data that have to be kept in line.
@@ -49,18 +43,16 @@ impl<E: Engine> Updater<E> {
                     let Some(returns) = opens.returns(engine, bundle)? else { return Ok(false) };
                     writes.extend(returns);
                 }
-                transaction::write_all(engine, &writes)?;
                 let copies: Vec<Trapped> = opens.lock().iter().flat_map(Open::traps).collect();
                 for copy in copies {
                     let mut bytes = vec![0; copy.length];
                     engine.read(copy.at, &mut bytes)?;
                     held.push((copy.at, bytes));
                 }
-                for id in &ids {
-                    opens.end(engine, id)?;
-                }
-                if let Some(watch) = engine.watch() {
-                    watch.attend(None, &[])?;
+                let before = opens.lock().clone();
+                let left = opens.leave(engine, &ids).and_then(|()| Ok(transaction::write_all(engine, &writes)?));
+                if let Err(error) = left {
+                    return Err(errors::with_undo(error, opens.restore(engine, before)));
                 }
                 Ok(true)
             })?;
@@ -107,21 +99,18 @@ impl<E: Engine> Updater<E> {
         self.left_open().into_iter().filter(|open| parts::bundle_of(&open.id) == bundle).collect()
     }
 
-    /// Attends again to one of them. One that was being taken back is: its threads leave the new code by themselves.
+    /// Attends again to one of them.
     ///
     /// # Errors
     /// [`UpdateError`]; nothing was changed.
     pub(in crate::update) fn take_over_one(&mut self, record: &OpenRecord) -> Result<(), UpdateError> {
         let id = record.id.as_str();
-        if record.undo {
-            self.document.opens.retain(|known| known.id != id);
-            return Ok(self.journal.finish(&self.document)?);
-        }
         let bundle = self.bundle(parts::bundle_of(id))?;
         let (kernel, boot) = self.same_boot(&bundle)?;
         let known = self.document.bundles.iter().find(|known| known.info.id == parts::bundle_of(id));
         let stay = known.is_some_and(|known| known.info.stay);
-        let Left { open, code } = self.left(record, stay)?;
+        let open = self.left(record, stay)?;
+        let code: Vec<Code> = open.parts.iter().flat_map(|part| &part.code).cloned().collect();
         let mut unwinder = self.unwinder(&kernel)?;
         let (mut after, owner_paused) = (self.document.clone(), self.engine.is_paused()?);
         after.sequence += 1;
@@ -155,7 +144,7 @@ impl<E: Engine> Updater<E> {
                 threads.iter().filter_map(divert).chain(moves.iter().map(Move::write)).collect();
             let mut lost = Vec::new();
             for part in &open.parts {
-                let caught_up = data::catch_up(engine, &part.data, &held)?;
+                let caught_up = data::catch_up(engine, &part.data, &held, record.undo)?;
                 writes.extend(caught_up.writes);
                 lost.extend(caught_up.lost);
             }
@@ -168,18 +157,18 @@ impl<E: Engine> Updater<E> {
             }
             journal.begin(&action(&writes, &after), before)?;
             journal.committing()?;
-            transaction::write_all(engine, &writes)?;
+            transaction::write_all(engine, &writes).map_err(|error| errors::not_written(journal, error))?;
             let mut open = Open { threads, ..open };
             open.counts.frames = open.threads.len() as u64;
             if !lost.is_empty() {
                 open.counts.lost += lost.len() as u64;
                 let names = lost.join(", ");
                 open.trouble = Some(format!(
-                    "{names}: written in both copies while nobody attended, or does not fit into the old one"
+                    "{names}: written in both copies while nobody attended, or does not fit into the other one"
                 ));
             }
             let begun = opens.begin(engine, open);
-            begun.map_err(|error| errors::with_undo(error, transaction::take_back(engine, &writes)))
+            begun.map_err(|error| errors::taken_back(journal, error, transaction::take_back(engine, &writes)))
         })?;
         self.unwinder = unwinder.or(self.unwinder.take());
         self.unsettled = done.as_ref().is_err_and(UpdateError::is_stuck);
@@ -196,11 +185,10 @@ impl<E: Engine> Updater<E> {
         done
     }
 
-    /// What the journal and the bundle say of an update.
-    fn left(&mut self, record: &OpenRecord, stay: bool) -> Result<Left, UpdateError> {
-        let (mut known, mut code) = (Vec::new(), Vec::new());
+    /// What the journal and the bundle say of an update: what of its code is left, and which way.
+    fn left(&mut self, record: &OpenRecord, stay: bool) -> Result<Open, UpdateError> {
+        let mut known = Vec::new();
         for (id, trampoline) in &record.parts {
-            let part = known.len();
             let bundle = self.bundle(id)?;
             let (kernel, _) = self.same_boot(&bundle)?;
             let kernel = match &bundle.module {
@@ -211,30 +199,56 @@ impl<E: Engine> Updater<E> {
                 },
                 None => kernel,
             };
-            let area = self.area_of(id);
-            let area = area.ok_or_else(|| UpdateError::Bundle("its memory in the guest is gone".to_owned()))?;
-            if bundle.module.is_some()
-                && area.parts.addresses(area.base).rodata.wrapping_sub(REPORT_ROOM) != *trampoline
-            {
+            let area = match self.area_of(id) {
+                Some(area) => area,
+                // The image has none of its own when only modules change.
+                None if *trampoline == 0 => continue,
+                None => return Err(UpdateError::Bundle("its memory in the guest is gone".to_owned())),
+            };
+            let addresses = area.parts.addresses(area.base);
+            if bundle.module.is_some() && addresses.rodata.wrapping_sub(REPORT_ROOM) != *trampoline {
                 // Another life of the module.
                 continue;
             }
-            let addresses = area.parts.addresses(area.base);
-            let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
-            let way = Way { bundle: &bundle, kernel: &kernel, text: addresses.text, undo: false, stay };
-            let of_part = super::code(part, &admit::old_code(&bundle), &way);
-            code.extend_from_slice(&of_part);
-            known.push(OpenPart {
-                id: id.clone(),
-                data: data.into_iter().filter(Datum::moves).collect(),
-                hooks: Hooks::prepare(&self.engine, &kernel, &bundle, &area)?,
-                code: of_part,
-                trampoline: Va(*trampoline),
-                direct_map: kernel.direct_map(&self.engine)?,
-                kernel,
+            let (part, direct_map) = (known.len(), kernel.direct_map(&self.engine)?);
+            known.push(if record.undo {
+                self.changed(id, &kernel, &bundle, Some(&area), &[], stay)?.open_part(part, direct_map)
+            } else {
+                let data = data::locate(&self.engine, &kernel, &bundle, &addresses)?;
+                let way = Way { bundle: &bundle, kernel: &kernel, text: addresses.text, undo: false, stay };
+                OpenPart {
+                    id: id.clone(),
+                    data: data.into_iter().filter(Datum::moves).collect(),
+                    hooks: Hooks::prepare(&self.engine, &kernel, &bundle, &area)?,
+                    code: super::code(part, &admit::old_code(&bundle), &way),
+                    trampoline: Va(*trampoline),
+                    direct_map,
+                    kernel,
+                }
             });
         }
-        Ok(Left { open: Open::new(&record.id, false, known, Vec::new()), code })
+        Ok(Open::new(&record.id, record.undo, known, Vec::new()))
+    }
+}
+
+impl Shared {
+    /// Attends to nothing any more; the guest is stopped.
+    fn leave<E: Engine>(&self, engine: &mut E, ids: &[String]) -> Result<(), UpdateError> {
+        for id in ids {
+            self.end(engine, id)?;
+        }
+        Ok(engine.watch().map_or(Ok(()), |watch| watch.attend(None, &[]))?)
+    }
+
+    /// Attends to what was attended to before; the guest is stopped.
+    fn restore<E: Engine>(&self, engine: &mut E, before: Vec<Open>) -> Result<(), EngineError> {
+        let traps: Vec<Trapped> = before.iter().flat_map(Open::traps).collect();
+        *self.lock() = before;
+        let reports = self.reports();
+        self.set_told(reports.clone());
+        let Some(watch) = engine.watch() else { return Ok(()) };
+        watch.attend(Some(self.attendant()), &reports)?;
+        traps.iter().try_for_each(|trap| watch.trap(trap))
     }
 }
 
@@ -274,11 +288,12 @@ mod tests {
         }
         assert_eq!(held.len(), 3);
         let data = [datum];
-        let caught_up = |old, new, held: &BTreeMap<Pa, Vec<u8>>| {
-            let caught_up = catch_up(&memory(old, new), &data, held).expect("fits");
+        let way = |undo, old, new, held: &BTreeMap<Pa, Vec<u8>>| {
+            let caught_up = catch_up(&memory(old, new), &data, held, undo).expect("fits");
             let writes = caught_up.writes.iter().map(|write| (write.pa, write.new.clone())).collect::<Vec<_>>();
             (writes, caught_up.lost.len())
         };
+        let caught_up = |old, new, held: &BTreeMap<Pa, Vec<u8>>| way(false, old, new, held);
         let to_old = |value: i32| vec![(OLD, value.to_le_bytes().to_vec())];
         let to_new = |value: i64| vec![(NEW, value.to_le_bytes().to_vec())];
         assert_eq!(caught_up(5, 5, &held), (vec![], 0));
@@ -290,5 +305,13 @@ mod tests {
         assert_eq!(caught_up(7, 5, &BTreeMap::new()), (to_old(5), 1));
         // What does not fit into the old copy stays where it is.
         assert_eq!(caught_up(5, 1 << 40, &held), (vec![], 1));
+        // While it is taken back new calls run the old code: its copy counts more.
+        assert_eq!(way(true, 5, 5, &held), (vec![], 0));
+        assert_eq!(way(true, -7, 5, &held), (to_new(-7), 0));
+        assert_eq!(way(true, 5, 6, &held), (to_old(6), 0));
+        assert_eq!(way(true, 7, 6, &held), (to_new(7), 1));
+        assert_eq!(way(true, 7, 5, &BTreeMap::new()), (to_new(7), 1));
+        assert_eq!(way(true, 5, 1 << 40, &held), (vec![], 1));
+        assert_eq!(way(true, 7, 1 << 40, &held), (to_new(7), 1));
     }
 }

@@ -34,7 +34,7 @@ pub(super) struct WayBack {
 }
 
 /// What a part of a bundle has done to data.
-pub(super) struct Changed {
+pub(in crate::update) struct Changed {
     /// Id of the part.
     id: String,
     /// The kernel, with the module that it is about.
@@ -66,6 +66,19 @@ impl Changed {
         };
         let rest = self.area.iter().map(|area| Code::unnamed(area.base..area.base + area.parts.text, part));
         self.functions.iter().map(function).chain(rest).collect()
+    }
+
+    /// What is attended to while threads are inside of its new code.
+    pub(in crate::update) fn open_part(&self, part: usize, direct_map: u64) -> OpenPart {
+        OpenPart {
+            id: self.id.clone(),
+            kernel: self.kernel.clone(),
+            data: self.data.iter().filter(|datum| datum.moves()).cloned().collect(),
+            hooks: self.hooks.clone(),
+            code: self.code(part),
+            trampoline: Va(self.trampoline()),
+            direct_map,
+        }
     }
 
     /// Where threads return to that are inside of its new code; 0 when it is not in module memory.
@@ -107,16 +120,7 @@ impl WayBack {
 
     /// What is attended to while threads are inside of the new code.
     pub(super) fn parts(&self, direct_map: u64) -> Vec<OpenPart> {
-        let part = |(part, changed): (usize, &Changed)| OpenPart {
-            id: changed.id.clone(),
-            kernel: changed.kernel.clone(),
-            data: changed.data.iter().filter(|datum| datum.moves()).cloned().collect(),
-            hooks: changed.hooks.clone(),
-            code: changed.code(part),
-            trampoline: Va(changed.trampoline()),
-            direct_map,
-        };
-        self.changed.iter().enumerate().map(part).collect()
+        self.changed.iter().enumerate().map(|(part, changed)| changed.open_part(part, direct_map)).collect()
     }
 
     /// Runs the hooks of each part.
@@ -209,7 +213,7 @@ impl<E: Engine> Updater<E> {
     }
 
     /// What a part has done to data.
-    fn changed(
+    pub(in crate::update) fn changed(
         &self,
         id: &str,
         kernel: &Kernel,
