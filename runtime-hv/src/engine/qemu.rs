@@ -157,7 +157,9 @@ impl QemuEngine {
                 self.last_pause = since.elapsed();
                 Ok(())
             }
-            Err((driven, error)) => {
+            Err((mut driven, error)) => {
+                // It has not run. Should this fail as well, the error that matters is the first.
+                let _ = driven.watching.arms.hand_over(&self.vm, &mut driven.hold);
                 (self.hold, self.watching) = (Some(driven.hold), driven.watching);
                 Err(error)
             }

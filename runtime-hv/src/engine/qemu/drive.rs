@@ -251,8 +251,7 @@ impl Work {
 
     /// Hands the guest over, standing.
     fn end(&mut self) -> Result<Ended, EngineError> {
-        self.watching.arms.clear(&mut self.hold.stub)?;
-        self.watching.arms.mark(self.hold.owner_paused, false).store(self.vm.folder())?;
+        self.watching.arms.hand_over(&self.vm, &mut self.hold)?;
         Ok(Ended::Asked)
     }
 

@@ -98,6 +98,17 @@ impl Arms {
         Ok(())
     }
 
+    /// Whether anything may be set at this moment.
+    fn may_be_set(&self) -> bool {
+        !self.placed.is_empty()
+    }
+
+    /// The guest stands, and nobody lets it run any more: nothing is set, and whoever comes after us knows.
+    pub(super) fn hand_over(&mut self, vm: &Vm, hold: &mut Hold) -> Result<(), EngineError> {
+        self.clear(&mut hold.stub)?;
+        self.mark(hold.owner_paused, false).store(vm.folder())
+    }
+
     /// Nobody is told of a report until everything is set again.
     pub(super) fn ignore(&mut self, stub: &mut Stub, at: u64) -> Result<(), EngineError> {
         stub.with(WATCHING, |client| client.clear_breakpoint(at))?;
@@ -139,6 +150,9 @@ impl QemuEngine {
                 attendant.written(&mut Standing { vm: &self.vm, hold, arms }, Vcpu(0), &missed);
                 arms.refresh(&*self.vm)?;
             }
+        }
+        if self.trouble.is_some() || self.watching.arms.may_be_set() {
+            self.watching.arms.hand_over(&self.vm, hold)?;
         }
         self.driven_since = None;
         Ok(())

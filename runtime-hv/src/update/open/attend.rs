@@ -4,7 +4,7 @@
 //! and who has left. Goes out: the other copy, made from it; the thread's own way back. All processors stand meanwhile.
 
 use super::{Code, Counts, Inside};
-use crate::engine::{Attend, Pa, Registers, Stopped, Trapped, Va, Vcpu, Written};
+use crate::engine::{Attend, EngineError, Pa, Registers, Stopped, Trapped, Va, Vcpu, Written};
 use crate::guest::Kernel;
 use crate::journal::OpenRecord;
 use crate::update::area::REPORT_ROOM;
@@ -275,7 +275,7 @@ impl Attend for Attendant {
                 open.counts.lost += 1;
                 open.trouble = Some(error);
             }
-            match guest.redirect(vcpu, thread.original) {
+            match send_on(guest, vcpu, &thread, part.trampoline) {
                 Ok(()) => {
                     open.threads.remove(index);
                     open.counts.left += 1;
@@ -291,7 +291,8 @@ impl Attend for Attendant {
             return;
         };
         // One that cannot be sent on reports again.
-        if guest.redirect(vcpu, gone[index].1.original).is_ok() {
+        let (trampoline, thread, _) = &gone[index];
+        if send_on(guest, vcpu, thread, *trampoline).is_ok() {
             gone.remove(index);
         }
     }
@@ -300,6 +301,15 @@ impl Attend for Attendant {
 fn overlap(trap: &Trapped, write: &Written) -> bool {
     let end = |at: Pa, length: usize| at.0.saturating_add(length as u64);
     trap.at.0 < end(write.at, write.after.len()) && write.at.0 < end(trap.at, trap.length)
+}
+
+/// Lets a thread that stands in a trampoline go on where it was to return to. An error of the connection does not say whether that was
+/// done; the processor does.
+fn send_on(guest: &mut dyn Stopped, vcpu: Vcpu, thread: &Inside, trampoline: Va) -> Result<(), EngineError> {
+    guest.redirect(vcpu, thread.original).or_else(|error| match guest.registers(vcpu) {
+        Ok(registers) if !is_from(&registers, trampoline, thread) => Ok(()),
+        _ => Err(error),
+    })
 }
 
 /// Whether a processor stands in a trampoline because this thread has returned to it.
@@ -330,6 +340,8 @@ mod tests {
         calls: usize,
         /// Processors cannot be sent anywhere.
         is_stuck: bool,
+        /// They are sent, but nobody says so.
+        is_silent: bool,
     }
 
     impl ReadMemory for Standing {
@@ -355,7 +367,7 @@ mod tests {
                 return Err(EngineError::Connection { peer: "a test", reason: "gone".into() });
             }
             self.registers.rip = rip;
-            Ok(())
+            if self.is_silent { Err(EngineError::Running("a test")) } else { Ok(()) }
         }
         fn call(&mut self, _: Vcpu, _: &Call) -> Result<u64, CallError> {
             self.calls += 1;
@@ -458,9 +470,13 @@ mod tests {
             attendant.reported(&mut guest, Vcpu(0), 0);
             assert_eq!((guest.registers.rip, shared.lock()[0].threads.len()), (TRAMPOLINE + 2, 2));
         }
-        guest.is_stuck = false;
+        // One that was sent on, though nobody says so, is.
+        (guest.is_stuck, guest.is_silent) = (false, true);
         attendant.reported(&mut guest, Vcpu(0), 0);
         assert_eq!(guest.registers.rip, 0xffff_ffff_8100_1003);
+        guest.registers = Registers { rip: TRAMPOLINE + 2, rsp: SLOT + 32, ..Registers::default() };
+        attendant.reported(&mut guest, Vcpu(0), 0);
+        assert_eq!(guest.registers.rip, TRAMPOLINE + 2, "it is known to have gone");
         let mut leave = |slot: u64, rip: u64| {
             guest.registers = Registers { rip, rsp: slot + 8, ..Registers::default() };
             attendant.reported(&mut guest, Vcpu(0), 0);

@@ -195,6 +195,9 @@ impl<E: Engine> Updater<E> {
         }
         if look {
             self.take_over();
+            if self.unsettled {
+                return;
+            }
         }
         if let Some(trouble) = self.engine.watch().and_then(|watch| watch.trouble()) {
             self.opens.lock().iter_mut().for_each(|open| open.trouble = Some(trouble.clone()));

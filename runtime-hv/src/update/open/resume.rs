@@ -29,8 +29,12 @@ impl<E: Engine> Updater<E> {
     /// Attends no longer to open updates: threads inside return as if nobody had waited for them. The journal keeps the updates.
     ///
     /// # Errors
-    /// [`UpdateError::Busy`] while a thread is just leaving; then everything is as before.
+    /// [`UpdateError::Busy`] while a thread is just leaving; then everything is as before. An error of [`Updater::look`] if what was begun
+    /// before could not be settled.
     pub fn leave_open(&mut self) -> Result<(), UpdateError> {
+        if self.unsettled {
+            self.look()?;
+        }
         let ids: Vec<String> = self.opens.lock().iter().map(|open| open.id.clone()).collect();
         let Some(first) = ids.first().map(|id| parts::bundle_of(id).to_owned()) else { return Ok(()) };
         let bundles: BTreeSet<&str> = ids.iter().map(|id| parts::bundle_of(id)).collect();
@@ -128,7 +132,7 @@ impl<E: Engine> Updater<E> {
         let held = self.journal.load_copies()?;
         self.journal.begin(&action(&[], &after), &self.document)?;
         let (journal, before, opens, resets) = (&self.journal, &self.document, &self.opens, self.resets);
-        let (done, _) = transaction::paused(&mut self.engine, |engine| {
+        let outcome = transaction::paused(&mut self.engine, |engine| {
             if engine.resets() != resets {
                 return Err(UpdateError::OtherBoot);
             }
@@ -169,8 +173,11 @@ impl<E: Engine> Updater<E> {
             }
             let begun = opens.begin(engine, open);
             begun.map_err(|error| errors::taken_back(journal, error, transaction::take_back(engine, &writes)))
-        })?;
+        });
         self.unwinder = unwinder.or(self.unwinder.take());
+        // A guest that could not be let go on may stand, written to: what the journal says is looked at first.
+        self.unsettled = outcome.is_err();
+        let (done, _) = outcome?;
         self.unsettled = done.as_ref().is_err_and(UpdateError::is_stuck);
         if done.is_ok() {
             self.document = after;
