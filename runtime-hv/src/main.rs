@@ -57,13 +57,14 @@ fn run(command: Command) -> Result<ExitCode, Problem> {
     }
 }
 
+fn no_kvm(error: kvm::ProbeError) -> Problem {
+    Problem::refused("no-kvm", error.to_string()).help("--engine qemu works without it, in software emulation")
+}
+
 /// Whether the engine `kvm` works here; exit status 0 only if it does.
 fn probe(measure: bool, json: bool) -> Result<(), Problem> {
-    let unusable = |error: kvm::ProbeError| {
-        Problem::refused("no-kvm", error.to_string()).help("--engine qemu works without it, in software emulation")
-    };
-    kvm::probe().map_err(unusable)?;
-    let costs = if measure { Some(kvm::measure().map_err(unusable)?) } else { None };
+    kvm::probe().map_err(no_kvm)?;
+    let costs = if measure { Some(kvm::measure().map_err(no_kvm)?) } else { None };
     show::probed(costs.as_ref(), json);
     Ok(())
 }

@@ -34,6 +34,11 @@ pub(crate) fn run(run: &Run) -> Result<ExitCode, Problem> {
                 EngineName::Qemu
             }
         },
+        EngineName::QemuKvm => {
+            // QEMU would start, and the guest stand still, on a KVM that no kernel boots on.
+            kvm::probe().map_err(crate::no_kvm)?;
+            EngineName::QemuKvm
+        }
         chosen => chosen,
     };
     if engine != EngineName::Kvm && run.vsock.is_some() {

@@ -43,6 +43,9 @@ fn ends_well(mut guest: Guest) {
 }
 
 fn nothing_is_lost(cpus: u32) {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some((kernel, known)) = require::known_state() else { return };
     let say = |line: &str| eprintln!("{line}");
     let summary = soak::run(&kernel, &known, cpus, SEED + u64::from(cpus), Until::Steps(STEPS), &say);
@@ -97,6 +100,9 @@ fn objects_get_what_is_new_while_others_come_and_go() {
 /// opened by the update's transition, and all go on; without the update they would wait for ever.
 #[test]
 fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = build(&known, GATE, work.path());
@@ -135,6 +141,9 @@ fn a_lock_that_old_code_leaves_held_is_opened_behind_it() {
 /// open, and neither is in the other's way.
 #[test]
 fn where_a_live_patch_of_the_kernel_waits_an_update_does_not() {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = build(&known, NAPS, work.path());
@@ -236,6 +245,9 @@ fn a_thread_that_never_leaves_goes_on_in_the_new_code_on_four_processors() {
 /// end of a page, by its own address and by the direct map's; before, all threads and an interrupt write at once, the interrupt's
 /// function new already. No byte may differ from what the same writes do to a twin, in neither copy.
 fn writes_of_every_shape_reach_both_copies(cpus: u32) {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some((kernel, known)) = require::known_state() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = build(&known, WRITTEN, work.path());

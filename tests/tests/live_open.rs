@@ -61,6 +61,9 @@ fn pipe_bundle(work: &Path, kernel: &Kernel, hooks: Option<&str>) -> PathBuf {
 
 #[test]
 fn sleeping_threads_are_inside_and_leave_one_by_one() {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let bundle = pipe_bundle(work.path(), &kernel, None);
@@ -106,6 +109,9 @@ fn sleeping_threads_are_inside_and_leave_one_by_one() {
 /// read.
 #[test]
 fn hooks_run_as_threads_leave() {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let hooks = "#include <linux/panic.h>\n#include <lucos.h>\n\
@@ -177,6 +183,9 @@ impl Pages {
 /// A kernel thread never leaves the old code, and counts in the old copy; new code shows the new one.
 #[test]
 fn a_counter_is_in_line_while_a_kernel_thread_never_leaves() {
+    if !require::watches("it keeps an update open") {
+        return;
+    }
     let Some(kernel) = require::older_kernel() else { return };
     let work = tempfile::tempdir().expect("a folder");
     let Some(program) = require::or_skip(programs::compile("small-pages", work.path())) else { return };

@@ -80,7 +80,7 @@ impl<E: Engine> Updater<E> {
             let walk = || open::survey(engine, &first.kernel, unwinder.as_mut(), opens, &old_code);
             let frames = match times.measure("walk", walk)? {
                 Survey::Frames(frames) if moment.can_begin(engine, &frames) => frames,
-                Survey::Frames(frames) => return Ok(Check::Busy(frames.who())),
+                Survey::Frames(frames) => return Ok(Check::Busy(frames.in_the_way(engine))),
                 Survey::Unclear(who) => return Ok(Check::Busy(who)),
             };
             if let Some(why) = times.measure("objects", || moment.count_objects(engine))? {

@@ -293,7 +293,7 @@ impl<E: Engine> Updater<E> {
                 if action.exclusive && back.leads_back {
                     frames = match open::survey(engine, &action.kernel, unwinder.as_mut(), opens, &ranges.code)? {
                         Survey::Frames(frames) if back.can_begin(engine, &frames) => frames,
-                        Survey::Frames(frames) => return Ok(Err(frames.who())),
+                        Survey::Frames(frames) => return Ok(Err(frames.in_the_way(engine))),
                         Survey::Unclear(who) => return Ok(Err(who)),
                     };
                 }

@@ -87,9 +87,19 @@ impl Frames {
         self.inside.is_empty() && self.moves.is_empty()
     }
 
-    /// Names who is inside, or would have been, for people.
+    /// Why this is not the moment: who is inside, or would have been, for people; and that this hypervisor cannot do with them, if it is one.
     #[must_use]
-    pub fn who(&self) -> String {
+    pub fn in_the_way<E: Engine>(&self, engine: &mut E) -> String {
+        let who = self.who();
+        if engine.watch().is_some() {
+            return who;
+        }
+        format!(
+            "{who}; this hypervisor does not see threads leave, so that nobody may be inside: the engine kvm and QEMU's software emulation do"
+        )
+    }
+
+    fn who(&self) -> String {
         let moved = |one: &Move| {
             format!("task {} ({}) waits in `{}`, and would go on elsewhere", one.pid, one.comm, one.function)
         };
